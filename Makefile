@@ -1,0 +1,46 @@
+# `make demo` and `make test` need Python >= 3.10 and a C++ compiler; all else goes into .venv.
+# Another torch than constraints.txt names: `make test TORCH=2.15.0`, in an environment of its own.
+
+PYTHON ?= python3
+VENV := .venv$(TORCH:%=-torch-%)
+BIN := $(VENV)/bin
+PINS := $(VENV)/constraints.txt
+
+# pip 23 reads the first for its build environments, pip 26 only the second.
+export PIP_CONSTRAINT := $(PINS)
+export PIP_BUILD_CONSTRAINT := $(PINS)
+
+BUILD := setup.py pyproject.toml _backend.py illia_ext/_build.py $(shell find csrc -type f)
+
+.PHONY: demo test bench lint format clean
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/digits.py
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	$(BIN)/python -m bench
+
+lint: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	git ls-files 'csrc/*' 'tests/cpp/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf .venv .venv-torch-* build dist *.egg-info illia_ext/*.so .mypy_cache .pytest_cache .ruff_cache
+
+$(PINS): constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	sed '$(TORCH:%=s/^torch==.*/torch==%/)' constraints.txt > $@
+
+# torch first: the build then reads its headers instead of downloading another copy. Editable, because here
+# `import illia_ext` finds the source folder, and only an editable install puts the compiled library there.
+$(VENV)/installed: $(PINS) $(BUILD)
+	$(BIN)/pip install torch
+	$(BIN)/pip install --editable '.[demo,test,bench,dev]'
+	touch $@

@@ -1,0 +1,139 @@
+// From tensors to a kernel's raw memory: contiguous views, outputs, values read on the host, threads, sums.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "ops/checks.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace illia {
+
+// The kernels of the instruction set chosen for this process, and its name.
+struct Capability {
+  const char* name;
+  const Kernels* kernels;
+};
+const Capability& cpu_capability();
+
+inline const KernelTable& kernels_for(ScalarType parameters) {
+  const Kernels& kernels = *cpu_capability().kernels;
+  return parameters == ScalarType::Double ? kernels.in_double : kernels.in_float;
+}
+
+inline Storage storage_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return Storage::kDouble;
+    case ScalarType::Half:
+      return Storage::kHalf;
+    case ScalarType::BFloat16:
+      return Storage::kBFloat16;
+    default:
+      return Storage::kFloat;
+  }
+}
+
+// A contiguous tensor (a copy where the argument is strided), kept alive with its view.
+class Input {
+ public:
+  explicit Input(const Tensor& tensor)
+      : tensor_(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor)) {}
+  operator ConstView() const { return {tensor_.const_data_ptr(), storage_of(tensor_.scalar_type())}; }
+
+ private:
+  Tensor tensor_;
+};
+
+// Fresh large memory is mapped page by page at the first touch, which costs as much as our arithmetic: ask for huge
+// pages before that. A hint only, so failure needs no handling.
+inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr size_t kWorthwhile = size_t{4} << 20;
+  if (bytes < kWorthwhile) return;
+  static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) & ~(page - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(page - 1);
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+class Output {
+ public:
+  Output(const Tensor& like, IntHeaderOnlyArrayRef sizes, ScalarType dtype)
+      : tensor_(torch::stable::new_empty(like, sizes, dtype)) {
+    const size_t width = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+    advise_huge_pages(tensor_.mutable_data_ptr(), static_cast<size_t>(tensor_.numel()) * width);
+  }
+  operator MutableView() const { return {tensor_.mutable_data_ptr(), storage_of(tensor_.scalar_type())}; }
+  const Tensor& tensor() const { return tensor_; }
+
+ private:
+  Tensor tensor_;
+};
+
+inline Tensor not_asked_for(const Tensor& like) { return torch::stable::new_empty(like, Sizes{0}); }
+
+// The values of a small floating tensor: a prior, or the gradients of log_prob.
+inline std::vector<double> read_values(const Tensor& argument) {
+  const Tensor tensor = torch::stable::contiguous(torch::stable::to(argument, ScalarType::Double));
+  const double* data = tensor.const_data_ptr<double>();
+  return std::vector<double>(data, data + tensor.numel());
+}
+
+inline double read_value(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return *tensor.const_data_ptr<float>();
+    case ScalarType::Double:
+      return *tensor.const_data_ptr<double>();
+    default:
+      return read_values(tensor)[0];
+  }
+}
+
+inline PriorValues read_prior(const Tensor& mu_prior, const Tensor& std_prior) {
+  return {read_value(mu_prior), read_value(std_prior)};
+}
+
+inline std::vector<Key> read_keys(const Tensor& key) {
+  const Tensor words = torch::stable::contiguous(key);
+  const Key* data = static_cast<const Key*>(words.const_data_ptr());
+  return std::vector<Key>(data, data + words.numel() / 2);
+}
+
+// Runs a kernel over all chunks of `numel` elements on torch's own threads.
+template <typename args_t>
+void launch(Kernel<args_t> kernel, const args_t& args, int64_t numel) {
+  constexpr int64_t kGrain = 16;  // chunks: some 40 us of work, against some 5 us to wake a thread
+  torch::stable::parallel_for(0, count_chunks(numel), kGrain,
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+// Partial sums of each sample, one a chunk, and their sum in the order of the chunks.
+class Partials {
+ public:
+  Partials(int64_t num_samples, int64_t numel)
+      : num_chunks_(count_chunks(numel)), values_(static_cast<size_t>(num_samples * num_chunks_)) {}
+  double* data() { return values_.data(); }
+
+  void sum_into(const Tensor& result) const {
+    for (int64_t sample = 0; sample < result.numel(); ++sample) {
+      double sum = 0;
+      for (int64_t chunk = 0; chunk < num_chunks_; ++chunk) sum += values_[sample * num_chunks_ + chunk];
+      if (result.scalar_type() == ScalarType::Double) {
+        result.mutable_data_ptr<double>()[sample] = sum;
+      } else {
+        result.mutable_data_ptr<float>()[sample] = static_cast<float>(sum);
+      }
+    }
+  }
+
+ private:
+  int64_t num_chunks_;
+  std::vector<double> values_;
+};
+
+}  // namespace illia

@@ -1,0 +1,150 @@
+// What an op accepts, on every device: each check names the argument and shows its value, before any work is done.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace illia {
+
+using torch::headeronly::IntHeaderOnlyArrayRef;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+struct Shape {
+  IntHeaderOnlyArrayRef sizes;
+};
+
+inline std::ostream& operator<<(std::ostream& out, Shape shape) {
+  out << '[';
+  for (size_t i = 0; i < shape.sizes.size(); ++i) out << (i ? ", " : "") << shape.sizes[i];
+  return out << ']';
+}
+
+template <typename... parts_t>
+void check(bool holds, const parts_t&... parts) {
+  if (holds) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline Shape shape_of(const Tensor& tensor) { return {tensor.sizes()}; }
+
+inline bool same_sizes(IntHeaderOnlyArrayRef a, IntHeaderOnlyArrayRef b) {
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
+}
+
+inline bool is_floating(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
+inline void check_floating(const char* name, ScalarType dtype) {
+  check(is_floating(dtype), name, ": expected float32, float64, float16 or bfloat16, got ", dtype);
+}
+
+inline void check_same_device(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
+  if (tensor.device() == other.device()) return;
+  const auto describe = [](const Tensor& t) {
+    return t.is_cpu() ? std::string("cpu") : (t.is_cuda() ? "cuda:" : "device ") + std::to_string(t.get_device_index());
+  };
+  check(false, name, ": expected to be on the device of ", other_name, ", ", describe(other), ", got ", describe(tensor));
+}
+
+inline void check_same_shape(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
+  check(same_sizes(tensor.sizes(), other.sizes()), name, ": expected the shape of ", other_name, ", ", shape_of(other),
+        ", got ", shape_of(tensor));
+}
+
+inline void check_parameters(const Tensor& mu, const Tensor& rho) {
+  check_floating("mu", mu.scalar_type());
+  check(rho.scalar_type() == mu.scalar_type(), "rho: expected the dtype of mu, ", mu.scalar_type(), ", got ",
+        rho.scalar_type());
+  check_same_shape("rho", rho, "mu", mu);
+  check_same_device("rho", rho, "mu", mu);
+}
+
+inline bool is_batch_of_keys(const Tensor& key) { return key.dim() == 2; }
+
+inline void check_key(const Tensor& key) {
+  check(key.scalar_type() == ScalarType::Long || key.scalar_type() == ScalarType::UInt64,
+        "key: expected int64 or uint64, got ", key.scalar_type());
+  const bool has_shape = (key.dim() == 1 || key.dim() == 2) && key.size(key.dim() - 1) == 2;
+  check(has_shape, "key: expected shape [2] or [num_samples, 2], got ", shape_of(key));
+}
+
+// Sizes of num_samples tensors of `sizes`: [*sizes] for one key, [num_samples, *sizes] for a batch of keys.
+inline Sizes sample_sizes(const Tensor& key, IntHeaderOnlyArrayRef sizes) {
+  Sizes result(sizes.begin(), sizes.end());
+  if (is_batch_of_keys(key)) result.insert(result.begin(), key.size(0));
+  return result;
+}
+
+// The sample may have the parameters' dtype, or be half or bfloat16 beside float32 parameters (autocast).
+inline void check_sample_dtype(const char* name, ScalarType dtype, ScalarType parameters) {
+  const bool narrowed =
+      parameters == ScalarType::Float && (dtype == ScalarType::Half || dtype == ScalarType::BFloat16);
+  check(dtype == parameters || narrowed, name, ": expected the dtype of mu, ", parameters,
+        ", or float16 or bfloat16 beside float32, got ", dtype);
+}
+
+inline ScalarType log_prob_dtype(ScalarType parameters) {
+  return parameters == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_prior(const char* name, const Tensor& prior, const Tensor& mu) {
+  check_floating(name, prior.scalar_type());
+  const bool on_host = prior.dim() == 0 && prior.is_cpu();
+  if (!on_host) check_same_device(name, prior, "mu", mu);
+  check(prior.numel() == 1, name, ": expected one element, got shape ", shape_of(prior),
+        "; a prior for each element is not offered yet");
+}
+
+inline void check_priors(const Tensor& mu_prior, const Tensor& std_prior, const Tensor& mu) {
+  check_prior("mu_prior", mu_prior, mu);
+  check_prior("std_prior", std_prior, mu);
+}
+
+// x has mu's shape (one sample) or one dimension more in front.
+inline void check_x(const Tensor& x, const Tensor& mu) {
+  check_sample_dtype("x", x.scalar_type(), mu.scalar_type());
+  check_same_device("x", x, "mu", mu);
+  const auto sizes = x.sizes();
+  const bool one = same_sizes(sizes, mu.sizes());
+  const bool batch = x.dim() == mu.dim() + 1 && same_sizes(sizes.slice(1), mu.sizes());
+  check(one || batch, "x: expected the shape of mu, ", shape_of(mu), ", or one dimension of samples before it, got ",
+        shape_of(x));
+}
+
+inline void check_gradient(const char* name, const Tensor& grad, IntHeaderOnlyArrayRef sizes, ScalarType dtype,
+                           const Tensor& mu) {
+  check(grad.scalar_type() == dtype, name, ": expected ", dtype, ", got ", grad.scalar_type());
+  check(same_sizes(grad.sizes(), sizes), name, ": expected shape ", Shape{sizes}, ", got ", shape_of(grad));
+  check_same_device(name, grad, "mu", mu);
+}
+
+// Arguments that the schemas hold for later work.
+inline void refuse_blocks(const std::optional<Sizes>& full_size, const std::optional<Sizes>& origin) {
+  check(!full_size, "full_size: drawing a block of a larger tensor is not offered yet, got ",
+        Shape{full_size ? IntHeaderOnlyArrayRef(*full_size) : IntHeaderOnlyArrayRef{}}, "; leave it None");
+  check(!origin, "origin: drawing a block of a larger tensor is not offered yet, got ",
+        Shape{origin ? IntHeaderOnlyArrayRef(*origin) : IntHeaderOnlyArrayRef{}}, "; leave it None");
+}
+
+inline void refuse_stick_the_landing(bool stick_the_landing) {
+  check(!stick_the_landing, "stick_the_landing: True is not offered yet; leave it False");
+}
+
+inline void refuse_prior_gradients(const char* name, bool asked) {
+  check(!asked, name, ": gradients to mu_prior and std_prior are not offered yet; detach the priors");
+}
+
+}  // namespace illia

@@ -1,0 +1,35 @@
+// Every op of torch.ops.illia_ext. The schemas are frozen: scripted and exported programs store them.
+//
+// A key is [2] or [num_samples, 2] words (seed, offset); a prior is 0-dim on the CPU or one element beside mu.
+// An output that was not asked for is an empty tensor.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(illia_ext, m) {
+  m.def(
+      "standard_normal(Tensor key, SymInt[] size, *, ScalarType dtype, SymInt[]? full_size=None, "
+      "SymInt[]? origin=None) -> Tensor");
+  m.def(
+      "gaussian_sample(Tensor mu, Tensor rho, Tensor key, *, ScalarType? dtype=None, SymInt[]? full_size=None, "
+      "SymInt[]? origin=None) -> Tensor");
+  m.def(
+      "gaussian_sample_backward(Tensor grad_x, Tensor rho, Tensor key, *, SymInt[]? full_size=None, "
+      "SymInt[]? origin=None) -> Tensor");
+  m.def(
+      "gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor");
+  m.def(
+      "gaussian_log_prob_backward(Tensor grad_log_prob, Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, "
+      "Tensor std_prior, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "gaussian_sample_and_log_prob(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, Tensor key, *, "
+      "ScalarType? dtype=None, bool stick_the_landing=False, SymInt[]? full_size=None, SymInt[]? origin=None) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "gaussian_sample_and_log_prob_backward(Tensor? grad_x, Tensor? grad_log_prob, Tensor mu, Tensor rho, "
+      "Tensor mu_prior, Tensor std_prior, Tensor key, *, bool stick_the_landing=False, SymInt[]? full_size=None, "
+      "SymInt[]? origin=None, bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "gaussian_kl_divergence(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor");
+  m.def(
+      "gaussian_kl_divergence_backward(Tensor grad, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, "
+      "bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)");
+}

@@ -1,0 +1,36 @@
+"""Builds the C++ library `illia_ext._C`; all else about the package stands in pyproject.toml."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+from pybind11.setup_helpers import ParallelCompile
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+build = SimpleNamespace(**runpy.run_path("illia_ext/_build.py"))
+
+
+class BuildLibrary(build_ext):
+    """Looks for torch only when it compiles: metadata and sdist need none."""
+
+    def build_extension(self, ext: Extension) -> None:
+        ext.extra_compile_args += build.compile_flags()
+        ext.extra_link_args += build.link_flags()
+        super().build_extension(ext)
+
+
+ParallelCompile("MAX_JOBS").install()
+setup(
+    ext_modules=[
+        Extension(
+            "illia_ext._C",
+            [f"csrc/{name}" for name in build.sources()],
+            depends=["illia_ext/_build.py", *map(str, Path("csrc").rglob("*.h"))],
+            define_macros=[("TORCH_EXTENSION_NAME", "_C")],
+            extra_compile_args=["-g0"],  # Python's own flags ask for debug information: 20 times the size
+            language="c++",
+        )
+    ],
+    cmdclass={"build_ext": BuildLibrary},
+)
