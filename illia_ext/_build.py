@@ -1,8 +1,8 @@
 """How the C++ library is built: the one description that setup.py, CMake and the JIT loader read.
 
-Only the standard library is imported at the top: setup.py runs this file where torch lies on disk but cannot be
-imported. The library uses the LibTorch stable ABI alone, so it runs on every torch >= 2.10, whichever of them
-gave the headers.
+Only the standard library is imported at the top: setup.py runs this file where torch lies on disk but cannot
+be imported. The library uses the LibTorch stable ABI alone, so it runs on every torch >= 2.10, whichever of
+them gave the headers.
 """
 
 import importlib.metadata
@@ -57,7 +57,7 @@ def _require_torch() -> Path:
 
 
 def compile_flags() -> list[str]:
-    """Flags of every C++ source, include folders too; raises ModuleNotFoundError without torch or pybind11."""
+    """Flags of a C++ source, include folders too. Raises ModuleNotFoundError without torch or pybind11."""
     torch = _require_torch()
     if importlib.util.find_spec("pybind11") is None:
         raise ModuleNotFoundError(
@@ -102,7 +102,7 @@ def load_jit() -> ModuleType:
     from torch.utils import cpp_extension
 
     if hasattr(torch.ops.illia_ext, "standard_normal"):
-        raise ImportError("illia_ext's operators are already in this process, and a second copy would crash it")
+        raise ImportError("illia_ext's operators are in this process already; a second copy would crash it")
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
     folder = Path(root) / f"illia_ext-{sys.implementation.cache_tag}-torch-{torch.__version__}"
     folder.mkdir(parents=True, exist_ok=True)

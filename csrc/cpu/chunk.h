@@ -18,22 +18,21 @@ template <typename acc_t>
 using Buffer = acc_t[kChunkSize];
 
 struct Chunk {
-  int64_t index, first;
-  int count;
+  int64_t index, first, count;
 };
 
 template <typename function_t>
 ILLIA_FUNCTION void for_each_chunk(int64_t begin, int64_t end, int64_t numel, function_t function) {
   for (int64_t index = begin; index < end; ++index) {
     const int64_t first = index * kChunkSize;
-    function(Chunk{index, first, static_cast<int>(numel - first < kChunkSize ? numel - first : kChunkSize)});
+    function(Chunk{index, first, numel - first < kChunkSize ? numel - first : kChunkSize});
   }
 }
 
 // function(first, lanes) for each row of lanes; all but the last row have a constant kLanes, which unrolls.
 template <typename function_t>
-ILLIA_FUNCTION void for_each_row(int count, function_t function) {
-  int first = 0;
+ILLIA_FUNCTION void for_each_row(int64_t count, function_t function) {
+  int64_t first = 0;
   for (; first + kLanes <= count; first += kLanes) function(first, kLanes);
   if (first < count) function(first, count - first);
 }
@@ -61,17 +60,17 @@ struct LogSigmaSum {
     for (acc_t& mantissa : mantissas) mantissa = 1;
   }
 
-  ILLIA_FUNCTION void add(int lane, acc_t rho, acc_t factor) {
+  ILLIA_FUNCTION void add(int64_t lane, acc_t rho, acc_t factor) {
     int_t exponent;
     mantissas[lane] *= split_mantissa(factor, &exponent);
     exponents[lane] += exponent;
     linear.lanes[lane] += linear_log_sigma(rho);
   }
 
-  double total(int count) const {
+  double total(int64_t count) const {
     double mantissa = 1;
-    int64_t exponent = -int64_t{count} * FloatFormat<acc_t>::kExponentBias - kLanes * FloatFormat<double>::kExponentBias;
-    for (int lane = 0; lane < kLanes; ++lane) {
+    int64_t exponent = -count * FloatFormat<acc_t>::kExponentBias - kLanes * FloatFormat<double>::kExponentBias;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
       int64_t carry;
       mantissa = split_mantissa(mantissa * static_cast<double>(mantissas[lane]), &carry);
       exponent += exponents[lane] + carry;
@@ -83,23 +82,23 @@ struct LogSigmaSum {
 // eps[i] is normal first + i of the key's stream. Writes whole tiles: eps holds kChunkSize.
 template <typename acc_t>
 void standard_normal_chunk(const Key& key, const Chunk& chunk, acc_t* __restrict eps) {
-  constexpr int kNormals = kNormalsPerBlock<acc_t>;
+  constexpr int64_t kNormals = kNormalsPerBlock<acc_t>;
   const uint64_t counter = key.offset + static_cast<uint64_t>(chunk.first / kNormals);
-  for (int first = 0; first < chunk.count; first += kNormalsTile) {
-    for (int block = 0; block < kNormalsTile / kNormals; ++block) {
+  for (int64_t first = 0; first < chunk.count; first += kNormalsTile) {
+    for (int64_t block = 0; block < kNormalsTile / kNormals; ++block) {
       acc_t normals[kNormals];
       block_normals(philox4x32<uint64_t>(key.seed, counter + first / kNormals + block), normals);
-      for (int k = 0; k < kNormals; ++k) eps[first + block * kNormals + k] = normals[k];
+      for (int64_t k = 0; k < kNormals; ++k) eps[first + block * kNormals + k] = normals[k];
     }
   }
 }
 
 // sigma, and with kLogProb the sum of log sigma.
 template <typename acc_t, bool kLogProb>
-double softplus_chunk(const acc_t* __restrict rho, int count, acc_t* __restrict sigma) {
+double softplus_chunk(const acc_t* __restrict rho, int64_t count, acc_t* __restrict sigma) {
   LogSigmaSum<acc_t> sum;
-  for_each_row(count, [&](int first, int lanes) __attribute__((always_inline)) {
-    for (int lane = 0; lane < lanes; ++lane) {
+  for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
       const Softplus<acc_t> s = softplus(rho[first + lane]);
       sigma[first + lane] = s.sigma;
       if constexpr (kLogProb) sum.add(lane, rho[first + lane], s.factor);
@@ -110,9 +109,9 @@ double softplus_chunk(const acc_t* __restrict rho, int count, acc_t* __restrict 
 
 // sigma and its derivatives.
 template <typename acc_t>
-void softplus_backward_chunk(const acc_t* __restrict rho, int count, acc_t* __restrict sigma, acc_t* __restrict dsigma,
+void softplus_backward_chunk(const acc_t* __restrict rho, int64_t count, acc_t* __restrict sigma, acc_t* __restrict dsigma,
                              acc_t* __restrict h) {
-  for (int i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     const Softplus<acc_t> s = softplus(rho[i]);
     const acc_t h_i = log_sigma_derivative(s);
     sigma[i] = s.sigma;

@@ -7,12 +7,12 @@ ILLIA_NAMESPACE_BEGIN
 
 // Sum of (z_p^2 - z^2) / 2.
 template <typename acc_t>
-double log_prob_chunk(const acc_t* __restrict x, const acc_t* __restrict mu, const acc_t* __restrict sigma, int count,
+double log_prob_chunk(const acc_t* __restrict x, const acc_t* __restrict mu, const acc_t* __restrict sigma, int64_t count,
                       const Prior<acc_t>& prior) {
   LaneSum<acc_t> prior_squares, posterior_squares;
-  for_each_row(count, [&](int first, int lanes) __attribute__((always_inline)) {
-    for (int lane = 0; lane < lanes; ++lane) {
-      const int i = first + lane;
+  for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t i = first + lane;
       const acc_t z_p = prior_score(x[i], prior), z = posterior_score(x[i], mu[i], sigma[i]);
       prior_squares.lanes[lane] = std::fma(z_p, z_p, prior_squares.lanes[lane]);
       posterior_squares.lanes[lane] = std::fma(z, z, posterior_squares.lanes[lane]);
@@ -41,10 +41,10 @@ void log_prob_kernel(const LogProbArgs& args, int64_t begin, int64_t end) {
 // Writes grad_x and adds one sample's gradients to grad_mu and rho_sum.
 template <typename acc_t>
 void log_prob_backward_chunk(acc_t grad_log_prob, const acc_t* __restrict x, const acc_t* __restrict mu,
-                             const acc_t* __restrict sigma, int count, const Prior<acc_t>& prior,
+                             const acc_t* __restrict sigma, int64_t count, const Prior<acc_t>& prior,
                              acc_t* __restrict grad_x, acc_t* __restrict grad_mu, acc_t* __restrict rho_sum) {
   const acc_t prior_scale = static_cast<acc_t>(grad_log_prob * prior.inverse_variance);
-  for (int i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     const GaussianGrads<acc_t> grads =
         gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], prior.mu, prior_scale);
     grad_x[i] = grads.x;
@@ -58,7 +58,7 @@ void log_prob_backward_kernel(const LogProbBackwardArgs& args, int64_t begin, in
   const auto prior = Prior<acc_t>::make(args.prior.mu, args.prior.std);
   alignas(64) Buffer<acc_t> x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, rho_sum, grad_x_buffer, grad_mu_buffer;
   for_each_chunk(begin, end, args.numel, [&](const Chunk& chunk) {
-    const int count = chunk.count;
+    const int64_t count = chunk.count;
     const acc_t* mu = load(args.mu, chunk.first, count, mu_buffer);
     const acc_t* rho = load(args.rho, chunk.first, count, rho_buffer);
     acc_t* grad_mu = destination(args.grad_mu, chunk.first, grad_mu_buffer);
@@ -75,18 +75,18 @@ void log_prob_backward_kernel(const LogProbBackwardArgs& args, int64_t begin, in
     }
     store(args.grad_mu, chunk.first, count, grad_mu);
     acc_t* grad_rho = destination(args.grad_rho, chunk.first, rho_buffer);
-    for (int i = 0; i < count; ++i) grad_rho[i] = h[i] * rho_sum[i];
+    for (int64_t i = 0; i < count; ++i) grad_rho[i] = h[i] * rho_sum[i];
     store(args.grad_rho, chunk.first, count, grad_rho);
   });
 }
 
 // Sum of (sigma^2 + (mu - mu_prior)^2) / (2 std_prior^2).
 template <typename acc_t>
-double kl_divergence_chunk(const acc_t* __restrict mu, const acc_t* __restrict sigma, int count,
+double kl_divergence_chunk(const acc_t* __restrict mu, const acc_t* __restrict sigma, int64_t count,
                            const Prior<acc_t>& prior) {
   LaneSum<acc_t> mu_squares, sigma_squares;
-  for_each_row(count, [&](int first, int lanes) __attribute__((always_inline)) {
-    for (int lane = 0; lane < lanes; ++lane) {
+  for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
       const acc_t z_mu = prior_score(mu[first + lane], prior), z_sigma = sigma[first + lane] * prior.inverse_std;
       mu_squares.lanes[lane] = std::fma(z_mu, z_mu, mu_squares.lanes[lane]);
       sigma_squares.lanes[lane] = std::fma(z_sigma, z_sigma, sigma_squares.lanes[lane]);
@@ -120,7 +120,7 @@ void kl_divergence_backward_kernel(const KlDivergenceBackwardArgs& args, int64_t
     acc_t* __restrict grad_mu = destination(args.grad_mu, chunk.first, grad_mu_buffer);
     acc_t* __restrict grad_rho = destination(args.grad_rho, chunk.first, grad_rho_buffer);
     softplus_backward_chunk(rho, chunk.count, sigma, dsigma, h);
-    for (int i = 0; i < chunk.count; ++i) {
+    for (int64_t i = 0; i < chunk.count; ++i) {
       const GaussianGrads<acc_t> grads =
           gaussian_kl_divergence_grads(grad, mu[i], sigma[i], dsigma[i], h[i], prior.mu, prior_scale);
       grad_mu[i] = grads.mu;

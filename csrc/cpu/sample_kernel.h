@@ -21,12 +21,12 @@ void standard_normal_kernel(const StandardNormalArgs& args, int64_t begin, int64
 
 // x, and with kLogProb the sum of (z_p^2 - eps^2) / 2: the quadratic term of log q(x) is exactly -eps^2 / 2.
 template <typename acc_t, bool kLogProb>
-double sample_chunk(const acc_t* __restrict mu, const acc_t* __restrict sigma, const acc_t* __restrict eps, int count,
+double sample_chunk(const acc_t* __restrict mu, const acc_t* __restrict sigma, const acc_t* __restrict eps, int64_t count,
                     const Prior<acc_t>& prior, acc_t* __restrict x) {
   LaneSum<acc_t> prior_squares, eps_squares;
-  for_each_row(count, [&](int first, int lanes) __attribute__((always_inline)) {
-    for (int lane = 0; lane < lanes; ++lane) {
-      const int i = first + lane;
+  for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t i = first + lane;
       const acc_t x_i = gaussian_sample(mu[i], sigma[i], eps[i]);
       x[i] = x_i;
       if constexpr (kLogProb) {
@@ -68,9 +68,9 @@ void sample_kernel(const SampleArgs& args, int64_t begin, int64_t end) {
 // Adds one sample's gradients: grad_mu += g and rho_sum += g eps, where g is the gradient to x.
 template <typename acc_t, bool kLogProb>
 void sample_backward_chunk(const acc_t* __restrict grad_x, const acc_t* __restrict mu, const acc_t* __restrict sigma,
-                           const acc_t* __restrict eps, int count, acc_t mu_prior, acc_t prior_scale,
+                           const acc_t* __restrict eps, int64_t count, acc_t mu_prior, acc_t prior_scale,
                            acc_t* __restrict grad_mu, acc_t* __restrict rho_sum) {
-  for (int i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     acc_t g = grad_x[i];
     if constexpr (kLogProb) g = gaussian_sample_grad(g, gaussian_sample(mu[i], sigma[i], eps[i]), mu_prior, prior_scale);
     grad_mu[i] += g;
@@ -87,7 +87,7 @@ void sample_backward_chunks(const SampleBackwardArgs& args, int64_t begin, int64
   const acc_t h_scale = static_cast<acc_t>(grad_log_prob_sum);
   alignas(64) Buffer<acc_t> grad_x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, eps, rho_sum, grad_mu_buffer;
   for_each_chunk(begin, end, args.numel, [&](const Chunk& chunk) {
-    const int count = chunk.count;
+    const int64_t count = chunk.count;
     const acc_t* mu = kLogProb ? load(args.mu, chunk.first, count, mu_buffer) : nullptr;
     const acc_t* rho = load(args.rho, chunk.first, count, rho_buffer);
     acc_t* grad_mu = destination(args.grad_mu, chunk.first, grad_mu_buffer);
@@ -103,7 +103,7 @@ void sample_backward_chunks(const SampleBackwardArgs& args, int64_t begin, int64
     }
     store(args.grad_mu, chunk.first, count, grad_mu);
     acc_t* grad_rho = destination(args.grad_rho, chunk.first, rho_buffer);
-    for (int i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < count; ++i) {
       grad_rho[i] = dsigma[i] * rho_sum[i];
       if constexpr (kLogProb) grad_rho[i] = std::fma(-h_scale, h[i], grad_rho[i]);
     }

@@ -42,19 +42,19 @@ ILLIA_FUNCTION uint16_t float_to_half(float value) {
 
 // `count` elements from index `first`, in place where memory holds the arithmetic type, else through `buffer`.
 template <typename acc_t>
-const acc_t* load(const ConstView& view, int64_t first, int count, acc_t* buffer) {
+const acc_t* load(const ConstView& view, int64_t first, int64_t count, acc_t* buffer) {
   if (view.storage == kNativeStorage<acc_t>) return static_cast<const acc_t*>(view.data) + first;
   const uint16_t* source = static_cast<const uint16_t*>(view.data) + first;
   if (view.storage == Storage::kHalf) {
-    for (int i = 0; i < count; ++i) buffer[i] = half_to_float(source[i]);
+    for (int64_t i = 0; i < count; ++i) buffer[i] = half_to_float(source[i]);
   } else {
-    for (int i = 0; i < count; ++i) buffer[i] = bfloat16_to_float(source[i]);
+    for (int64_t i = 0; i < count; ++i) buffer[i] = bfloat16_to_float(source[i]);
   }
   return buffer;
 }
 
 template <typename acc_t>
-const acc_t* load_or_zeros(const ConstView& view, int64_t first, int count, acc_t* buffer) {
+const acc_t* load_or_zeros(const ConstView& view, int64_t first, int64_t count, acc_t* buffer) {
   if (view.data) return load(view, first, count, buffer);
   std::memset(buffer, 0, count * sizeof(acc_t));
   return buffer;
@@ -68,13 +68,13 @@ acc_t* destination(const MutableView& view, int64_t first, acc_t* buffer) {
 }
 
 template <typename acc_t>
-void store(const MutableView& view, int64_t first, int count, const acc_t* buffer) {
+void store(const MutableView& view, int64_t first, int64_t count, const acc_t* buffer) {
   if (!view.data || view.storage == kNativeStorage<acc_t>) return;
   uint16_t* target = static_cast<uint16_t*>(view.data) + first;
   if (view.storage == Storage::kHalf) {
-    for (int i = 0; i < count; ++i) target[i] = float_to_half(static_cast<float>(buffer[i]));
+    for (int64_t i = 0; i < count; ++i) target[i] = float_to_half(static_cast<float>(buffer[i]));
   } else {
-    for (int i = 0; i < count; ++i) target[i] = float_to_bfloat16(static_cast<float>(buffer[i]));
+    for (int64_t i = 0; i < count; ++i) target[i] = float_to_bfloat16(static_cast<float>(buffer[i]));
   }
 }
 

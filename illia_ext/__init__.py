@@ -1,0 +1,7 @@
+"""Bayesian neural networks as cheap to train as ordinary ones: fused Gaussian weights for PyTorch."""
+
+from illia_ext import functional, random, reference
+from illia_ext.distributions import DistributionModule, GaussianDistribution
+
+__all__ = ["DistributionModule", "GaussianDistribution", "functional", "random", "reference"]
+__version__ = "0.1.0"

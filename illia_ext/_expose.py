@@ -1,0 +1,75 @@
+"""Installs a Python `torch.autograd.Function` on an op's own Autograd key.
+
+So eager, torch.func, torch.compile, export and TorchScript all reach the same derivatives by calling the op. This
+is the only file that uses private names of torch; tests/test_private_names.py says which and fails helpfully.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+__all__ = ["differentiable"]
+
+_library = torch.library.Library("illia_ext", "IMPL")
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_transforms_active = torch._C._are_functorch_transforms_active
+
+
+def differentiable(overload: Any) -> Callable[[type], type]:
+    """Class decorator: `overload` gets the derivatives of a class with the static methods
+
+    setup_context(ctx, inputs, output)  saves what the others need
+    backward(ctx, *grad_outputs)        gradients, one an input; at least one grad_output is given
+    tangent(ctx, *grad_inputs)          forward mode (not named `jvp`: Dynamo refuses a class that has one)
+
+    Inputs stand in schema order, keyword-only ones included. The methods call ops, never `apply`.
+    """
+    arguments = overload._schema.arguments
+    names = [argument.name for argument in arguments]
+    num_positional = sum(not argument.kwarg_only for argument in arguments)
+    keyword_names = names[num_positional:]
+    defaults = [argument.default_value for argument in arguments]
+
+    def call(*inputs: Any) -> Any:
+        return overload(*inputs[:num_positional], **dict(zip(keyword_names, inputs[num_positional:])))
+
+    def forward(*inputs: Any) -> Any:
+        with _below_autograd():
+            return call(*inputs)
+
+    def decorate(cls: Any) -> type:
+        def backward(ctx: Any, *grad_outputs: Any) -> Any:
+            if all(grad is None for grad in grad_outputs):
+                return (None,) * len(names)
+            return cls.backward(ctx, *grad_outputs)
+
+        members = {
+            "forward": staticmethod(forward),
+            "setup_context": staticmethod(cls.setup_context),
+            "backward": staticmethod(backward),
+            "jvp": staticmethod(cls.tangent),
+        }
+        function = type(cls.__name__, (_SingleLevelFunction,), members)
+
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            # the dispatcher leaves out arguments that equal their defaults
+            inputs = [*args, *defaults[len(args) : num_positional]]
+            inputs += [kwargs.get(name, default) for name, default in zip(keyword_names, defaults[num_positional:])]
+            if _transforms_active():
+                with enable_single_level_autograd_function():
+                    return function.apply(*inputs)
+            records = torch.is_grad_enabled() and any(getattr(a, "requires_grad", False) for a in inputs)
+            if not records and forward_ad._current_level < 0:
+                return forward(*inputs)
+            return function.apply(*inputs)
+
+        _library.impl(overload._schema.name.split("::")[1], kernel, "Autograd")
+        cls.forward = staticmethod(call)
+        cls.apply = staticmethod(call)
+        return cls
+
+    return decorate

@@ -1,0 +1,137 @@
+"""The fused functions. Shapes: mu and rho are [*shape]; a key [2] gives one sample, [S, 2] gives S.
+
+sigma = softplus(rho). A prior is a number, or a tensor with one element on mu's device; a tensor std_prior is
+never read by Python (that would make a GPU wait), so a value <= 0 in it gives NaN or -inf. The dtype is one of
+float32, float64, float16 and bfloat16; log_prob is float32 for half types, else the parameters' type.
+
+All functions raise TypeError and ValueError for arguments of a wrong kind, and RuntimeError, from C++, for
+tensors that do not fit together; the message names the argument and shows its value.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+import illia_ext.autograd  # noqa: F401  (the ops' derivatives)
+from illia_ext.ops import op
+
+__all__ = ["gaussian_kl_divergence", "gaussian_log_prob", "gaussian_sample", "gaussian_sample_and_log_prob"]
+
+_sample = op("gaussian_sample")
+_log_prob = op("gaussian_log_prob")
+_sample_and_log_prob = op("gaussian_sample_and_log_prob")
+_kl_divergence = op("gaussian_kl_divergence")
+
+
+def _check_tensors(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {tensor!r}")
+
+
+def _check_parameters(mu: Tensor, rho: Tensor) -> None:
+    _check_tensors(mu=mu, rho=rho)
+    if not mu.is_floating_point():
+        raise TypeError(f"mu: expected a floating dtype, got {mu.dtype}")
+    if rho.shape != mu.shape:
+        raise ValueError(f"rho: expected the shape of mu, {list(mu.shape)}, got {list(rho.shape)}")
+    if rho.dtype != mu.dtype:
+        raise TypeError(f"rho: expected the dtype of mu, {mu.dtype}, got {rho.dtype}")
+
+
+def _check_key(key: Tensor) -> None:
+    _check_tensors(key=key)
+    if key.dtype is not torch.int64 and key.dtype is not torch.uint64:
+        raise TypeError(f"key: expected int64 or uint64, got {key.dtype}")
+    if key.dim() not in (1, 2) or key.shape[-1] != 2:
+        raise ValueError(f"key: expected shape [2] or [num_samples, 2], got {list(key.shape)}")
+
+
+def check_std_prior(value: float) -> float:
+    """A standard deviation given as a number."""
+    if not value > 0 or math.isinf(value):
+        raise ValueError(f"std_prior: expected a positive finite number, got {value}")
+    return value
+
+
+def check_mu_prior(value: float) -> float:
+    """A prior mean given as a number."""
+    if not math.isfinite(value):
+        raise ValueError(f"mu_prior: expected a finite number, got {value}")
+    return value
+
+
+def _prior(mu_prior: Tensor | float, std_prior: Tensor | float) -> tuple[Tensor, Tensor]:
+    if not isinstance(mu_prior, Tensor):
+        mu_prior = torch.tensor(check_mu_prior(mu_prior), dtype=torch.float64, device="cpu")
+    if not isinstance(std_prior, Tensor):
+        std_prior = torch.tensor(check_std_prior(std_prior), dtype=torch.float64, device="cpu")
+    return mu_prior, std_prior
+
+
+def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """x = mu + softplus(rho) * eps, with eps drawn from the stream of `key`.
+
+    Args:
+        mu, rho: [*shape].
+        key: [2] or [S, 2], int64 or uint64, on mu's device.
+        dtype: of the sample; by default mu's, or float16 or bfloat16 beside float32 parameters.
+
+    Returns:
+        [*shape] or [S, *shape], contiguous.
+
+    Source: Blundell et al., "Weight uncertainty in neural networks" (2015); Kingma & Welling (2014).
+    """
+    _check_parameters(mu, rho)
+    _check_key(key)
+    return _sample(mu, rho, key, dtype=dtype)
+
+
+def gaussian_log_prob(
+    x: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float
+) -> Tensor:
+    """Sum over all elements of log q(x) - log p(x), q = N(mu, softplus(rho)^2), p = N(mu_prior, std_prior^2).
+
+    Args:
+        x: [*shape], or [S, *shape] for S samples.
+        mu, rho: [*shape].
+        mu_prior, std_prior: numbers, or tensors with one element.
+
+    Returns:
+        Scalar, or [S]; in nats.
+    """
+    _check_parameters(mu, rho)
+    _check_tensors(x=x)
+    return _log_prob(x, mu, rho, *_prior(mu_prior, std_prior))
+
+
+def gaussian_sample_and_log_prob(
+    mu: Tensor,
+    rho: Tensor,
+    mu_prior: Tensor | float,
+    std_prior: Tensor | float,
+    key: Tensor,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`gaussian_sample` and the `gaussian_log_prob` of that sample, in one pass.
+
+    Returns:
+        x: [*shape] or [S, *shape], contiguous.
+        log_prob: scalar or [S], in nats: sum of log q(x) - log p(x). Its mean over keys is the KL divergence.
+    """
+    _check_parameters(mu, rho)
+    _check_key(key)
+    return _sample_and_log_prob(mu, rho, *_prior(mu_prior, std_prior), key, dtype=dtype)
+
+
+def gaussian_kl_divergence(
+    mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float
+) -> Tensor:
+    """KL(q || p), summed over all elements, in closed form.
+
+    Returns:
+        Scalar, in nats.
+    """
+    _check_parameters(mu, rho)
+    return _kl_divergence(mu, rho, *_prior(mu_prior, std_prior))

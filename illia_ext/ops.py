@@ -1,0 +1,138 @@
+"""Shapes and batching of torch.ops.illia_ext: what tracing, torch.compile and vmap need to know of each op."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+import illia_ext._library  # noqa: F401  (registers the ops)
+
+__all__ = ["NAMES", "key_samples", "op"]
+
+NAMES = (
+    "standard_normal",
+    "gaussian_sample",
+    "gaussian_sample_backward",
+    "gaussian_log_prob",
+    "gaussian_log_prob_backward",
+    "gaussian_sample_and_log_prob",
+    "gaussian_sample_and_log_prob_backward",
+    "gaussian_kl_divergence",
+    "gaussian_kl_divergence_backward",
+)
+
+
+def op(name: str) -> Any:
+    """The op `illia_ext::<name>`, looked up once instead of at each call."""
+    return getattr(torch.ops.illia_ext, name).default
+
+
+def key_samples(key: Tensor) -> list[int]:
+    """The sample dimension that a key adds in front: [] for one key, [S] for S."""
+    return list(key.shape[:-1])
+
+
+def _log_prob_dtype(mu: Tensor) -> torch.dtype:
+    return torch.float64 if mu.dtype == torch.float64 else torch.float32
+
+
+def _contiguous(like: Tensor, size: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    return like.new_empty(like.shape if size is None else size, dtype=dtype or like.dtype)
+
+
+def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return torch.library.register_fake(f"illia_ext::{name}")
+
+
+@_fake("standard_normal")
+def _(key: Tensor, size: Sequence[int], *, dtype: torch.dtype, full_size: Any = None, origin: Any = None) -> Tensor:
+    return _contiguous(key, [*key_samples(key), *size], dtype)
+
+
+@_fake("gaussian_sample")
+def _(mu: Tensor, rho: Tensor, key: Tensor, *, dtype: Any = None, full_size: Any = None, origin: Any = None) -> Tensor:
+    return _contiguous(mu, [*key_samples(key), *mu.shape], dtype)
+
+
+@_fake("gaussian_sample_backward")
+def _(grad_x: Tensor, rho: Tensor, key: Tensor, *, full_size: Any = None, origin: Any = None) -> Tensor:
+    return _contiguous(rho)
+
+
+@_fake("gaussian_log_prob")
+def _(x: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
+    return _contiguous(mu, x.shape[: x.dim() - mu.dim()], _log_prob_dtype(mu))
+
+
+@_fake("gaussian_log_prob_backward")
+def _(
+    grad_log_prob: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    rho: Tensor,
+    mu_prior: Tensor,
+    std_prior: Tensor,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    inputs = (x, mu, rho, mu_prior, std_prior)
+    return tuple(_contiguous(a if asked else mu, None if asked else [0]) for a, asked in zip(inputs, output_mask))
+
+
+@_fake("gaussian_sample_and_log_prob")
+def _(
+    mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, key: Tensor, *, dtype: Any = None, **_: Any
+) -> tuple[Tensor, Tensor]:
+    samples = key_samples(key)
+    return _contiguous(mu, [*samples, *mu.shape], dtype), _contiguous(mu, samples, _log_prob_dtype(mu))
+
+
+@_fake("gaussian_sample_and_log_prob_backward")
+def _(
+    grad_x: Any, grad_log_prob: Any, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, key: Tensor, **_: Any
+) -> tuple[Tensor, ...]:
+    return _contiguous(mu), _contiguous(rho), _contiguous(mu, [0]), _contiguous(mu, [0])
+
+
+@_fake("gaussian_kl_divergence")
+def _(mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
+    return _contiguous(mu, [], _log_prob_dtype(mu))
+
+
+@_fake("gaussian_kl_divergence_backward")
+def _(
+    grad: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, prior_grads: bool = False
+) -> tuple[Tensor, ...]:
+    return _contiguous(mu), _contiguous(rho), _contiguous(mu, [0]), _contiguous(mu, [0])
+
+
+def _member(value: Any, dim: int | None, index: int) -> Any:
+    return value if dim is None else value.select(dim, index)
+
+
+def _register_vmap(name: str) -> None:
+    """Members are called one by one, but for keys: an op whose only batched argument is its key takes them all."""
+    overload = op(name)
+    arguments = overload._schema.arguments
+    key_place = next((i for i, argument in enumerate(arguments) if argument.name == "key"), None)
+    is_forward = not name.endswith("_backward")  # a backward sums over its keys: one call would mix the members
+
+    def batch(info: Any, in_dims: tuple[Any, ...], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        batched = [i for i, dim in enumerate(in_dims) if dim is not None and isinstance(args[i], Tensor)]
+        if is_forward and batched == [key_place]:
+            keys = args[key_place].movedim(in_dims[key_place], 0)
+            flat = (*args[:key_place], keys.reshape(-1, 2), *args[key_place + 1 :])
+            output = tree_map(lambda out: out.unflatten(0, keys.shape[:-1]), overload(*flat, **kwargs))
+        else:
+            members = [
+                overload(*(_member(a, d, i) for a, d in zip(args, in_dims)), **kwargs) for i in range(info.batch_size)
+            ]
+            output = tuple(map(torch.stack, zip(*members))) if isinstance(members[0], tuple) else torch.stack(members)
+        return output, tree_map(lambda _: 0, output)
+
+    torch.library.register_vmap(overload, batch)
+
+
+for _name in NAMES:
+    _register_vmap(_name)

@@ -1,0 +1,116 @@
+"""Keys: the only state of our noise.
+
+A key holds two 64-bit words, `[seed, offset]`: shape [2] for one sample, [S, 2] for S samples. Noise is a pure
+function of the key (Philox4x32-10), in the stream of PyTorch's own stateless generator, `torch.func._random`.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["draw_key", "fold_in", "key", "split"]
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox4x32(seed: Tensor, counter: Tensor) -> list[Tensor]:
+    """The four 32-bit words of block `counter` of the stream of `seed`, by Salmon et al. (2011).
+
+    Args:
+        seed, counter: int64 tensors that broadcast; their 64 bits are read as unsigned.
+
+    Returns:
+        Four int64 tensors of the broadcast shape, with values in [0, 2^32).
+    """
+    words = [counter & _WORD, (counter >> 32) & _WORD, torch.zeros_like(counter), torch.zeros_like(counter)]
+    key0, key1 = seed & _WORD, (seed >> 32) & _WORD
+    for _ in range(10):
+        # int64 products wrap at 2^64, so both halves of the unsigned product are there
+        product0, product1 = words[0] * _MULTIPLIERS[0], words[2] * _MULTIPLIERS[1]
+        words = [
+            ((product1 >> 32) & _WORD) ^ words[1] ^ key0,
+            product1 & _WORD,
+            ((product0 >> 32) & _WORD) ^ words[3] ^ key1,
+            product0 & _WORD,
+        ]
+        key0, key1 = (key0 + _WEYL[0]) & _WORD, (key1 + _WEYL[1]) & _WORD
+    return words
+
+
+def _as_int64(value: int, name: str) -> int:
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"{name}: expected an integer in [-2**63, 2**64), got {value}")
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _check_key(key: Tensor) -> Tensor:
+    if key.dtype not in (torch.int64, torch.uint64):
+        raise TypeError(f"key: expected int64 or uint64, got {key.dtype}")
+    if key.dim() == 0 or key.shape[-1] != 2:
+        raise ValueError(f"key: expected shape [..., 2], got {list(key.shape)}")
+    return key.to(torch.int64)
+
+
+def key(seed: int, device: torch.device | str | None = None) -> Tensor:
+    """The key `[seed, 0]`.
+
+    Args:
+        seed: integer in [-2^63, 2^64); a negative one stands for seed + 2^64.
+        device: where the key lies; it must be the device of mu.
+
+    Returns:
+        int64 tensor of shape [2].
+    """
+    return torch.tensor([_as_int64(seed, "seed"), 0], dtype=torch.int64, device=device)
+
+
+def draw_key(
+    num_keys: int | None = None,
+    *,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A key (or `num_keys` of them) drawn from `generator`, by default PyTorch's own: `torch.manual_seed` sets it.
+
+    Draw outside a region that is checkpointed or compiled if you pass a `generator` of your own: such a region
+    does not restore its state, and the noise of backward would not be the noise of forward.
+
+    Returns:
+        int64 tensor of shape [2], or [num_keys, 2].
+    """
+    if num_keys is None:
+        size = [2]
+    else:
+        if isinstance(num_keys, bool) or num_keys < 0:
+            raise ValueError(f"num_keys: expected a non-negative integer or None, got {num_keys}")
+        size = [num_keys, 2]
+    # `generator=` must be written, also when it is None: without it a compiled program draws other numbers.
+    return torch.randint(2**63 - 1, size, generator=generator, device=device)
+
+
+def split(key: Tensor, n: int = 2) -> Tensor:
+    """n independent keys, `fold_in(key, 0)` to `fold_in(key, n - 1)`.
+
+    Returns:
+        int64 tensor of shape [n, *key.shape].
+    """
+    if n < 0:
+        raise ValueError(f"n: expected a non-negative integer, got {n}")
+    return torch.stack([fold_in(key, data) for data in range(n)]) if n else key.new_empty(0, *key.shape, dtype=torch.int64)
+
+
+def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
+    """The key that Philox block `offset + data` of `key` holds; each key of a batch is folded on its own.
+
+    Args:
+        key: [..., 2], int64 or uint64.
+        data: integer in [-2^63, 2^64) or an integer tensor with one element, such as a step or a layer's number.
+
+    Returns:
+        int64 tensor of key's shape.
+    """
+    key = _check_key(key)
+    steps = data.to(torch.int64).reshape(()) if isinstance(data, Tensor) else _as_int64(data, "data")
+    words = philox4x32(key[..., 0], key[..., 1] + steps)
+    return torch.stack([words[0] | (words[1] << 32), words[2] | (words[3] << 32)], dim=-1)

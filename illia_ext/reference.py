@@ -1,0 +1,109 @@
+"""What illia_ext computes, in plain PyTorch: the specification, the oracle of the tests and the eager baseline.
+
+Every function has the meaning of its namesake in `illia_ext.functional`, gradients by PyTorch's own autograd, at
+the cost that plain PyTorch has. `standard_normal` is the noise stream itself.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from illia_ext.random import philox4x32
+
+__all__ = [
+    "gaussian_kl_divergence",
+    "gaussian_log_prob",
+    "gaussian_sample",
+    "gaussian_sample_and_log_prob",
+    "standard_normal",
+]
+
+
+def _box_muller(radius_uniform: Tensor, angle_uniform: Tensor) -> list[Tensor]:
+    radius = torch.sqrt(-2 * torch.log(radius_uniform))
+    angle = 2 * math.pi * angle_uniform
+    return [radius * torch.cos(angle), radius * torch.sin(angle)]
+
+
+def standard_normal(key: Tensor, size: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normals of shape [*size], or [S, *size] for S keys; element i is normal i of the key's stream.
+
+    float64 has a stream of its own (two normals a Philox block, 64-bit uniforms); the other types share that of
+    float32 (four normals a block). The transform runs in float64 and is rounded once.
+    """
+    if key.dim() == 2:
+        samples = [standard_normal(one, size, dtype) for one in key]
+        return torch.stack(samples) if samples else key.new_empty(0, *size, dtype=dtype)
+    key = key.to(torch.int64)
+    numel = math.prod(size)
+    per_block = 2 if dtype == torch.float64 else 4
+    blocks = torch.arange((numel + per_block - 1) // per_block, device=key.device)
+    words = philox4x32(key[0], key[1] + blocks)
+    if dtype == torch.float64:
+        uniforms = [
+            high.double() * 2.0**-32 + low.double() * 2.0**-64 + 2.0**-65
+            for high, low in (words[0:2], words[2:4])
+        ]
+        normals = _box_muller(*uniforms)
+    else:
+        uniforms = [(word.float() * 2.0**-32 + 2.0**-33).double() for word in words]
+        normals = _box_muller(*uniforms[0:2]) + _box_muller(*uniforms[2:4])
+    return torch.stack(normals, dim=-1).flatten()[:numel].reshape(size).to(dtype)
+
+
+def log_sigma(rho: Tensor) -> Tensor:
+    """log(softplus(rho)), finite for every finite rho, with finite derivatives."""
+    # where: below -40 softplus(rho) is exp(rho) to the last bit, and its logarithm is rho
+    small = rho < -40
+    return torch.where(small, rho, torch.log(softplus(torch.where(small, 0.0, rho), threshold=60)))
+
+
+def _sum_samples(terms: Tensor, mu: Tensor) -> Tensor:
+    """Sum over mu's dimensions, in float32 for half types; a leading dimension of samples stays."""
+    dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
+    return terms.flatten(terms.dim() - mu.dim()).sum(-1, dtype=dtype) if mu.dim() else terms.to(dtype)
+
+
+def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """x = mu + softplus(rho) * eps."""
+    eps = standard_normal(key, mu.shape, mu.dtype)
+    return (mu + softplus(rho, threshold=60) * eps).to(dtype or mu.dtype)
+
+
+def gaussian_log_prob(
+    x: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float
+) -> Tensor:
+    """Sum of log q(x) - log p(x)."""
+    std_prior = torch.as_tensor(std_prior, dtype=mu.dtype, device=mu.device)
+    z = (x - mu) / softplus(rho, threshold=60)
+    z_prior = (x - mu_prior) / std_prior
+    return _sum_samples(-log_sigma(rho) - z**2 / 2 + torch.log(std_prior) + z_prior**2 / 2, mu)
+
+
+def gaussian_sample_and_log_prob(
+    mu: Tensor,
+    rho: Tensor,
+    mu_prior: Tensor | float,
+    std_prior: Tensor | float,
+    key: Tensor,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A sample and the sum of its log q(x) - log p(x); the quadratic term of log q is -eps^2 / 2."""
+    std_prior = torch.as_tensor(std_prior, dtype=mu.dtype, device=mu.device)
+    eps = standard_normal(key, mu.shape, mu.dtype)
+    x = mu + softplus(rho, threshold=60) * eps
+    z_prior = (x - mu_prior) / std_prior
+    log_prob = _sum_samples(-log_sigma(rho) - eps**2 / 2 + torch.log(std_prior) + z_prior**2 / 2, mu)
+    return x.to(dtype or mu.dtype), log_prob
+
+
+def gaussian_kl_divergence(
+    mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float
+) -> Tensor:
+    """KL(q || p) in closed form."""
+    std_prior = torch.as_tensor(std_prior, dtype=mu.dtype, device=mu.device)
+    squares = (softplus(rho, threshold=60) / std_prior) ** 2 + ((mu - mu_prior) / std_prior) ** 2
+    return _sum_samples(torch.log(std_prior) - log_sigma(rho) + (squares - 1) / 2, mu)

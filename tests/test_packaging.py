@@ -1,0 +1,164 @@
+"""The ways in: which library is loaded, what sdist and wheel hold, the JIT build and its error sentences."""
+
+import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import illia_ext
+from illia_ext import _build
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC_FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*"))
+
+
+def run_python(code: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A new interpreter that imports illia_ext from the folder `cwd`."""
+    env = {name: value for name, value in os.environ.items() if name != "ILLIA_EXT_JIT"} | environ
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_tests_see_the_installed_library() -> None:
+    library, package = Path(illia_ext._C.__file__), Path(illia_ext.__file__).parent
+    jit = os.environ.get("ILLIA_EXT_JIT") == "1"
+    assert (library.parent == package) is not jit, f"the suite tests {library}"
+    assert sys.modules["illia_ext._C"] is illia_ext._C
+
+
+def test_sources_lists_every_source() -> None:
+    sources = [name for name in CSRC_FILES if name.endswith((".cpp", ".cu"))]
+    assert sorted(f"csrc/{name}" for name in _build.sources()) == sources
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    code = "import sys, _backend; _backend.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return next(folder.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", folder]
+    subprocess.run([*pip, sdist], check=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture
+def package(wheel: Path, tmp_path: Path) -> Path:
+    """A folder that holds the package as the wheel would install it, and nothing else."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    return tmp_path / "site"
+
+
+def test_sdist_can_be_built_and_tested(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    build = {"setup.py", "pyproject.toml", "_backend.py", "CMakeLists.txt", "Makefile", "constraints.txt"}
+    assert {*build, "LICENSE", "illia_ext/py.typed", "tests/test_packaging.py", *CSRC_FILES} <= names
+    assert not [name for name in names if name.endswith(".so")]
+
+
+@pytest.mark.slow
+def test_wheel_holds_sources_and_runs(wheel: Path, package: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"illia_ext/{name}" for name in CSRC_FILES} | {"illia_ext/py.typed"} <= set(names)
+    assert {name.split("/")[0] for name in names} == {"illia_ext", "illia_ext-0.1.0.dist-info"}
+    code = "import illia_ext; illia_ext.GaussianDistribution(3).sample(); print(illia_ext._C.__file__)"
+    result = run_python(code, cwd=package)
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()).parent == package / "illia_ext"
+    assert result.stderr == ""
+
+
+@pytest.mark.slow
+def test_jit_from_an_installed_package(package: Path, tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        # An editable install would lend its library to a package that has none.
+        sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+        import illia_ext
+        illia_ext.GaussianDistribution(3).sample()
+        libraries = {line.split()[-1] for line in open("/proc/self/maps") if "illia_ext" in line}
+        print(illia_ext._C.__file__, *libraries)"""
+    cache = tmp_path / "extensions"
+    environ = {"TORCH_EXTENSIONS_DIR": str(cache)}
+
+    # 1. Asked for: the installed library is never mapped, for two copies of the operators crash.
+    asked = run_python(code, cwd=package, ILLIA_EXT_JIT="1", **environ)
+    assert asked.returncode == 0, asked.stderr
+    assert f"illia_ext: compiling the C++ library in {cache}" in asked.stderr
+    library, *mapped = asked.stdout.split()
+    assert mapped == [library] and cache in Path(library).parents
+
+    # 2. No built library: the same, with nothing left to compile.
+    next((package / "illia_ext").glob("_C*.so")).unlink()
+    missing = run_python(code, cwd=package, **environ)
+    assert missing.returncode == 0, missing.stderr
+    assert missing.stdout == asked.stdout and "compiling" in missing.stderr
+
+
+def test_jit_without_pybind11(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"needs pybind11, .* has none: pip install 'illia_ext\[jit\]'"):
+        _build.load_jit()
+
+
+def test_jit_without_ninja(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path: None)
+    with pytest.raises(ImportError, match=r"needs ninja, .*: pip install 'illia_ext\[jit\]'"):
+        _build.load_jit()
+
+
+def test_jit_without_torch_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_build, "torch_dir", lambda: None)
+    with pytest.raises(ImportError, match=r"needs torch >= 2\.10"):
+        _build.load_jit()
+
+
+def test_jit_refuses_a_second_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # undoes what load_jit appends
+    with pytest.raises(ImportError, match="second copy would crash"):
+        _build.load_jit()
+
+
+def test_import_without_compiler() -> None:
+    result = run_python("import illia_ext", cwd=ROOT, ILLIA_EXT_JIT="1", CXX="no-such-compiler -O1")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        "ImportError: compiling illia_ext needs a C++ compiler, and PATH has no 'no-such-compiler -O1': install g++"
+    )
+
+
+def test_import_refuses_an_unknown_switch() -> None:
+    result = run_python("import illia_ext", cwd=ROOT, ILLIA_EXT_JIT="yes")
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert "ILLIA_EXT_JIT" in last and "'yes'" in last
+
+
+@pytest.mark.parametrize(("version", "found"), [("2.9.1", False), ("2.10.0", True), ("2.15.0+cu132", True)])
+def test_backend_asks_for_torch_only_where_there_is_none(
+    version: str, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"torch-{version}.dist-info").mkdir()
+    (tmp_path / f"torch-{version}.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+    (tmp_path / "torch" / "include").mkdir(parents=True)
+    without_torch = [folder for folder in sys.path if not (Path(folder) / "torch").is_dir()]
+    monkeypatch.setattr(sys, "path", [str(ROOT), *without_torch])
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    backend = importlib.import_module("_backend")
+    monkeypatch.setattr(backend.build_meta, "get_requires_for_build_wheel", lambda settings: [])
+    assert backend.get_requires_for_build_wheel() == ([] if found else ["torch>=2.10"])
