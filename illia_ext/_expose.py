@@ -12,11 +12,33 @@ from torch._functorch.autograd_function import enable_single_level_autograd_func
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-__all__ = ["differentiable"]
+__all__ = ["differentiable", "unrecorded"]
 
 _library = torch.library.Library("illia_ext", "IMPL")
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
+
+
+def _is_recorded(args: tuple[Any, ...]) -> bool:
+    """Whether autograd, forward mode or a transform of torch.func watches a call with these arguments."""
+    if _transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+
+
+def unrecorded(overload: Any) -> Callable[..., Any]:
+    """`overload` for use inside a backward: straight to its kernel when nothing records the call.
+
+    The op's Autograd kernel would decide the same, after a round trip from Python to the dispatcher and back.
+    """
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or _is_recorded(args):
+            return overload(*args)
+        with _below_autograd():
+            return overload(*args)
+
+    return call
 
 
 def differentiable(overload: Any) -> Callable[[type], type]:
@@ -29,13 +51,13 @@ def differentiable(overload: Any) -> Callable[[type], type]:
     Inputs stand in schema order, keyword-only ones included. The methods call ops, never `apply`.
     """
     arguments = overload._schema.arguments
-    names = [argument.name for argument in arguments]
     num_positional = sum(not argument.kwarg_only for argument in arguments)
-    keyword_names = names[num_positional:]
-    defaults = [argument.default_value for argument in arguments]
+    defaults = tuple(argument.default_value for argument in arguments)
+    keywords = [(argument.name, argument.default_value) for argument in arguments[num_positional:]]
 
     def call(*inputs: Any) -> Any:
-        return overload(*inputs[:num_positional], **dict(zip(keyword_names, inputs[num_positional:])))
+        given = zip(keywords, inputs[num_positional:])
+        return overload(*inputs[:num_positional], **{name: v for (name, default), v in given if v is not default})
 
     def forward(*inputs: Any) -> Any:
         with _below_autograd():
@@ -44,7 +66,7 @@ def differentiable(overload: Any) -> Callable[[type], type]:
     def decorate(cls: Any) -> type:
         def backward(ctx: Any, *grad_outputs: Any) -> Any:
             if all(grad is None for grad in grad_outputs):
-                return (None,) * len(names)
+                return (None,) * len(arguments)
             return cls.backward(ctx, *grad_outputs)
 
         members = {
@@ -56,15 +78,17 @@ def differentiable(overload: Any) -> Callable[[type], type]:
         function = type(cls.__name__, (_SingleLevelFunction,), members)
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
+            if not _is_recorded(args):
+                with _below_autograd():
+                    return overload(*args, **kwargs)
             # the dispatcher leaves out arguments that equal their defaults
-            inputs = [*args, *defaults[len(args) : num_positional]]
-            inputs += [kwargs.get(name, default) for name, default in zip(keyword_names, defaults[num_positional:])]
+            inputs = (*args, *defaults[len(args) :])
+            if kwargs:
+                given = [kwargs.get(name, default) for name, default in keywords]
+                inputs = (*inputs[:num_positional], *given)
             if _transforms_active():
                 with enable_single_level_autograd_function():
                     return function.apply(*inputs)
-            records = torch.is_grad_enabled() and any(getattr(a, "requires_grad", False) for a in inputs)
-            if not records and forward_ad._current_level < 0:
-                return forward(*inputs)
             return function.apply(*inputs)
 
         _library.impl(overload._schema.name.split("::")[1], kernel, "Autograd")

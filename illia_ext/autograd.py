@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from illia_ext import second_order  # (registers the derivatives of the backward ops)
-from illia_ext._expose import differentiable
+from illia_ext._expose import differentiable, unrecorded
 from illia_ext.ops import op
 from illia_ext.second_order import Terms, refuse_prior_tangents, save
 
 __all__ = ["GaussianKLDivergence", "GaussianLogProb", "GaussianSample", "GaussianSampleAndLogProb", "second_order"]
 
-_sample_backward = op("gaussian_sample_backward")
-_log_prob_backward = op("gaussian_log_prob_backward")
-_sample_and_log_prob_backward = op("gaussian_sample_and_log_prob_backward")
-_kl_divergence_backward = op("gaussian_kl_divergence_backward")
+_sample_backward = unrecorded(op("gaussian_sample_backward"))
+_log_prob_backward = unrecorded(op("gaussian_log_prob_backward"))
+_sample_and_log_prob_backward = unrecorded(op("gaussian_sample_and_log_prob_backward"))
+_kl_divergence_backward = unrecorded(op("gaussian_kl_divergence_backward"))
 
 
 def _refuse_prior_gradients(mu_prior: Tensor, std_prior: Tensor) -> None:

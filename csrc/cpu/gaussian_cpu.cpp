@@ -18,7 +18,7 @@ Tensor standard_normal_cpu(Tensor key, Sizes size, ScalarType dtype, std::option
   refuse_blocks(full_size, origin);
 
   const std::vector<Key> keys = read_keys(key);
-  const Output eps(key, sample_sizes(key, size), dtype);
+  const Output eps(sample_sizes(key, size), dtype);
   const int64_t num_samples = static_cast<int64_t>(keys.size());
   int64_t numel = 1;
   for (int64_t n : size) numel *= n;
@@ -30,7 +30,7 @@ Tensor standard_normal_cpu(Tensor key, Sizes size, ScalarType dtype, std::option
 Tensor sample(const Tensor& mu, const Tensor& rho, const Tensor& key, std::optional<ScalarType> dtype,
               const PriorValues& prior, Partials* partials, const std::vector<Key>& keys) {
   const Input mu_input(mu), rho_input(rho);
-  const Output x(mu, sample_sizes(key, mu.sizes()), dtype.value_or(mu.scalar_type()));
+  const Output x(sample_sizes(key, mu.sizes()), dtype.value_or(mu.scalar_type()));
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = mu.numel();
   const SampleArgs args{mu_input, rho_input, keys.data(), num_samples,
                         numel,    prior,     x,           partials ? partials->data() : nullptr};
@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cpu(Tensor mu, Tensor rh
   const int64_t num_samples = static_cast<int64_t>(keys.size());
   Partials partials(num_samples, mu.numel());
   const Tensor x = sample(mu, rho, key, dtype, read_prior(mu_prior, std_prior), &partials, keys);
-  const Output log_prob(mu, log_prob_sizes(is_batch_of_keys(key), num_samples), log_prob_dtype(mu.scalar_type()));
+  const Output log_prob(log_prob_sizes(is_batch_of_keys(key), num_samples), log_prob_dtype(mu.scalar_type()));
   partials.sum_into(log_prob.tensor());
   return {x, log_prob.tensor()};
 }
@@ -81,7 +81,7 @@ Tensor gaussian_sample_backward_cpu(Tensor grad_x, Tensor rho, Tensor key, std::
 
   const std::vector<Key> keys = read_keys(key);
   const Input grad_x_input(grad_x), rho_input(rho);
-  const Output grad_rho(rho, rho.sizes(), rho.scalar_type());
+  const Output grad_rho(rho.sizes(), rho.scalar_type());
   const ConstView no_mu{nullptr, Storage::kFloat};
   const MutableView no_grad_mu{nullptr, Storage::kFloat};
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = rho.numel();
@@ -112,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
   const std::optional<Input> grad_x_input = grad_x ? std::optional<Input>(*grad_x) : std::nullopt;
   const std::vector<double> log_prob_grads = grad_log_prob ? read_values(*grad_log_prob) : std::vector<double>(keys.size());
   const Input mu_input(mu), rho_input(rho);
-  const Output grad_mu(mu, mu.sizes(), mu.scalar_type()), grad_rho(rho, rho.sizes(), rho.scalar_type());
+  const Output grad_mu(mu.sizes(), mu.scalar_type()), grad_rho(rho.sizes(), rho.scalar_type());
   const ConstView no_grad_x{nullptr, Storage::kFloat};
   const SampleBackwardArgs args{grad_x_input ? ConstView(*grad_x_input) : no_grad_x,
                                 grad_log_prob ? log_prob_grads.data() : nullptr,
@@ -140,7 +140,7 @@ Tensor gaussian_log_prob_cpu(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, T
   const LogProbArgs args{x_input, mu_input, rho_input, num_samples, numel, read_prior(mu_prior, std_prior),
                          partials.data()};
   launch(kernels_for(mu.scalar_type()).log_prob, args, numel);
-  const Output log_prob(mu, log_prob_sizes(batch, num_samples), log_prob_dtype(mu.scalar_type()));
+  const Output log_prob(log_prob_sizes(batch, num_samples), log_prob_dtype(mu.scalar_type()));
   partials.sum_into(log_prob.tensor());
   return log_prob.tensor();
 }
@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cp
   const std::vector<double> log_prob_grads = read_values(grad_log_prob);
   const Input x_input(x), mu_input(mu), rho_input(rho);
   const auto output = [&](bool asked, const Tensor& like) {
-    return asked ? std::optional<Output>(Output(like, like.sizes(), like.scalar_type())) : std::nullopt;
+    return asked ? std::optional<Output>(Output(like.sizes(), like.scalar_type())) : std::nullopt;
   };
   const auto view = [](const std::optional<Output>& out) {
     return out ? MutableView(*out) : MutableView{nullptr, Storage::kFloat};
@@ -182,7 +182,7 @@ Tensor gaussian_kl_divergence_cpu(Tensor mu, Tensor rho, Tensor mu_prior, Tensor
   Partials partials(1, mu.numel());
   const KlDivergenceArgs args{mu_input, rho_input, mu.numel(), read_prior(mu_prior, std_prior), partials.data()};
   launch(kernels_for(mu.scalar_type()).kl_divergence, args, mu.numel());
-  const Output kl_divergence(mu, Sizes{}, log_prob_dtype(mu.scalar_type()));
+  const Output kl_divergence(Sizes{}, log_prob_dtype(mu.scalar_type()));
   partials.sum_into(kl_divergence.tensor());
   return kl_divergence.tensor();
 }
@@ -196,7 +196,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_divergence_backward_cpu(T
   refuse_prior_gradients("prior_grads", prior_grads);
 
   const Input mu_input(mu), rho_input(rho);
-  const Output grad_mu(mu, mu.sizes(), mu.scalar_type()), grad_rho(rho, rho.sizes(), rho.scalar_type());
+  const Output grad_mu(mu.sizes(), mu.scalar_type()), grad_rho(rho.sizes(), rho.scalar_type());
   const KlDivergenceBackwardArgs args{
       read_value(grad), mu_input, rho_input, mu.numel(), read_prior(mu_prior, std_prior), grad_mu, grad_rho};
   launch(kernels_for(mu.scalar_type()).kl_divergence_backward, args, mu.numel());

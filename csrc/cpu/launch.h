@@ -60,10 +60,24 @@ inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size
 #endif
 }
 
+// A new contiguous CPU tensor, straight from torch's allocator: new_empty would go through the dispatcher.
+inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  Sizes strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t dim = sizes.size(); dim-- > 0;) {
+    strides[dim] = stride;
+    stride *= std::max<int64_t>(sizes[dim], 1);
+  }
+  const int32_t shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  shim_dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 class Output {
  public:
-  Output(const Tensor& like, IntHeaderOnlyArrayRef sizes, ScalarType dtype)
-      : tensor_(torch::stable::new_empty(like, sizes, dtype)) {
+  Output(IntHeaderOnlyArrayRef sizes, ScalarType dtype) : tensor_(empty(sizes, dtype)) {
     const size_t width = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
     advise_huge_pages(tensor_.mutable_data_ptr(), static_cast<size_t>(tensor_.numel()) * width);
   }
@@ -74,25 +88,18 @@ class Output {
   Tensor tensor_;
 };
 
-inline Tensor not_asked_for(const Tensor& like) { return torch::stable::new_empty(like, Sizes{0}); }
+inline Tensor not_asked_for(const Tensor& like) { return empty(Sizes{0}, like.scalar_type()); }
 
 // The values of a small floating tensor: a prior, or the gradients of log_prob.
 inline std::vector<double> read_values(const Tensor& argument) {
-  const Tensor tensor = torch::stable::contiguous(torch::stable::to(argument, ScalarType::Double));
-  const double* data = tensor.const_data_ptr<double>();
-  return std::vector<double>(data, data + tensor.numel());
+  const auto copy = [](const auto* data, int64_t count) { return std::vector<double>(data, data + count); };
+  if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Float)
+    return copy(argument.const_data_ptr<float>(), argument.numel());
+  const Tensor values = torch::stable::contiguous(torch::stable::to(argument, ScalarType::Double));
+  return copy(values.const_data_ptr<double>(), values.numel());
 }
 
-inline double read_value(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return *tensor.const_data_ptr<float>();
-    case ScalarType::Double:
-      return *tensor.const_data_ptr<double>();
-    default:
-      return read_values(tensor)[0];
-  }
-}
+inline double read_value(const Tensor& tensor) { return read_values(tensor)[0]; }
 
 inline PriorValues read_prior(const Tensor& mu_prior, const Tensor& std_prior) {
   return {read_value(mu_prior), read_value(std_prior)};

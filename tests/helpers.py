@@ -1,0 +1,96 @@
+"""What several test files share: inputs, dtypes, and runs in a fresh interpreter."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from illia_ext import reference
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+# numel: none, one, and around a row (16), a tile of noise (64) and a chunk (1024) of the CPU kernels
+SHAPES = ((), (0,), (3, 0, 2), (1,), (15,), (17,), (63,), (65,), (5, 13), (1023,), (1024,), (1025,), (3, 7, 131))
+# Views of a [2, 10, 6, 34] tensor that lie in memory in another way than a fresh tensor of their shape.
+LAYOUTS = {
+    "transposed": lambda tensor: tensor.permute(3, 1, 0, 2),
+    "sliced": lambda tensor: tensor[:, 1::3, :, 3::2],
+    "expanded": lambda tensor: tensor[:1, :, :, :1].expand(3, 10, 6, 34),
+    "channels_last": lambda tensor: tensor.contiguous(memory_format=torch.channels_last),
+    "offset": lambda tensor: tensor.flatten()[1:],
+}
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the noise, the sums and log_prob: half types are computed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def make_keys(*words: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+    """[S, 2] from S pairs (seed, offset) of unsigned words; int64, as the library draws them."""
+    signed = [[word - 2**64 if word >= 2**63 else word for word in pair] for pair in words]
+    return torch.tensor(signed, dtype=torch.int64, device=device).reshape(-1, 2)
+
+
+def make_key(seed: int, offset: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """[2]."""
+    return make_keys((seed, offset), device=device)[0]
+
+
+def make_parameters(
+    shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """mu ~ N(0, 1/4) and rho uniform in [-8, 4), leaves without requires_grad."""
+    generator = torch.Generator().manual_seed(seed)
+    mu = torch.randn(tuple(shape), generator=generator, dtype=torch.float64) / 2
+    rho = torch.rand(tuple(shape), generator=generator, dtype=torch.float64) * 12 - 8
+    return mu.to(device, dtype), rho.to(device, dtype)
+
+
+def make_strided(layout: str, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:
+    """Values as of mu in `make_parameters`, in one of LAYOUTS."""
+    return LAYOUTS[layout](make_parameters((2, 10, 6, 34), dtype, device, seed)[0])
+
+
+def noise(key: Tensor, like: Tensor) -> Tensor:
+    """The very eps that an op with parameters like this one draws, in float64."""
+    return torch.ops.illia_ext.standard_normal(key, like.shape, dtype=arithmetic_dtype(like.dtype)).double()
+
+
+def sigma(rho: Tensor) -> Tensor:
+    """In float64."""
+    return softplus(rho.double(), threshold=60)
+
+
+def log_prob_terms(
+    x: Tensor, mu: Tensor, rho: Tensor, mu_prior: float, std_prior: float, eps: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The four summands of each element in float64; a drawn x has z = eps."""
+    x, mu, rho = x.double(), mu.double(), rho.double()
+    z = (x - mu) / sigma(rho) if eps is None else eps
+    log_std_prior = torch.full_like(x, std_prior).log()
+    return -reference.log_sigma(rho).expand_as(x), -(z**2) / 2, log_std_prior, ((x - mu_prior) / std_prior) ** 2 / 2
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The tensor's bit patterns as integers: torch.equal of these also tells -0 from 0 and compares NaN."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().contiguous().view(integers[tensor.element_size()])
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
+
+
+def run_python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Runs `code` in a new interpreter that sees this checkout and these tests."""
+    tests = Path(__file__).resolve().parent
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, **environ}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)

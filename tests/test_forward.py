@@ -1,0 +1,208 @@
+"""Forward values of every op against float64 arithmetic on the op's own noise."""
+
+import pytest
+import torch
+from helpers import (
+    FLOAT_DTYPES,
+    HALF_DTYPES,
+    LAYOUTS,
+    SHAPES,
+    UNIT_ROUNDOFF,
+    arithmetic_dtype,
+    log_prob_terms,
+    make_key,
+    make_keys,
+    make_parameters,
+    make_strided,
+    noise,
+    same_bits,
+    sigma,
+)
+from torch import Tensor
+
+from illia_ext import functional, reference
+
+PRIORS = (0.25, 0.125)  # mu_prior, std_prior: exact in every dtype
+SAMPLES = [None, 0, 1, 3]
+
+# In float64 our error and the reference's are of one size, and the two bounds add up.
+REFERENCES = {torch.float32: 1, torch.float64: 2}
+
+
+def keys_for(num_samples: int | None, device: torch.device) -> Tensor:
+    if num_samples is None:
+        return make_key(42, 2**32 - 1, device)
+    return make_keys(*[(42 + i, 2**64 - 1 - i) for i in range(num_samples)], device=device)
+
+
+def assert_x_close(x: Tensor, mu: Tensor, rho: Tensor, key: Tensor) -> None:
+    """sigma errs by 2.5 ulp <= 5 u of itself, fma rounds once, and a half type rounds x once more."""
+    precise = arithmetic_dtype(mu.dtype)
+    spread = sigma(rho) * noise(key, mu)
+    expected = mu.double() + spread
+    bound = REFERENCES[precise] * UNIT_ROUNDOFF[precise] * (5 * spread.abs() + expected.abs())
+    if x.dtype != precise:
+        bound += UNIT_ROUNDOFF[x.dtype] * (expected.abs() + bound) + 2.0**-25  # half of float16's smallest number
+    assert x.shape == expected.shape and x.is_contiguous()
+    assert ((x.double() - expected).abs() <= bound).all()
+
+
+def assert_sum_close(total: Tensor, terms: tuple[Tensor, ...], mu: Tensor) -> None:
+    """design.md, section 5: 1e-6 of the sum of absolute values (2^-29 of that in double) and one final rounding."""
+    precise = arithmetic_dtype(mu.dtype)
+    samples = terms[0].shape[: terms[0].dim() - mu.dim()]
+    rows = torch.stack([term.reshape(*samples, mu.numel()) for term in terms])
+    expected, scale = rows.sum((0, -1)), rows.abs().sum((0, -1))
+    bound = REFERENCES[precise] * 1e-6 * (UNIT_ROUNDOFF[precise] * 2**24) * scale
+    bound += UNIT_ROUNDOFF[precise] * expected.abs()
+    assert total.dtype == precise and total.shape == samples
+    assert ((total.double() - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("num_samples", SAMPLES)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sample(shape: tuple[int, ...], dtype: torch.dtype, num_samples: int | None, device: torch.device) -> None:
+    mu, rho = make_parameters(shape, dtype, device)
+    key = keys_for(num_samples, device)
+    x = functional.gaussian_sample(mu, rho, key)
+    assert x.dtype == dtype
+    assert_x_close(x, mu, rho, key)
+
+
+@pytest.mark.parametrize("num_samples", SAMPLES)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sample_and_log_prob(
+    shape: tuple[int, ...], dtype: torch.dtype, num_samples: int | None, device: torch.device
+) -> None:
+    mu, rho = make_parameters(shape, dtype, device)
+    key = keys_for(num_samples, device)
+    x, log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, key)
+    assert same_bits(x, functional.gaussian_sample(mu, rho, key))
+    eps = noise(key, mu)
+    assert_sum_close(log_prob, log_prob_terms(mu.double() + sigma(rho) * eps, mu, rho, *PRIORS, eps), mu)
+
+
+@pytest.mark.parametrize("num_samples", SAMPLES)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_log_prob(shape: tuple[int, ...], dtype: torch.dtype, num_samples: int | None, device: torch.device) -> None:
+    mu, rho = make_parameters(shape, dtype, device)
+    samples = () if num_samples is None else (num_samples,)
+    x = make_parameters((*samples, *shape), dtype, device, seed=1)[0]
+    log_prob = functional.gaussian_log_prob(x, mu, rho, *PRIORS)
+    assert_sum_close(log_prob, log_prob_terms(x, mu, rho, *PRIORS), mu)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kl_divergence(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    mu, rho = make_parameters(shape, dtype, device)
+    mu_prior, std_prior = PRIORS
+    squares = [(sigma(rho) / std_prior) ** 2 / 2, ((mu.double() - mu_prior) / std_prior) ** 2 / 2]
+    constant = torch.full_like(squares[0], std_prior).log() - 0.5
+    kl_divergence = functional.gaussian_kl_divergence(mu, rho, *PRIORS)
+    assert_sum_close(kl_divergence, (-reference.log_sigma(rho.double()), constant, *squares), mu)
+
+
+@pytest.mark.parametrize("name", ["gaussian_sample", "gaussian_log_prob", "gaussian_kl_divergence"])
+def test_reference_says_the_same(name: str, device: torch.device) -> None:
+    """The public reference and this file's formulas must not drift apart; float64 noise differs by 1e-13."""
+    mu, rho = make_parameters((5, 13), torch.float64, device)
+    x = make_parameters((2, 5, 13), torch.float64, device, seed=1)[0]
+    key = keys_for(3, device)
+    args = {"gaussian_sample": (mu, rho, key), "gaussian_log_prob": (x, mu, rho, *PRIORS)}.get(name, (mu, rho, *PRIORS))
+    torch.testing.assert_close(getattr(functional, name)(*args), getattr(reference, name)(*args), rtol=1e-12, atol=1e-12)
+
+
+def test_reference_sample_and_log_prob_says_the_same(device: torch.device) -> None:
+    mu, rho = make_parameters((5, 13), torch.float64, device)
+    args = (mu, rho, *PRIORS, keys_for(None, device))
+    ours, theirs = functional.gaussian_sample_and_log_prob(*args), reference.gaussian_sample_and_log_prob(*args)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_ten_million_elements(device: torch.device) -> None:
+    mu, rho = make_parameters((10**7 + 3,), torch.float32, device)
+    key = keys_for(None, device)
+    x, log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, key)
+    assert_x_close(x, mu, rho, key)
+    eps = noise(key, mu)
+    assert_sum_close(log_prob, log_prob_terms(mu.double() + sigma(rho) * eps, mu, rho, *PRIORS, eps), mu)
+
+
+@pytest.mark.parametrize("num_samples", [None, 3])
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (17,), (1025,)])
+def test_half_sample_beside_float32_parameters(
+    shape: tuple[int, ...], dtype: torch.dtype, num_samples: int | None, device: torch.device
+) -> None:
+    mu, rho = make_parameters(shape, torch.float32, device)
+    key = keys_for(num_samples, device)
+    x, log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, key)
+    half_x, half_log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, key, dtype=dtype)
+    assert same_bits(half_x, x.to(dtype)) and same_bits(half_log_prob, log_prob)
+    assert same_bits(functional.gaussian_sample(mu, rho, key, dtype=dtype), half_x)
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+def test_half_parameters_are_read_exactly(dtype: torch.dtype, device: torch.device) -> None:
+    mu, rho = make_parameters((1025,), dtype, device)
+    key = keys_for(3, device)
+    x, log_prob = functional.gaussian_sample_and_log_prob(mu.float(), rho.float(), *PRIORS, key)
+    half_x, half_log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, key)
+    assert same_bits(half_x, x.to(dtype)) and same_bits(half_log_prob, log_prob)
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+def test_log_prob_of_half_x_beside_float32_parameters(dtype: torch.dtype, device: torch.device) -> None:
+    mu, rho = make_parameters((3, 1025), torch.float32, device)
+    x = make_parameters((2, 3, 1025), dtype, device, seed=1)[0]
+    expected = functional.gaussian_log_prob(x.float(), mu, rho, *PRIORS)
+    assert same_bits(functional.gaussian_log_prob(x, mu, rho, *PRIORS), expected)
+
+
+@pytest.mark.parametrize("prior_dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("prior_shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_priors_of_any_kind_are_one(
+    dtype: torch.dtype, prior_shape: tuple[int, ...], prior_dtype: torch.dtype, device: torch.device
+) -> None:
+    mu, rho = make_parameters((65,), dtype, device)
+    key = keys_for(2, device)
+    where = "cpu" if prior_shape == () else device
+    tensors = [torch.full(prior_shape, value, dtype=prior_dtype, device=where) for value in PRIORS]
+    x, by_numbers = functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, key)
+    assert same_bits(functional.gaussian_sample_and_log_prob(mu, rho, *tensors, key)[1], by_numbers)
+    assert same_bits(functional.gaussian_sample_and_log_prob(mu, rho, PRIORS[0], tensors[1], key)[1], by_numbers)
+    for op, args in ((functional.gaussian_log_prob, (x, mu, rho)), (functional.gaussian_kl_divergence, (mu, rho))):
+        assert same_bits(op(*args, *tensors), op(*args, *PRIORS))
+
+
+def test_prior_numbers_keep_float64(device: torch.device) -> None:
+    mu, rho = make_parameters((65,), torch.float64, device)
+    rounded = torch.tensor([0.1], dtype=torch.float32, device=device)
+    precise = functional.gaussian_kl_divergence(mu, rho, 0.0, 0.1)
+    torch.testing.assert_close(precise, reference.gaussian_kl_divergence(mu, rho, 0.0, 0.1), rtol=1e-14, atol=0)
+    assert precise != functional.gaussian_kl_divergence(mu, rho, 0.0, rounded)
+
+
+def every_output(x: Tensor, mu: Tensor, rho: Tensor, key: Tensor) -> list[Tensor]:
+    return [
+        functional.gaussian_sample(mu, rho, key),
+        *functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, key),
+        functional.gaussian_log_prob(x, mu, rho, *PRIORS),
+        functional.gaussian_kl_divergence(mu, rho, *PRIORS),
+    ]
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_do_not_matter(layout: str, dtype: torch.dtype, device: torch.device) -> None:
+    x, mu, rho = strided = [make_strided(layout, dtype, device, seed) for seed in range(3)]
+    key = keys_for(2, device)
+    expected = every_output(*[tensor.contiguous() for tensor in strided], key)
+    for outputs in (every_output(x, mu, rho, key), every_output(x, mu, rho.contiguous(), key)):
+        assert all(map(same_bits, outputs, expected))
+        assert all(output.is_contiguous() for output in outputs)
