@@ -5,6 +5,7 @@ be imported. The library uses the LibTorch stable ABI alone, so it runs on every
 them gave the headers.
 """
 
+import fcntl
 import importlib.metadata
 import importlib.util
 import os
@@ -107,12 +108,14 @@ def load_jit() -> ModuleType:
     folder = Path(root) / f"illia_ext-{sys.implementation.cache_tag}-torch-{torch.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
     print(f"illia_ext: compiling the C++ library in {folder}", file=sys.stderr, flush=True)
-    if (lock := folder / "lock").exists():
-        print(f"illia_ext: waiting for the process that made {lock}", file=sys.stderr, flush=True)
-    return cpp_extension.load(
-        name="illia_ext_C",
-        sources=[str(CSRC / name) for name in sources()],
-        extra_cflags=flags,
-        extra_ldflags=[shlex.quote(flag) for flag in link_flags()],
-        build_directory=str(folder),
-    )
+    with open(folder / "illia_ext.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Before 2.15 torch waits for ever on the lock that a killed process left. We hold ours: nobody holds that.
+        (folder / "lock").unlink(missing_ok=True)
+        return cpp_extension.load(
+            name="illia_ext_C",
+            sources=[str(CSRC / name) for name in sources()],
+            extra_cflags=flags,
+            extra_ldflags=[shlex.quote(flag) for flag in link_flags()],
+            build_directory=str(folder),
+        )

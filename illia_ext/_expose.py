@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.autograd_function import enable_single_level_autograd_function  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
@@ -75,7 +75,7 @@ def differentiable(overload: Any) -> Callable[[type], type]:
             "backward": staticmethod(backward),
             "jvp": staticmethod(cls.tangent),
         }
-        function = type(cls.__name__, (_SingleLevelFunction,), members)
+        function: Any = type(cls.__name__, (_SingleLevelFunction,), members)
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
             if not _is_recorded(args):

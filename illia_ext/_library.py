@@ -12,6 +12,7 @@ from types import ModuleType
 
 import torch  # noqa: F401  (before _C: brings the symbols that it links to)
 
+import illia_ext
 from illia_ext import _build
 
 __all__ = ["load"]
@@ -35,3 +36,4 @@ def load() -> ModuleType:
 
 
 _C = load()
+illia_ext._C = _C  # type: ignore[attr-defined]  # what an import of an installed library does by itself

@@ -47,6 +47,7 @@ class GaussianSample(torch.autograd.Function):
         grad_mu = grad_rho = None
         if ctx.needs_input_grad[0]:
             grad_mu = grad_x.sum(0, dtype=rho.dtype) if key.dim() == 2 else grad_x.to(rho.dtype)
+            grad_mu = grad_mu.contiguous()
         if ctx.needs_input_grad[1]:
             grad_rho = _sample_backward(grad_x, rho, key)
         return grad_mu, grad_rho, None, None, None, None

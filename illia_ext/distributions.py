@@ -46,6 +46,9 @@ class GaussianDistribution(DistributionModule):
         ValueError: a negative size, or a std_prior that is not positive and finite.
     """
 
+    mu_prior: Tensor
+    std_prior: Tensor
+
     def __init__(
         self,
         shape: int | Sequence[int],
@@ -134,5 +137,6 @@ class GaussianDistribution(DistributionModule):
         return self.mu.numel()
 
     def extra_repr(self) -> str:
-        prior = f"mu_prior={self.mu_prior.tolist()[0]:g}, std_prior={self.std_prior.tolist()[0]:g}"
-        return f"{tuple(self.shape)}, {prior}, mu_init={self.mu_init:g}, rho_init={self.rho_init:g}"
+        known = {} if self.mu_prior.is_meta else {"mu_prior": self.mu_prior.item(), "std_prior": self.std_prior.item()}
+        numbers = {**known, "mu_init": self.mu_init, "rho_init": self.rho_init}
+        return ", ".join([str(tuple(self.shape)), *(f"{name}={value:g}" for name, value in numbers.items())])

@@ -114,13 +114,13 @@ def _member(value: Any, dim: int | None, index: int) -> Any:
 def _register_vmap(name: str) -> None:
     """Members are called one by one, but for keys: an op whose only batched argument is its key takes them all."""
     overload = op(name)
-    arguments = overload._schema.arguments
-    key_place = next((i for i, argument in enumerate(arguments) if argument.name == "key"), None)
-    is_forward = not name.endswith("_backward")  # a backward sums over its keys: one call would mix the members
+    names = [argument.name for argument in overload._schema.arguments]
+    # a backward sums over its keys: one call would mix the members
+    key_place = names.index("key") if "key" in names and not name.endswith("_backward") else -1
 
     def batch(info: Any, in_dims: tuple[Any, ...], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         batched = [i for i, dim in enumerate(in_dims) if dim is not None and isinstance(args[i], Tensor)]
-        if is_forward and batched == [key_place]:
+        if batched == [key_place]:
             keys = args[key_place].movedim(in_dims[key_place], 0)
             flat = (*args[:key_place], keys.reshape(-1, 2), *args[key_place + 1 :])
             output = tree_map(lambda out: out.unflatten(0, keys.shape[:-1]), overload(*flat, **kwargs))

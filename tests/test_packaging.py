@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import illia_ext
-from illia_ext import _build
+from illia_ext import _C, _build
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC_FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*"))
@@ -23,14 +23,14 @@ CSRC_FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc"
 def run_python(code: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """A new interpreter that imports illia_ext from the folder `cwd`."""
     env = {name: value for name, value in os.environ.items() if name != "ILLIA_EXT_JIT"} | environ
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
 
 
 def test_tests_see_the_installed_library() -> None:
-    library, package = Path(illia_ext._C.__file__), Path(illia_ext.__file__).parent
+    library, package = Path(_C.__file__), Path(illia_ext.__file__).parent
     jit = os.environ.get("ILLIA_EXT_JIT") == "1"
     assert (library.parent == package) is not jit, f"the suite tests {library}"
-    assert sys.modules["illia_ext._C"] is illia_ext._C
+    assert sys.modules["illia_ext._C"] is _C
 
 
 def test_sources_lists_every_source() -> None:
@@ -75,7 +75,7 @@ def test_wheel_holds_sources_and_runs(wheel: Path, package: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"illia_ext/{name}" for name in CSRC_FILES} | {"illia_ext/py.typed"} <= set(names)
     assert {name.split("/")[0] for name in names} == {"illia_ext", "illia_ext-0.1.0.dist-info"}
-    code = "import illia_ext; illia_ext.GaussianDistribution(3).sample(); print(illia_ext._C.__file__)"
+    code = "from illia_ext import _C, GaussianDistribution as G; G(3).sample(); print(_C.__file__)"
     result = run_python(code, cwd=package)
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).parent == package / "illia_ext"
@@ -88,10 +88,10 @@ def test_jit_from_an_installed_package(package: Path, tmp_path: Path) -> None:
         import sys
         # An editable install would lend its library to a package that has none.
         sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
-        import illia_ext
-        illia_ext.GaussianDistribution(3).sample()
+        from illia_ext import _C, GaussianDistribution
+        GaussianDistribution(3).sample()
         libraries = {line.split()[-1] for line in open("/proc/self/maps") if "illia_ext" in line}
-        print(illia_ext._C.__file__, *libraries)"""
+        print(_C.__file__, *libraries)"""
     cache = tmp_path / "extensions"
     environ = {"TORCH_EXTENSIONS_DIR": str(cache)}
 
@@ -102,8 +102,9 @@ def test_jit_from_an_installed_package(package: Path, tmp_path: Path) -> None:
     library, *mapped = asked.stdout.split()
     assert mapped == [library] and cache in Path(library).parents
 
-    # 2. No built library: the same, with nothing left to compile.
+    # 2. No built library: the same, with nothing left to compile, and whatever a killed process left behind.
     next((package / "illia_ext").glob("_C*.so")).unlink()
+    (Path(library).parent / "lock").touch()
     missing = run_python(code, cwd=package, **environ)
     assert missing.returncode == 0, missing.stderr
     assert missing.stdout == asked.stdout and "compiling" in missing.stderr

@@ -75,18 +75,15 @@ Tensor gaussian_sample_backward_cpu(Tensor grad_x, Tensor rho, Tensor key, std::
   check_floating("rho", rho.scalar_type());
   check_key(key);
   check_same_device("key", key, "rho", rho);
-  check_sample_dtype("grad_x", grad_x.scalar_type(), rho.scalar_type());
-  check_gradient("grad_x", grad_x, sample_sizes(key, rho.sizes()), grad_x.scalar_type(), rho);
+  check_sample_gradient(grad_x, key, rho);
   refuse_blocks(full_size, origin);
 
   const std::vector<Key> keys = read_keys(key);
   const Input grad_x_input(grad_x), rho_input(rho);
   const Output grad_rho(rho.sizes(), rho.scalar_type());
-  const ConstView no_mu{nullptr, Storage::kFloat};
-  const MutableView no_grad_mu{nullptr, Storage::kFloat};
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = rho.numel();
-  const SampleBackwardArgs args{grad_x_input, nullptr, no_mu,             rho_input,  keys.data(),
-                                num_samples,  numel,   PriorValues{0, 1}, no_grad_mu, grad_rho};
+  const SampleBackwardArgs args{grad_x_input, nullptr, ConstView{}, rho_input,  keys.data(),
+                                num_samples,  numel,   PriorValues{0, 1}, MutableView{}, grad_rho};
   launch(kernels_for(rho.scalar_type()).sample_backward, args, numel);
   return grad_rho.tensor();
 }
@@ -101,20 +98,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
   refuse_prior_gradients("prior_grads", prior_grads);
   const std::vector<Key> keys = read_keys(key);
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = mu.numel();
-  if (grad_x) {
-    check_sample_dtype("grad_x", grad_x->scalar_type(), mu.scalar_type());
-    check_gradient("grad_x", *grad_x, sample_sizes(key, mu.sizes()), grad_x->scalar_type(), mu);
-  }
+  if (grad_x) check_sample_gradient(*grad_x, key, rho);
   if (grad_log_prob)
-    check_gradient("grad_log_prob", *grad_log_prob, log_prob_sizes(is_batch_of_keys(key), num_samples),
-                   log_prob_dtype(mu.scalar_type()), mu);
+    check_log_prob_gradient("grad_log_prob", *grad_log_prob, log_prob_sizes(is_batch_of_keys(key), num_samples), mu);
 
   const std::optional<Input> grad_x_input = grad_x ? std::optional<Input>(*grad_x) : std::nullopt;
   const std::vector<double> log_prob_grads = grad_log_prob ? read_values(*grad_log_prob) : std::vector<double>(keys.size());
   const Input mu_input(mu), rho_input(rho);
   const Output grad_mu(mu.sizes(), mu.scalar_type()), grad_rho(rho.sizes(), rho.scalar_type());
-  const ConstView no_grad_x{nullptr, Storage::kFloat};
-  const SampleBackwardArgs args{grad_x_input ? ConstView(*grad_x_input) : no_grad_x,
+  const SampleBackwardArgs args{grad_x_input ? ConstView(*grad_x_input) : ConstView{},
                                 grad_log_prob ? log_prob_grads.data() : nullptr,
                                 mu_input,
                                 rho_input,
@@ -154,8 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cp
   refuse_prior_gradients("output_mask", output_mask[3] || output_mask[4]);
   const bool batch = x.dim() > mu.dim();
   const int64_t num_samples = batch ? x.size(0) : 1, numel = mu.numel();
-  check_gradient("grad_log_prob", grad_log_prob, log_prob_sizes(batch, num_samples),
-                 log_prob_dtype(mu.scalar_type()), mu);
+  check_log_prob_gradient("grad_log_prob", grad_log_prob, log_prob_sizes(batch, num_samples), mu);
 
   const std::vector<double> log_prob_grads = read_values(grad_log_prob);
   const Input x_input(x), mu_input(mu), rho_input(rho);
@@ -163,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cp
     return asked ? std::optional<Output>(Output(like.sizes(), like.scalar_type())) : std::nullopt;
   };
   const auto view = [](const std::optional<Output>& out) {
-    return out ? MutableView(*out) : MutableView{nullptr, Storage::kFloat};
+    return out ? MutableView(*out) : MutableView{};
   };
   const auto grad_x = output(output_mask[0], x), grad_mu = output(output_mask[1], mu), grad_rho = output(output_mask[2], rho);
   const LogProbBackwardArgs args{log_prob_grads.data(), x_input,      mu_input,      rho_input,
@@ -192,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_divergence_backward_cpu(T
                                                                                bool prior_grads) {
   check_parameters(mu, rho);
   check_priors(mu_prior, std_prior, mu);
-  check_gradient("grad", grad, Sizes{}, log_prob_dtype(mu.scalar_type()), mu);
+  check_log_prob_gradient("grad", grad, Sizes{}, mu);
   refuse_prior_gradients("prior_grads", prior_grads);
 
   const Input mu_input(mu), rho_input(rho);

@@ -15,13 +15,13 @@ constexpr int64_t count_chunks(int64_t numel) { return (numel + kChunkSize - 1) 
 enum class Storage { kFloat, kDouble, kHalf, kBFloat16 };
 
 struct ConstView {
-  const void* data;  // nullptr: not given
-  Storage storage;
+  const void* data = nullptr;  // nullptr: not given
+  Storage storage = Storage::kFloat;
 };
 
 struct MutableView {
-  void* data;  // nullptr: not asked for
-  Storage storage;
+  void* data = nullptr;  // nullptr: not asked for
+  Storage storage = Storage::kFloat;
 };
 
 struct Key {

@@ -124,10 +124,21 @@ inline void check_x(const Tensor& x, const Tensor& mu) {
         shape_of(x));
 }
 
-inline void check_gradient(const char* name, const Tensor& grad, IntHeaderOnlyArrayRef sizes, ScalarType dtype,
-                           const Tensor& mu) {
+inline void check_sizes(const char* name, const Tensor& tensor, IntHeaderOnlyArrayRef sizes) {
+  check(same_sizes(tensor.sizes(), sizes), name, ": expected shape ", Shape{sizes}, ", got ", shape_of(tensor));
+}
+
+inline void check_sample_gradient(const Tensor& grad_x, const Tensor& key, const Tensor& rho) {
+  check_sample_dtype("grad_x", grad_x.scalar_type(), rho.scalar_type());
+  check_sizes("grad_x", grad_x, sample_sizes(key, rho.sizes()));
+  check_same_device("grad_x", grad_x, "rho", rho);
+}
+
+inline void check_log_prob_gradient(const char* name, const Tensor& grad, IntHeaderOnlyArrayRef sizes,
+                                    const Tensor& mu) {
+  const ScalarType dtype = log_prob_dtype(mu.scalar_type());
   check(grad.scalar_type() == dtype, name, ": expected ", dtype, ", got ", grad.scalar_type());
-  check(same_sizes(grad.sizes(), sizes), name, ": expected shape ", Shape{sizes}, ", got ", shape_of(grad));
+  check_sizes(name, grad, sizes);
   check_same_device(name, grad, "mu", mu);
 }
 

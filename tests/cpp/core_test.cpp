@@ -1,0 +1,191 @@
+// The core and the 16-bit conversions without torch. Usage: core_test tests/data/philox_known_answers.txt
+// Prints each check that failed, with its values, and then returns 1.
+#include <cmath>
+#include <fstream>
+#include <iomanip>
+#include <iostream>
+#include <limits>
+#include <string>
+
+#include "core/gaussian.h"
+#include "core/normal.h"
+#include "cpu/storage.h"
+
+namespace illia {
+namespace base {
+namespace {
+
+int failures = 0;
+
+template <typename actual_t, typename expected_t>
+void check_near(actual_t actual, expected_t expected, double tolerance, const char* what, int line) {
+  if (actual == expected || std::fabs(static_cast<double>(actual) - static_cast<double>(expected)) <= tolerance) return;
+  ++failures;
+  std::cerr << "core_test.cpp:" << line << ": " << what << " is " << std::setprecision(17) << actual << ", expected "
+            << expected << " +- " << tolerance << "\n";
+}
+
+#define ILLIA_CHECK_NEAR(actual, expected, tolerance) check_near(actual, expected, tolerance, #actual, __LINE__)
+#define ILLIA_CHECK_EQUAL(actual, expected) check_near(actual, expected, 0.0, #actual, __LINE__)
+
+void test_known_answers(const char* path) {
+  std::ifstream file(path);
+  int count = 0;
+  for (std::string name; file >> name; file.ignore(1000, '\n')) {
+    if (name != "philox4x32") continue;
+    uint32_t rounds, words[10];  // counter [4], key [2], expected [4]
+    file >> std::dec >> rounds >> std::hex;
+    for (uint32_t& word : words) file >> word;
+    PhiloxBlock<uint32_t> narrow;
+    PhiloxBlock<uint64_t> wide;
+    for (int i = 0; i < 4; ++i) {
+      narrow.words[i] = words[i];
+      wide.words[i] = words[i] | uint64_t{0xDEADBEEF} << 32;  // the upper half must not matter
+    }
+    narrow = philox4x32(narrow, words[4], words[5]);
+    wide = philox4x32(wide, words[4], words[5]);
+    for (int i = 0; i < 4; ++i) {
+      ILLIA_CHECK_EQUAL(narrow.word(i), words[6 + i]);
+      ILLIA_CHECK_EQUAL(wide.word(i), words[6 + i]);
+    }
+    ++count;
+  }
+  ILLIA_CHECK_EQUAL(count, 3);
+}
+
+void test_lane_widths_agree() {
+  const uint64_t places[] = {0, 1, 0xFFFFFFFF, 0x100000000, 0x123456789ABCDEF0, ~uint64_t{0}};
+  for (uint64_t seed : places)
+    for (uint64_t counter : places)
+      for (int i = 0; i < 4; ++i)
+        ILLIA_CHECK_EQUAL(philox4x32<uint32_t>(seed, counter).word(i), philox4x32<uint64_t>(seed, counter).word(i));
+}
+
+// The first normals of torch.func._random for key [42, 0], to the decimals given.
+void test_first_normals() {
+  const double expected_floats[] = {-0.9702, 0.1940, -1.2356, 1.9239, -0.0732, 0.1391};
+  for (int i = 0; i < 6; ++i) {
+    float eps[4];
+    block_normals(philox4x32<uint32_t>(42, i / 4), eps);
+    ILLIA_CHECK_NEAR(eps[i % 4], expected_floats[i], 5e-5);
+  }
+  double eps[2];
+  block_normals(philox4x32<uint32_t>(42, 0), eps);
+  ILLIA_CHECK_NEAR(eps[0], 0.886497505901441, 1e-15);
+  ILLIA_CHECK_NEAR(eps[1], 0.4393560694379269, 1e-15);
+}
+
+// The longest radius is sqrt(-2 log(2^-33)) or sqrt(-2 log(2^-65)); it errs by 2 ulp below 16, and a uniform that
+// rounds to 1 gives 0.
+template <typename acc_t>
+void test_radius(acc_t smallest_uniform, double longest) {
+  acc_t cosine, sine;
+  box_muller(smallest_uniform, acc_t{1}, &cosine, &sine);
+  ILLIA_CHECK_NEAR(cosine, longest, 16 * std::numeric_limits<acc_t>::epsilon());
+  box_muller(acc_t{1}, acc_t(0.3), &cosine, &sine);
+  ILLIA_CHECK_EQUAL(cosine, 0);
+  ILLIA_CHECK_EQUAL(sine, 0);
+}
+
+template <typename acc_t>
+void test_softplus_extremes() {
+  using Limits = std::numeric_limits<acc_t>;
+  for (acc_t rho : {acc_t{1000}, acc_t{1e30}, Limits::max()}) {
+    const Softplus<acc_t> small = softplus(-rho), large = softplus(rho);
+    const acc_t small_h = log_sigma_derivative(small), large_h = log_sigma_derivative(large);
+    ILLIA_CHECK_EQUAL(small.sigma, 0);
+    ILLIA_CHECK_EQUAL(log_sigma(-rho), -rho);
+    ILLIA_CHECK_EQUAL(small_h, 1);
+    ILLIA_CHECK_EQUAL(sigmoid(-rho, small, small_h), 0);
+    ILLIA_CHECK_EQUAL(large.sigma, rho);
+    ILLIA_CHECK_NEAR(log_sigma(rho), std::log(rho),
+                     3 * Limits::epsilon() * std::log(rho));  // 1.7 ulp and the library's
+    ILLIA_CHECK_EQUAL(large_h, 1 / rho);
+    ILLIA_CHECK_EQUAL(sigmoid(rho, large, large_h), 1);
+  }
+}
+
+// Each of two sigma errs by 2.4 ulp, each of two sigmoids by 4.6 ulp of at most 1.
+template <typename acc_t>
+void test_softplus_identities() {
+  constexpr double kEpsilon = std::numeric_limits<acc_t>::epsilon();
+  for (int i = 0; i <= 640; ++i) {
+    const acc_t rho = acc_t(i) / 8;
+    const Softplus<acc_t> minus = softplus(-rho), plus = softplus(rho);
+    const acc_t minus_sigmoid = sigmoid(-rho, minus, log_sigma_derivative(minus));
+    const acc_t plus_sigmoid = sigmoid(rho, plus, log_sigma_derivative(plus));
+    ILLIA_CHECK_NEAR(plus.sigma - minus.sigma, rho, 5 * kEpsilon * plus.sigma);
+    ILLIA_CHECK_NEAR(plus_sigmoid + minus_sigmoid, 1, 10 * kEpsilon);
+
+    typename FloatFormat<acc_t>::int_t exponent;
+    const acc_t mantissa = split_mantissa(plus.factor, &exponent);
+    ILLIA_CHECK_EQUAL(mantissa >= 1 && mantissa < 2, true);
+    ILLIA_CHECK_EQUAL(std::ldexp(mantissa, static_cast<int>(exponent) - FloatFormat<acc_t>::kExponentBias),
+                      plus.factor);
+  }
+}
+
+struct ShortFormat {
+  int mantissa_bits, bias;
+  uint16_t infinity;
+  float (*to_float)(uint16_t);
+  uint16_t (*from_float)(float);
+
+  // The magnitude's value by its definition; that of `infinity` is the number next to the largest.
+  double value(int magnitude) const {
+    const int exponent = magnitude >> mantissa_bits, mantissa = magnitude & ((1 << mantissa_bits) - 1);
+    const int hidden_bit = exponent == 0 ? 0 : 1 << mantissa_bits;
+    return std::ldexp(hidden_bit + mantissa, (exponent == 0 ? 1 : exponent) - bias - mantissa_bits);
+  }
+};
+
+void test_short_format(const ShortFormat& format) {
+  for (int sign : {0, 0x8000}) {
+    const double signed_one = sign ? -1 : 1;
+    for (int magnitude = 0; magnitude < format.infinity; ++magnitude) {
+      const double value = format.value(magnitude), next = format.value(magnitude + 1);
+      const float middle = static_cast<float>(signed_one * (value + next) / 2);
+      const int even = magnitude + magnitude % 2;
+      ILLIA_CHECK_EQUAL(format.to_float(sign | magnitude), signed_one * value);
+      ILLIA_CHECK_EQUAL(format.from_float(static_cast<float>(signed_one * value)), sign | magnitude);
+      ILLIA_CHECK_EQUAL(format.from_float(middle), sign | even);
+      ILLIA_CHECK_EQUAL(format.from_float(std::nextafter(middle, 0.0f)), sign | magnitude);
+      ILLIA_CHECK_EQUAL(format.from_float(std::nextafter(middle, 2 * middle)), sign | (magnitude + 1));
+    }
+    const double infinity = signed_one * std::numeric_limits<double>::infinity();
+    const double largest = std::numeric_limits<float>::max();
+    ILLIA_CHECK_EQUAL(format.to_float(sign | format.infinity), infinity);
+    for (double large :
+         {infinity, signed_one * largest, signed_one * std::fmin(1.5 * format.value(format.infinity), largest)})
+      ILLIA_CHECK_EQUAL(format.from_float(static_cast<float>(large)), sign | format.infinity);
+    for (int nan = format.infinity + 1; nan < 0x8000; ++nan)
+      ILLIA_CHECK_EQUAL(std::isnan(format.to_float(sign | nan)), true);
+    for (uint32_t nan : {0x7F800001u, 0x7FC00000u, 0x7FFFFFFFu})
+      ILLIA_CHECK_EQUAL((format.from_float(bit_cast<float>(nan | sign << 16)) & 0x7FFF) > format.infinity, true);
+  }
+}
+
+}  // namespace
+}  // namespace base
+}  // namespace illia
+
+int main(int argc, char** argv) {
+  using namespace illia::base;
+  if (argc != 2) {
+    std::cerr << "usage: core_test tests/data/philox_known_answers.txt\n";
+    return 2;
+  }
+  test_known_answers(argv[1]);
+  test_lane_widths_agree();
+  test_first_normals();
+  test_radius(uniform(0), std::sqrt(66 * std::log(2.0)));
+  test_radius(uniform(0, 0), std::sqrt(130 * std::log(2.0)));
+  test_softplus_extremes<float>();
+  test_softplus_extremes<double>();
+  test_softplus_identities<float>();
+  test_softplus_identities<double>();
+  test_short_format({10, 15, 0x7C00, half_to_float, float_to_half});
+  test_short_format({7, 127, 0x7F80, bfloat16_to_float, float_to_bfloat16});
+  std::cerr << failures << " checks of the core failed\n";
+  return failures > 0;
+}

@@ -1,0 +1,189 @@
+"""torch.compile: one graph, one compilation for all keys and seeds, the draws of eager, and no noise kept."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import make_key, make_keys, make_parameters, same_bits
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from illia_ext import GaussianDistribution, functional
+
+PRIOR = (0.25, 0.75)
+parametrize = pytest.mark.parametrize
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compile_counted(
+    function: Callable[..., Any], backend: str, **options: Any
+) -> tuple[Any, CompileCounterWithBackend]:
+    counter = CompileCounterWithBackend(backend)
+    return torch.compile(function, backend=counter, fullgraph=True, **options), counter
+
+
+def all_functions(mu: Tensor, rho: Tensor, key: Tensor, prior: Any = PRIOR) -> tuple[Tensor, ...]:
+    x, log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *prior, key)
+    return (
+        functional.gaussian_sample(mu, rho, key),
+        functional.gaussian_log_prob(x * 1.5, mu, rho, *prior),
+        x,
+        log_prob,
+        functional.gaussian_kl_divergence(mu, rho, *prior),
+    )
+
+
+def with_gradients(function: Callable[..., Any], mu: Tensor, rho: Tensor, *args: Any) -> list[Tensor]:
+    """Outputs and gradients, every output weighted in another way."""
+    leaves = [mu.detach().clone().requires_grad_(), rho.detach().clone().requires_grad_()]
+    outputs = function(*leaves, *args)
+    weights = [torch.full_like(output, 1.0 + i) for i, output in enumerate(outputs)]
+    return [*outputs, *torch.autograd.grad(outputs, leaves, weights)]
+
+
+def assert_same_bits(ours: Any, expected: Any) -> None:
+    for a, b in zip(ours, expected, strict=True):
+        assert same_bits(a, b)
+
+
+@parametrize("backend", ["aot_eager", "inductor"])
+def test_one_compilation_for_all_keys(backend: str, device: torch.device) -> None:
+    compiled, counter = compile_counted(all_functions, backend)
+    for seed in range(4):
+        mu, rho = make_parameters((4, 3), device=device, seed=seed)
+        key = make_key(2**63 + seed, seed, device=device)
+        assert_same_bits(with_gradients(compiled, mu, rho, key), with_gradients(all_functions, mu, rho, key))
+    assert counter.frame_count == 1
+
+
+@parametrize("output", range(5))
+def test_an_output_alone(output: int, device: torch.device) -> None:
+    """Its gradient comes without those of the others, as None in eager and as zeros here."""
+    mu, rho = make_parameters((4, 3), device=device)
+    function = lambda *args: (all_functions(*args)[output],)  # noqa: E731
+    compiled, _ = compile_counted(function, "aot_eager")
+    keys = make_keys((1, 2), (3, 4), (5, 6), device=device)
+    assert_same_bits(with_gradients(compiled, mu, rho, keys), with_gradients(function, mu, rho, keys))
+
+
+def test_dynamic_shapes(device: torch.device) -> None:
+    prior = [torch.tensor([value], device=device) for value in PRIOR]
+    compiled, counter = compile_counted(all_functions, "aot_eager", dynamic=True)
+    for num_samples, size in ((5, (7, 11)), (6, (8, 13)), (9, (15, 12))):
+        args = (*make_parameters(size, device=device), make_keys(*[(i, 0) for i in range(num_samples)], device=device))
+        assert_same_bits(with_gradients(compiled, *args, prior), with_gradients(all_functions, *args, prior))
+    assert counter.frame_count == 1
+
+
+@parametrize("as_tensor", [False, True])
+def test_priors_that_change(as_tensor: bool) -> None:
+    """Numbers compile anew, as numbers do; tensors do not."""
+    mu, rho = make_parameters((4, 3))
+    compiled, counter = compile_counted(functional.gaussian_kl_divergence, "aot_eager")
+    for prior in ((0.5, 0.25), (-0.5, 0.75), (1.5, 2.0)):
+        priors = [torch.tensor([value]) for value in prior] if as_tensor else prior
+        assert same_bits(compiled(mu, rho, *priors), functional.gaussian_kl_divergence(mu, rho, *priors))
+    assert not as_tensor or counter.frame_count == 1
+
+
+class Methods(nn.Module):
+    """Every way to draw from a distribution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = GaussianDistribution((4, 3), rho_init=-1.0)
+
+    def forward(self) -> tuple[Tensor, ...]:
+        d = self.weights
+        x, log_probs = d.sample_and_log_prob(2)
+        return d.sample(), d.sample(3), d.log_prob(), x, log_probs, d.log_prob(x * 1.5), d.kl_divergence()
+
+
+@parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_draws_are_those_of_eager(backend: str) -> None:
+    module = Methods()
+    compiled, counter = compile_counted(module, backend)
+    results = []
+    for function in (compiled, module):
+        torch.manual_seed(3)
+        for _ in range(3):  # the generator moves on in the same way
+            outputs = function()
+            weights = [torch.full_like(output, 1.0 + i) for i, output in enumerate(outputs)]
+            results.append([*outputs, *torch.autograd.grad(outputs, list(module.parameters()), weights)])
+    for ours, expected in zip(results[:3], results[3:]):
+        assert_same_bits(ours[:-2], expected[:-2])
+        torch.testing.assert_close(ours[-2:], expected[-2:])  # gradients of seven uses, added in another order
+    assert not torch.equal(results[0][0], results[1][0])
+    assert counter.frame_count == 1
+
+
+class Network(nn.Module):
+    """A Bayesian layer and its log_prob."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = GaussianDistribution((64, 32), rho_init=-3.0)
+        self.head = nn.Linear(64, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weights, log_prob = self.weights.sample_and_log_prob()
+        outputs = self.head(nn.functional.linear(inputs, weights).tanh())
+        return outputs.square().mean() + 1e-4 * log_prob
+
+
+def train(network: nn.Module, compile_: Callable[..., Any]) -> list[float]:
+    """The losses of four steps: forward, backward and the optimizer's update, as `compile_` makes them."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    loss_of, update = compile_(network), compile_(optimizer.step)
+    inputs = torch.linspace(-1, 1, 5 * 32).reshape(5, 32)
+    torch.manual_seed(11)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = loss_of(inputs)
+        loss.backward()
+        update()
+        losses.append(loss.item())
+    return losses
+
+
+def test_training_steps_as_in_eager() -> None:
+    torch.manual_seed(0)
+    network = Network()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    expected = train(network, lambda function: function)
+    trained = [parameter.detach().clone() for parameter in network.parameters()]
+    network.load_state_dict(state)
+    losses = train(network, lambda function: torch.compile(function, backend="aot_eager"))
+    assert losses == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(list(network.parameters()), trained)
+    assert not torch.equal(network.weights.rho, state["weights.rho"])
+
+
+def test_inductor_saves_the_key_and_no_noise() -> None:
+    network = Network()
+    compiled = torch.compile(network, fullgraph=True)
+    inputs = torch.ones(5, 32)
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    compiled(inputs)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = compiled(inputs)
+    known = {tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers(), inputs)}
+    others = [tensor for tensor in saved if tensor.data_ptr() not in known]
+    assert [2] in [list(key.shape) for key in others if key.dtype == torch.int64]
+    # the sampled weights are the linear layer's, which needs them for the gradient of its inputs: none here
+    assert max(tensor.numel() for tensor in others) < network.weights.num_params()
+    loss.backward()
+    assert network.weights.rho.grad.isfinite().all()

@@ -1,0 +1,96 @@
+"""The same bits for every number of threads and every instruction set, today and in later versions."""
+
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers import FLOAT_DTYPES, bits, make_keys, make_parameters, run_python, same_bits
+from torch import Tensor
+
+from illia_ext import _library, functional
+
+PRIORS = (0.25, 1.0)  # log(std_prior) is exact: no bit depends on the C library
+NUMEL = 256 * 1024 + 777  # 257 chunks; a thread takes 16 or more
+
+
+def every_output(dtype: torch.dtype, numel: int) -> list[Tensor]:
+    """Noise, samples, sums and gradients of every op; a few rho are far out."""
+    mu, rho = make_parameters((numel,), dtype)
+    rho[::97] *= 100
+    mu.requires_grad_(), rho.requires_grad_()
+    keys = make_keys((42, 2**32 - 5), (2**64 - 1, 2**64 - 5))
+    calls = [
+        (functional.gaussian_sample(mu, rho, keys),),
+        functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, keys),
+        (functional.gaussian_log_prob(mu.detach() + 0.5, mu, rho, *PRIORS),),
+        (functional.gaussian_kl_divergence(mu, rho, *PRIORS),),
+    ]
+    results = [torch.ops.illia_ext.standard_normal(keys, [numel], dtype=dtype)]
+    for outputs in calls:
+        weights = [make_parameters(output.shape, output.dtype, seed=7)[0] for output in outputs]
+        results += [*outputs, *torch.autograd.grad(outputs, [mu, rho], weights)]
+    return results
+
+
+def digest(tensors: list[Tensor]) -> str:
+    return hashlib.sha256(b"".join(bits(tensor).numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def digest_of_everything() -> str:
+    return digest([output for dtype in FLOAT_DTYPES for output in every_output(dtype, numel=5 * 1024 + 77)])
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.mark.usefixtures("cpu", "restored_threads")
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_threads_do_not_matter(dtype: torch.dtype) -> None:
+    torch.set_num_threads(1)
+    expected = every_output(dtype, NUMEL)
+    for num_threads in (2, 3, 7):
+        torch.set_num_threads(num_threads)
+        assert all(map(same_bits, every_output(dtype, NUMEL), expected))
+
+
+@pytest.mark.usefixtures("cpu")
+@pytest.mark.parametrize("capability", ["base", "avx2", "avx512"])
+def test_instruction_sets_do_not_matter(capability: str) -> None:
+    if capability not in _library._C.build_info()["cpu_capabilities"]:
+        pytest.skip(f"this library was built without {capability}")
+    code = """if True:
+        from illia_ext import _library
+        from test_determinism import digest_of_everything
+        print(_library._C.cpu_capability(), digest_of_everything())"""
+    result = run_python(code, ILLIA_EXT_CPU_CAPABILITY=capability)
+    if "this CPU lacks" in result.stderr:
+        pytest.skip(result.stderr.splitlines()[-1])
+    assert result.stdout.split() == [capability, digest_of_everything()], result.stderr
+
+
+def test_unknown_instruction_set_is_refused_at_import() -> None:
+    result = run_python("import illia_ext", ILLIA_EXT_CPU_CAPABILITY="sse2")
+    message = result.stderr.splitlines()[-1]
+    assert result.returncode == 1
+    assert "ILLIA_EXT_CPU_CAPABILITY: expected base, avx2 or avx512" in message and message.endswith("got sse2")
+
+
+@pytest.mark.usefixtures("cpu")
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.float32, "29cd349d264c947f8df959a19dcb739b6799e98759b7730b9daa5c510b26d6dd"),
+        (torch.float64, "8d0d1a81561e6ad3a6828042b065ea32e3dc6dfc096f05b2227710520460515d"),
+    ],
+)
+def test_stream_never_changes(dtype: torch.dtype, expected: str) -> None:
+    """A version that breaks this breaks every stored key."""
+    steps = torch.arange(1100, dtype=dtype)
+    mu, rho = steps / 512 - 1, steps / 64 - 12  # exact
+    x, log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, make_keys((42, 0), (7, 2**64 - 2)))
+    assert digest([x, log_prob]) == expected

@@ -1,0 +1,186 @@
+"""The ends of every range: nothing finite turns infinite, and what is not finite behaves as PyTorch's functions do."""
+
+import pytest
+import torch
+from helpers import (
+    FLOAT_DTYPES,
+    HALF_DTYPES,
+    UNIT_ROUNDOFF,
+    arithmetic_dtype,
+    log_prob_terms,
+    make_key,
+    noise,
+    same_bits,
+    sigma,
+)
+from torch import Tensor
+
+from illia_ext import GaussianDistribution, functional, reference
+
+inf, nan = float("inf"), float("nan")
+
+# Around the places where exp, softplus or their products leave a type's range.
+FINITE = [-1000, -746, -745.1, -709, -708.3, -104, -103.9, -88, -87.3, -40, -17, -7, -1, -1e-30, -0.0]
+FINITE += [0, 1e-30, 0.5, 1, 17, 40, 63.9, 64.1, 87, 88.7, 89, 104, 709, 746, 1000]
+
+
+def every_rho(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """All finite values of a half type; for the others FINITE, a grid and the largest numbers."""
+    if dtype in HALF_DTYPES:
+        rho = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+        return rho[rho.isfinite()].to(device)
+    largest = torch.finfo(dtype).max
+    points = [torch.tensor([*FINITE, -largest, largest], dtype=dtype), torch.linspace(-1000, 1000, 20011, dtype=dtype)]
+    return torch.cat(points).to(device)
+
+
+def assert_close(ours: Tensor, expected: Tensor, roundoffs: int) -> None:
+    """`expected` is float64. In a half type the stored result has one rounding more; an absolute error of 8 smallest
+    subnormal numbers is that of one in sigma, times |eps| < 7."""
+    precise, finfo = arithmetic_dtype(ours.dtype), torch.finfo(ours.dtype)
+    rtol = 2 * roundoffs * UNIT_ROUNDOFF[precise] if precise == torch.float64 else roundoffs * UNIT_ROUNDOFF[precise]
+    rtol += 0 if ours.dtype == precise else UNIT_ROUNDOFF[ours.dtype]
+    atol = 8 * finfo.smallest_normal * finfo.eps
+    overflows = expected.to(ours.dtype).isinf()
+    torch.testing.assert_close(ours[overflows], expected[overflows].to(ours.dtype), rtol=0, atol=0)
+    torch.testing.assert_close(
+        ours[~overflows].double(), expected[~overflows], rtol=rtol, atol=atol, equal_nan=True, check_device=False
+    )
+
+
+def sigmoid(rho: Tensor) -> Tensor:
+    """In float64; torch.sigmoid is 0 where exp(-rho) overflows, and there exp(rho) is the same number."""
+    rho = rho.double()
+    return torch.where(rho < -40, rho.exp(), torch.sigmoid(rho))
+
+
+def h_of(rho: Tensor) -> Tensor:
+    """h = d log sigma / d rho through an op: KL's gradient to rho under an infinitely wide prior is -h."""
+    rho = rho.detach().requires_grad_()
+    flat = torch.tensor([inf], dtype=rho.dtype, device=rho.device)
+    kl_divergence = functional.gaussian_kl_divergence(torch.zeros_like(rho), rho, 0.0, flat)
+    return -torch.autograd.grad(kl_divergence, rho)[0]
+
+
+def sigmoid_eps_of(rho: Tensor, key: Tensor) -> Tensor:
+    """sigmoid(rho) eps through an op: the gradient of sum(x) to rho."""
+    rho = rho.detach().requires_grad_()
+    return torch.autograd.grad(functional.gaussian_sample(torch.zeros_like(rho), rho, key).sum(), rho)[0]
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_sigma_of_every_rho(dtype: torch.dtype, device: torch.device) -> None:
+    """2.5 ulp <= 5 u, and the rounding of x = 0 + sigma eps."""
+    rho, key = every_rho(dtype, device), make_key(1, device=device)
+    x = functional.gaussian_sample(torch.zeros_like(rho), rho, key)
+    assert_close(x, sigma(rho) * noise(key, rho), roundoffs=6)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_sigmoid_of_every_rho(dtype: torch.dtype, device: torch.device) -> None:
+    """5 ulp <= 10 u, and the product with eps."""
+    rho, key = every_rho(dtype, device), make_key(1, device=device)
+    gradient = sigmoid_eps_of(rho, key)
+    assert gradient.isfinite().all()
+    assert_close(gradient, sigmoid(rho) * noise(key, rho), roundoffs=11)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_h_of_every_rho(dtype: torch.dtype, device: torch.device) -> None:
+    """3 ulp <= 6 u. The reference is a quotient that float64 forms above -700; below, h is 1 to the last bit."""
+    rho = every_rho(dtype, device)
+    quotient = sigmoid(rho) / sigma(rho)
+    h = h_of(rho)
+    assert h.isfinite().all()
+    assert_close(h, torch.where(rho > -700, quotient, 1.0), roundoffs=6)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("rho_value", FINITE)
+def test_log_prob_of_one_element(rho_value: float, dtype: torch.dtype, device: torch.device) -> None:
+    """As in test_forward.py: 1e-6 (2^-29 of it in double, and the reference's own) of the absolute summands."""
+    rho = torch.tensor([rho_value], device=device).to(dtype)
+    mu, key = torch.zeros_like(rho), make_key(1, device=device)
+    priors = (0.0, max(1.0, rho_value))
+    eps = noise(key, mu)
+    u = UNIT_ROUNDOFF[arithmetic_dtype(dtype)] * (2 if dtype == torch.float64 else 1)
+    drawn = torch.cat(log_prob_terms(sigma(rho) * eps, mu, rho, *priors, eps))
+    closed = torch.cat([-reference.log_sigma(rho.double()), (sigma(rho) / priors[1]) ** 2 / 2])
+    closed = torch.cat([closed, closed.new_tensor([priors[1]]).log(), closed.new_tensor([-0.5])])
+    ours = (
+        functional.gaussian_sample_and_log_prob(mu, rho, *priors, key)[1],
+        functional.gaussian_kl_divergence(mu, rho, *priors),
+    )
+    for total, terms in zip(ours, (drawn, closed)):
+        assert abs(total.double() - terms.sum()) <= u * (1e-6 * 2**24 * terms.abs().sum() + terms.sum().abs())
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_log_sigma_of_the_most_negative_rho(dtype: torch.dtype, device: torch.device) -> None:
+    rho, key = torch.tensor([torch.finfo(dtype).min], dtype=dtype, device=device), make_key(1, device=device)
+    log_prob = functional.gaussian_sample_and_log_prob(torch.zeros_like(rho), rho, 0.0, 1.0, key)[1]
+    expected = -rho.double() - noise(key, rho) ** 2 / 2
+    torch.testing.assert_close(log_prob.double(), expected[0], rtol=UNIT_ROUNDOFF[log_prob.dtype], atol=0)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_infinite_and_nan_rho(dtype: torch.dtype, device: torch.device) -> None:
+    """sigma and sigmoid are those of torch; h has its limit."""
+    rho = torch.tensor([-inf, inf, nan, -1.0], dtype=dtype, device=device)
+    key = make_key(1, device=device)
+    x = functional.gaussian_sample(torch.zeros_like(rho), rho, key)
+    assert_close(x, sigma(rho) * noise(key, rho), roundoffs=6)
+    assert_close(sigmoid_eps_of(rho, key), sigmoid(rho) * noise(key, rho), roundoffs=11)
+    assert h_of(rho)[0] == 1 and h_of(rho)[2].isnan()
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize(
+    ("mu", "rho"), [(0, -inf), (0, inf), (0, nan), (inf, 0), (-inf, 0), (nan, 0), (inf, inf), (inf, -inf), (-inf, nan)]
+)
+@pytest.mark.parametrize("place", [0, 1030])
+def test_sums_that_are_not_finite(mu: float, rho: float, place: int, dtype: torch.dtype, device: torch.device) -> None:
+    """One such element among 1031 decides the sum as in plain PyTorch, and touches no other element of x."""
+    mus, rhos = torch.zeros(1031, dtype=dtype, device=device), torch.zeros(1031, dtype=dtype, device=device)
+    key = make_key(1, device=device)
+    usual = functional.gaussian_sample(mus, rhos, key)
+    mus[place], rhos[place] = mu, rho
+    x, log_prob = functional.gaussian_sample_and_log_prob(mus, rhos, 0.0, 1.0, key)
+
+    mu64, eps = mus.double(), noise(key, mus)
+    terms = -sigma(rhos).log() - eps**2 / 2 + (mu64 + sigma(rhos) * eps) ** 2 / 2
+    torch.testing.assert_close(log_prob.double(), terms.sum(), equal_nan=True, rtol=1e-5, atol=0)
+    kl_divergence = functional.gaussian_kl_divergence(mus, rhos, 0.0, 1.0)
+    terms = -sigma(rhos).log() + (sigma(rhos) ** 2 + mu64**2 - 1) / 2
+    torch.testing.assert_close(kl_divergence.double(), terms.sum(), equal_nan=True, rtol=1e-5, atol=0)
+    others = torch.arange(1031, device=device) != place
+    assert same_bits(x[others], usual[others])
+    assert_close(x[place], mu64[place] + sigma(rhos)[place] * eps[place], roundoffs=6)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("std_prior", [0.0, -0.0, -1.0, -inf, inf, nan])
+def test_std_prior_tensor_is_never_inspected(std_prior: float, dtype: torch.dtype, device: torch.device) -> None:
+    """It goes where its logarithm goes."""
+    mu = torch.linspace(-1, 1, 65, dtype=dtype, device=device)
+    rho, key = torch.zeros_like(mu), make_key(1, device=device)
+    prior = torch.tensor([std_prior], dtype=dtype, device=device)
+    x, log_prob = functional.gaussian_sample_and_log_prob(mu, rho, 0.0, prior, key)
+    eps, prior64 = noise(key, mu), prior.double()
+    exact = mu.double() + sigma(rho) * eps
+    expected = (-sigma(rho).log() - eps**2 / 2 + prior64.log() + (exact / prior64) ** 2 / 2).sum()
+    assert not expected.isfinite() and same_bits(x, functional.gaussian_sample(mu, rho, key))
+    torch.testing.assert_close(log_prob.double(), expected, equal_nan=True)
+    torch.testing.assert_close(functional.gaussian_log_prob(x, mu, rho, 0.0, prior), log_prob, equal_nan=True)
+    torch.testing.assert_close(functional.gaussian_kl_divergence(mu, rho, 0.0, prior), log_prob, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_default_initial_values_have_finite_gradients(dtype: torch.dtype, device: torch.device) -> None:
+    """In float16 too, where exp(-7) squared leaves the range."""
+    torch.manual_seed(0)
+    distribution = GaussianDistribution((5, 13), dtype=dtype, device=device)
+    x, log_prob = distribution.sample_and_log_prob()
+    (x.sum() + log_prob + distribution.log_prob(x.detach()) + distribution.kl_divergence()).backward()
+    assert log_prob.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in distribution.parameters())

@@ -1,0 +1,120 @@
+"""torch.library.opcheck of every op, and the schemas, which scripted and exported files store: frozen for ever."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import make_key, make_keys, make_parameters
+from torch import Tensor
+from torch.library import opcheck
+from torch.utils._pytree import tree_map_only
+
+import illia_ext.functional  # noqa: F401  (the ops' derivatives)
+from illia_ext.ops import NAMES, op
+
+SCHEMAS = """
+illia_ext::standard_normal(Tensor key, SymInt[] size, *, ScalarType dtype, SymInt[]? full_size=None, SymInt[]? origin=None) -> Tensor
+illia_ext::gaussian_sample(Tensor mu, Tensor rho, Tensor key, *, ScalarType? dtype=None, SymInt[]? full_size=None, SymInt[]? origin=None) -> Tensor
+illia_ext::gaussian_sample_backward(Tensor grad_x, Tensor rho, Tensor key, *, SymInt[]? full_size=None, SymInt[]? origin=None) -> Tensor
+illia_ext::gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor
+illia_ext::gaussian_log_prob_backward(Tensor grad_log_prob, Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)
+illia_ext::gaussian_sample_and_log_prob(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, Tensor key, *, ScalarType? dtype=None, bool stick_the_landing=False, SymInt[]? full_size=None, SymInt[]? origin=None) -> (Tensor, Tensor)
+illia_ext::gaussian_sample_and_log_prob_backward(Tensor? grad_x, Tensor? grad_log_prob, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, Tensor key, *, bool stick_the_landing=False, SymInt[]? full_size=None, SymInt[]? origin=None, bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)
+illia_ext::gaussian_kl_divergence(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor
+illia_ext::gaussian_kl_divergence_backward(Tensor grad, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)
+"""  # noqa: E501  (one schema a line, as torch prints it)
+
+
+def test_schemas_are_frozen() -> None:
+    assert [str(op(name)._schema) for name in NAMES] == SCHEMAS.strip().splitlines()
+
+
+def test_there_are_no_other_ops() -> None:
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("illia_ext::")}
+    assert registered == {f"illia_ext::{name}" for name in NAMES}
+
+
+def make_samples(device: torch.device) -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Arguments for each op, ordinary ones first."""
+    mu, rho = make_parameters((4, 3), device=device)
+    mu_half, rho_half = make_parameters((), torch.float16, device)
+    mu_double, rho_double = make_parameters((4, 3), torch.float64, device)
+    key, keys = make_key(1, device=device), make_keys((1, 2), (3, 4), (5, 6), (7, 8), (9, 0), device=device)
+    x, grad_x = make_parameters((5, 4, 3), device=device, seed=1)
+    grad, grads = make_parameters((), device=device)[0], make_parameters((5,), device=device)[0]
+    prior = (torch.zeros(1, device=device), torch.ones(1, device=device))
+    host_prior = (torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
+    return {
+        "standard_normal": [
+            ((keys, [4, 3]), {"dtype": torch.float32}),
+            ((key.to(torch.uint64), []), {"dtype": torch.float64}),
+            ((keys[:0], [3]), {"dtype": torch.bfloat16}),
+        ],
+        "gaussian_sample": [
+            ((mu, rho, keys), {}),
+            ((mu, rho.T.contiguous().T, key), {"dtype": torch.bfloat16}),
+            ((mu_half, rho_half, keys), {}),
+        ],
+        "gaussian_sample_backward": [
+            ((grad_x, rho, keys), {}),
+            ((grad_x[0].bfloat16(), rho, key), {}),
+            ((mu_half, rho_half, key), {}),
+        ],
+        "gaussian_log_prob": [
+            ((x, mu, rho, *prior), {}),
+            ((x[0].half(), mu, rho, *host_prior), {}),
+            ((mu_double, mu_double + 1, rho_double, *host_prior), {}),
+        ],
+        "gaussian_log_prob_backward": [
+            ((grads, x, mu, rho, *prior, [True, True, True, False, False]), {}),
+            ((grad, x[0].half(), mu, rho, *host_prior, [True, False, True, False, False]), {}),
+        ],
+        "gaussian_sample_and_log_prob": [
+            ((mu, rho, *prior, keys), {}),
+            ((mu, rho, *host_prior, key), {"dtype": torch.float16}),
+            ((mu_half, rho_half, *prior, keys), {}),
+        ],
+        "gaussian_sample_and_log_prob_backward": [
+            ((grad_x, grads, mu, rho, *prior, keys), {}),
+            ((None, grad, mu, rho, *host_prior, key), {}),
+            ((grad_x, None, mu, rho, *prior, keys), {}),
+        ],
+        "gaussian_kl_divergence": [
+            ((mu, rho, *prior), {}),
+            ((mu_half, rho_half, *host_prior), {}),
+        ],
+        "gaussian_kl_divergence_backward": [
+            ((grad, mu, rho, *prior), {}),
+            ((grad.double(), mu_double, rho_double, *host_prior), {}),
+        ],
+    }
+
+
+def require_grad(args: tuple[Any, ...], names: list[str]) -> tuple[Any, ...]:
+    """Floating arguments become leaves, but for priors."""
+    return tuple(
+        arg.detach().clone().requires_grad_()
+        if isinstance(arg, Tensor) and arg.is_floating_point() and not name.endswith("_prior")
+        else arg
+        for name, arg in zip(names, args)
+    )
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name: str, requires_grad: bool, device: torch.device) -> None:
+    names = [argument.name for argument in op(name)._schema.arguments]
+    samples = make_samples(device)[name]
+    assert samples
+    for args, kwargs in samples:
+        opcheck(op(name), require_grad(args, names) if requires_grad else args, kwargs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_meta_tensors_get_the_real_shapes(name: str, device: torch.device) -> None:
+    for args, kwargs in make_samples(device)[name]:
+        real = op(name)(*args, **kwargs)
+        meta = op(name)(*tree_map_only(Tensor, lambda tensor: tensor.to("meta"), args), **kwargs)
+        for ours, expected in zip(*([o] if isinstance(o, Tensor) else o for o in (meta, real)), strict=True):
+            assert (ours.shape, ours.dtype, ours.stride()) == (expected.shape, expected.dtype, expected.stride())
+            assert ours.device.type == "meta"

@@ -1,0 +1,232 @@
+"""torch.func and checkpointing: the transforms give what they give for plain PyTorch, and vmap its promised noise."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import make_key, make_keys, same_bits
+from torch import Tensor, nn
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from illia_ext import GaussianDistribution, functional, reference
+
+PRIOR = (0.25, 0.75)
+KEY, KEYS = make_key(3), make_keys((1, 2), (3, 4))
+parametrize = pytest.mark.parametrize
+
+# Functions of mu and rho, from illia_ext.functional or illia_ext.reference.
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "sample": lambda library, mu, rho: library.gaussian_sample(mu, rho, KEY),
+    "samples": lambda library, mu, rho: library.gaussian_sample(mu, rho, KEYS),
+    "log_prob": lambda library, mu, rho: library.gaussian_log_prob(mu.sin(), mu, rho, *PRIOR),
+    "log_prob of samples": lambda library, mu, rho: library.gaussian_log_prob(
+        torch.stack([mu.sin(), rho]), mu, rho, *PRIOR
+    ),
+    "log_prob of the sample": lambda library, mu, rho: library.gaussian_sample_and_log_prob(mu, rho, *PRIOR, KEY)[1],
+    "sample_and_log_prob": lambda library, mu, rho: torch.mul(
+        *library.gaussian_sample_and_log_prob(mu, rho, *PRIOR, KEY)
+    ),
+    "kl_divergence": lambda library, mu, rho: library.gaussian_kl_divergence(mu, rho, *PRIOR),
+}
+BOTH = (0, 1)
+
+
+def total(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda mu, rho: (function(mu, rho) ** 2).sum()
+
+
+TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {
+    "grad": lambda f: grad(total(f), BOTH),
+    "vjp": lambda f: lambda mu, rho: vjp(f, mu, rho)[1](torch.ones_like(f(mu, rho))),
+    "jvp": lambda f: lambda mu, rho: jvp(f, (mu, rho), (rho, mu)),
+    "jacrev": lambda f: jacrev(f, BOTH),
+    "jacfwd": lambda f: jacfwd(f, BOTH),
+    "hessian": lambda f: hessian(f, BOTH),
+    "grad of grad": lambda f: grad(lambda mu, rho: total(grad(total(f), BOTH[1]))(mu, rho), BOTH),
+    "jacrev of jacrev": lambda f: jacrev(jacrev(f, BOTH), BOTH),
+    "jacrev of jacfwd": lambda f: jacrev(jacfwd(f, BOTH), BOTH),
+    "jacfwd of jacfwd": lambda f: jacfwd(jacfwd(f, BOTH), BOTH),
+    "grad of jvp": lambda f: grad(lambda mu, rho: jvp(total(f), (mu, rho), (rho, mu))[1], BOTH),
+    "vmap of grad": lambda f: (
+        lambda mu, rho: vmap(grad(total(f), BOTH))(torch.stack([mu, rho]), torch.stack([rho, mu]))
+    ),
+    "vmap of hessian to rho": lambda f: lambda mu, rho: vmap(hessian(f, 1), (None, 0))(mu, torch.stack([rho, mu])),
+}
+
+
+@parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_transforms_as_in_plain_pytorch(function: Callable[..., Tensor], transform: Callable[..., Any]) -> None:
+    mu, rho = torch.tensor([0.5, -1.0, 0.25]).double(), torch.tensor([-2.0, 0.5, 1.0]).double()
+    ours, expected = (transform(lambda mu, rho, o=o: function(o, mu, rho))(mu, rho) for o in (functional, reference))
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_no_grad_inside_a_transform() -> None:
+    """As in plain PyTorch nothing inside is recorded, at no level."""
+
+    def function(mu: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            x = functional.gaussian_sample(mu, mu, KEY)
+        return (mu * x).sum(), x
+
+    gradient, x = grad(function, has_aux=True)(torch.ones(3, requires_grad=True))
+    assert torch.equal(gradient, x)
+    assert not gradient.requires_grad and not x.requires_grad
+
+
+class Count(TorchDispatchMode):
+    """Counts the calls of our ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "illia_ext":
+            self.calls.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def all_outputs(mu: Tensor, rho: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+    """Of every op that takes a key, and of one that does not."""
+    eps = torch.ops.illia_ext.standard_normal(key, [3], dtype=torch.float32)
+    x = functional.gaussian_sample(mu, rho, key, dtype=torch.bfloat16)
+    return eps, x, *functional.gaussian_sample_and_log_prob(mu, rho, *PRIOR, key)
+
+
+@parametrize("in_dim", [0, 1, -1])
+@parametrize("dtype", [torch.int64, torch.uint64])
+def test_vmap_over_keys_is_one_call(dtype: torch.dtype, in_dim: int, device: torch.device) -> None:
+    mu, rho = torch.linspace(-1, 1, 6).to(device).unflatten(0, (2, 3))
+    keys = make_keys((1, 2), (3, 4), (2**64 - 1, 5), device=device).to(dtype)
+    batched = keys.T.contiguous() if in_dim else keys
+    with Count() as count:
+        outputs = vmap(lambda key: all_outputs(mu, rho, key), in_dim)(batched)
+    assert len(count.calls) == 3
+    for ours, expected in zip(outputs, all_outputs(mu, rho, keys)):
+        assert same_bits(ours, expected)
+
+
+def test_vmap_over_batches_of_keys_is_one_call(device: torch.device) -> None:
+    mu, rho = torch.linspace(-1, 1, 6).to(device).unflatten(0, (2, 3))
+    keys = make_keys(*itertools.product(range(3), range(2)), device=device)
+    for function in (vmap(lambda key: all_outputs(mu, rho, key)), vmap(vmap(lambda key: all_outputs(mu, rho, key)))):
+        with Count() as count:
+            outputs = function(keys.unflatten(0, (3, 2)))
+        assert len(count.calls) == 3
+        for ours, expected in zip(outputs, all_outputs(mu, rho, keys)):
+            assert same_bits(ours, expected.unflatten(0, (3, 2)))
+
+
+@parametrize("in_dims", [d for d in itertools.product((None, 0, -1), (None, 1), (None, 0)) if d != (None,) * 3])
+def test_vmap_is_a_loop(in_dims: tuple[int | None, ...], device: torch.device) -> None:
+    """So members with one key share its noise, and members with keys of their own do not."""
+    members = torch.linspace(-1, 1, 12).to(device).unflatten(0, (4, 3))
+    keys = make_keys(*[(i, 0) for i in range(4)], device=device)
+    inputs = (members, members.flip(0), keys)
+    inputs = tuple(a[0] if d is None else a.movedim(0, d).contiguous() for a, d in zip(inputs, in_dims))
+    outputs = vmap(all_outputs, in_dims)(*inputs)
+    for i in range(4):
+        member = all_outputs(*(a if d is None else a.select(d, i) for a, d in zip(inputs, in_dims)))
+        for batch, one in zip(outputs, member):
+            assert same_bits(batch[i], one)
+    assert torch.equal(outputs[0][0], outputs[0][1]) is (in_dims[2] is None)
+
+
+def test_vmap_over_no_members() -> None:
+    mu = torch.zeros(0, 3)
+    assert vmap(functional.gaussian_sample, (0, 0, None))(mu, mu, KEY).shape == (0, 3)
+    assert vmap(lambda key: functional.gaussian_sample(torch.zeros(3), torch.zeros(3), key))(KEYS[:0]).shape == (0, 3)
+
+
+def test_vmap_over_priors(device: torch.device) -> None:
+    mu, rho = torch.linspace(-1, 1, 6).to(device).unflatten(0, (2, 3))
+    for priors in (torch.tensor([0.5, 2.0], device=device), torch.tensor([[0.5], [2.0]], device=device)):
+        ours = vmap(functional.gaussian_kl_divergence, (None, None, None, 0))(mu, rho, 0.25, priors)
+        expected = [functional.gaussian_kl_divergence(mu, rho, 0.25, prior) for prior in priors]
+        assert same_bits(ours, torch.stack(expected))
+
+
+@parametrize("randomness", ["error", "same", "different"])
+def test_randomness_of_a_drawn_key(randomness: str) -> None:
+    distribution = GaussianDistribution(3)
+
+    def sample(factor: Tensor) -> tuple[Tensor, Tensor]:
+        return distribution.sample() * factor, distribution.sample_and_log_prob(2)[1]
+
+    batched = vmap(sample, randomness=randomness)
+    if randomness == "error":
+        with pytest.raises(RuntimeError, match="randomness"):
+            batched(torch.ones(4))
+        return
+    x, log_prob = batched(torch.ones(4))
+    assert x.shape == (4, 3) and log_prob.shape == (4, 2)
+    assert [torch.equal(x[0], x[i]) for i in range(1, 4)] == [randomness == "same"] * 3
+    assert torch.equal(log_prob[0], log_prob[3]) is (randomness == "same")
+
+
+class Linear(nn.Module):
+    """A Bayesian layer; also returns the log_prob of its weights."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__()
+        self.weights = GaussianDistribution((num_out, num_in), rho_init=-1.0)
+
+    def forward(self, inputs: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        weights, log_prob = self.weights.sample_and_log_prob(key=key)
+        return nn.functional.linear(inputs, weights).tanh(), log_prob
+
+
+def test_functional_call_of_an_ensemble() -> None:
+    """Members, gradients of members, and inputs: vmap over them is a loop."""
+    layers = [Linear(4, 3) for _ in range(3)]
+    stacked = torch.func.stack_module_state(layers)
+    inputs, keys = torch.randn(5, 4), make_keys((1, 0), (2, 0), (3, 0))
+
+    def loss(parameters: Any, buffers: Any, x: Tensor, key: Tensor) -> Tensor:
+        output, log_prob = functional_call(layers[0], (parameters, buffers), (x, key))
+        return output.square().sum() + log_prob / 100
+
+    grads = vmap(grad(loss), (0, 0, None, 0))(*stacked, inputs, keys)
+    for i, layer in enumerate(layers):
+        output, log_prob = layer(inputs, keys[i])
+        (output.square().sum() + log_prob / 100).backward()
+        for name, parameter in layer.named_parameters():
+            torch.testing.assert_close(grads[name][i], parameter.grad)
+
+    with Count() as count:  # inputs alone: the weights are drawn once
+        outputs = vmap(lambda x: layers[0](x, keys[0])[0])(inputs)
+    assert count.calls == ["gaussian_sample_and_log_prob.default"]
+    torch.testing.assert_close(outputs, layers[0](inputs, keys[0])[0])
+
+
+@parametrize("use_reentrant", [False, True])
+def test_checkpoint_draws_the_same_noise_again(use_reentrant: bool) -> None:
+    layers = nn.ModuleList([Linear(4, 4), Linear(4, 2)])
+    inputs = torch.randn(5, 4, requires_grad=True)  # reentrant checkpointing asks for one
+
+    def plain(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return layer(hidden)
+
+    def checkpointed(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return checkpoint(layer, hidden, use_reentrant=use_reentrant)
+
+    def gradients(run: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]) -> list[Tensor]:
+        torch.manual_seed(7)
+        hidden, loss = inputs, torch.zeros(())
+        for layer in layers:
+            hidden, log_prob = run(layer, hidden)
+            loss = loss + log_prob / 10
+        leaves = [inputs, *layers.parameters()]
+        for leaf in leaves:
+            leaf.grad = None
+        (hidden.square().sum() + loss).backward()
+        return [leaf.grad for leaf in leaves]
+
+    for ours, expected in zip(gradients(checkpointed), gradients(plain), strict=True):
+        assert same_bits(ours, expected)
