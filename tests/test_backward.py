@@ -222,6 +222,21 @@ def test_frozen_inputs_get_no_gradient(op: str, trained: str, device: torch.devi
     assert same_bits(one[trained].grad, everything[trained == "rho"].grad)
 
 
+@pytest.mark.parametrize("mask", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_gradients_not_asked_for_are_empty(dtype: torch.dtype, mask: tuple[int, ...], device: torch.device) -> None:
+    x, mu, rho = (make_parameters((65,), dtype, device, seed)[0] for seed in range(3))
+    priors = [torch.tensor(value) for value in PRIORS]
+    log_prob = functional.gaussian_log_prob(*leaves(x, mu, rho), *PRIORS)
+    arguments = (torch.ones_like(log_prob), x, mu, rho, *priors)
+    everything, asked = (
+        torch.ops.illia_ext.gaussian_log_prob_backward(*arguments, [*map(bool, wanted), False, False])
+        for wanted in ((1, 1, 1), mask)
+    )
+    for grad, full, wanted in zip(asked, everything, (*mask, 0, 0)):
+        assert same_bits(grad, full) if wanted else grad.numel() == 0
+
+
 def test_separate_samples_before_one_backward(device: torch.device) -> None:
     """Each call keeps noise of its own: S samples give the sum of S gradients, where a shared buffer gives others."""
     distribution = GaussianDistribution((5, 13), device=device, rho_init=0.0)

@@ -138,17 +138,17 @@ def test_saved_network_runs_in_a_fresh_process(tmp_path: Path) -> None:
     assert_same(grads, [parameter.grad for parameter in network.parameters()])
 
 
-def through_file(value: Any) -> Any:
+def through_file(value: Any, weights_only: bool = True) -> Any:
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)
-    return torch.load(file, weights_only=False)
+    return torch.load(file, weights_only=weights_only)
 
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-    "torch.save": through_file,
+    "torch.save": lambda module: through_file(module, weights_only=False),
     "deepcopy of scripted": lambda module: copy.deepcopy(torch.jit.script(module)),
 }
 

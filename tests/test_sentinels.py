@@ -10,6 +10,7 @@ from illia_ext import functional
 nan = float("nan")
 NUMELS = (1, 15, 17, 63, 65, 1023, 1025, 2047, 4097)
 SAMPLES = 3
+PRIORS = {"mu_prior": 0.25, "std_prior": 0.125}
 
 
 def make_arguments(numel: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -19,9 +20,6 @@ def make_arguments(numel: int, dtype: torch.dtype, device: torch.device) -> dict
     key = make_keys(*[(42 + i, 2**64 - 1) for i in range(SAMPLES)], device=device)
     priors = {name: torch.tensor([value], dtype=dtype, device=device) for name, value in PRIORS.items()}
     return {"mu": mu, "rho": rho, "x": x, "grad_x": grad_x, "key": key, **priors}
-
-
-PRIORS = {"mu_prior": 0.25, "std_prior": 0.125}
 
 
 def every_output(
@@ -36,6 +34,7 @@ def every_output(
     kl_divergence = functional.gaussian_kl_divergence(mu, rho, *priors)
     ones = torch.ones_like(log_prob)
     return [
+        torch.ops.illia_ext.standard_normal(key, list(mu.shape), dtype=mu.dtype),
         *(sample, fused_x, fused_log_prob, log_prob, kl_divergence),
         *torch.autograd.grad(sample, [mu, rho], grad_x),
         *torch.autograd.grad([fused_x, fused_log_prob], [mu, rho], [grad_x, ones]),

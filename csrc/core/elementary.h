@@ -36,6 +36,7 @@ struct Constants<float> {
   static constexpr float kRound = 0x1.8p+23f;  // adding it rounds to an integer, which its low bits then hold
   static constexpr float kTwoThirds = 0x1.555556p-1f;
   static constexpr float kExpZero = -104.0f;  // exp is 0 here and below
+  static constexpr float kMax = std::numeric_limits<float>::max();
   static constexpr int kSubnormalShift = 24;
   static constexpr float kSubnormalScale = 0x1p-24f;
   ILLIA_FUNCTION static float exp_polynomial(float r) {
@@ -65,6 +66,7 @@ struct Constants<double> {
   static constexpr double kRound = 0x1.8p+52;
   static constexpr double kTwoThirds = 0x1.5555555555555p-1;
   static constexpr double kExpZero = -746.0;
+  static constexpr double kMax = std::numeric_limits<double>::max();
   static constexpr int kSubnormalShift = 54;
   static constexpr double kSubnormalScale = 0x1p-54;
   ILLIA_FUNCTION static double exp_polynomial(double r) {

@@ -6,8 +6,10 @@
 
 #if defined(__CUDACC__)
 #define ILLIA_FUNCTION __host__ __device__ __forceinline__
+#define ILLIA_UNROLL _Pragma("unroll")
 #else
 #define ILLIA_FUNCTION inline __attribute__((always_inline))
+#define ILLIA_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 // Every translation unit that is compiled for another instruction set names its own namespace, or the

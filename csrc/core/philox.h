@@ -29,7 +29,7 @@ ILLIA_FUNCTION PhiloxBlock<lane_t> philox4x32(PhiloxBlock<lane_t> block, uint32_
   constexpr uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
   constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
   constexpr int kRounds = 10;
-#pragma GCC unroll 10
+  ILLIA_UNROLL
   for (int round = 0; round < kRounds; ++round) {
     lane_t high0, low0, high1, low1;
     multiply_words(block.words[0], kMultiplier0, &high0, &low0);

@@ -1,0 +1,245 @@
+"""GaussianDistribution: what its constructor makes, what its methods return, and how it lives as a module."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import FLOAT_DTYPES, arithmetic_dtype, make_key, make_keys, same_bits
+from torch import Tensor, nn
+
+from illia_ext import DistributionModule, GaussianDistribution, functional
+from illia_ext.random import draw_key
+
+parametrize = pytest.mark.parametrize
+
+
+@parametrize(
+    ("shape", "expected"),
+    [(3, (3,)), ([2, 3], (2, 3)), ((2, 3), (2, 3)), (torch.Size([2, 3]), (2, 3)), ((), ()), ([], ()), (0, (0,))],
+)
+def test_shape(shape: Any, expected: tuple[int, ...]) -> None:
+    distribution = GaussianDistribution(shape)
+    assert isinstance(distribution.shape, torch.Size) and distribution.shape == expected
+    assert distribution.mu.shape == distribution.rho.shape == distribution.sample().shape == expected
+    assert distribution.log_prob().shape == distribution.kl_divergence().shape == ()
+    assert distribution.num_params() == distribution.mu.numel()
+
+
+@parametrize(("mu_init", "rho_init"), [(0.0, -7.0), (1.5, 0.25), (-2, 3)])
+@parametrize("shape", [(), (5,), (17, 33)])
+def test_initial_values_are_those_of_illia(shape: tuple[int, ...], mu_init: float, rho_init: float) -> None:
+    torch.manual_seed(3)
+    mu = torch.randn(shape).normal_(mu_init, 0.1)
+    rho = torch.randn(shape).normal_(rho_init, 0.1)
+    state = torch.random.get_rng_state()
+
+    torch.manual_seed(3)
+    distribution = GaussianDistribution(shape, mu_init=mu_init, rho_init=rho_init)
+    assert same_bits(distribution.mu, mu) and same_bits(distribution.rho, rho)
+    assert torch.equal(torch.random.get_rng_state(), state)  # so what comes next is drawn as with illia
+    assert (distribution.mu_init, distribution.rho_init) == (mu_init, rho_init)
+
+
+def test_defaults() -> None:
+    distribution = GaussianDistribution(10_000)
+    assert isinstance(distribution, DistributionModule)
+    assert {name: p.shape for name, p in distribution.named_parameters()} == {"mu": (10_000,), "rho": (10_000,)}
+    assert {name: b.tolist() for name, b in distribution.named_buffers()} == {
+        "mu_prior": [0.0],
+        "std_prior": [pytest.approx(0.1)],
+    }
+    assert all(parameter.requires_grad for parameter in distribution.parameters())
+    for parameter, center in ((distribution.mu, 0), (distribution.rho, -7)):  # 5 standard errors
+        assert parameter.mean().item() == pytest.approx(center, abs=5 * 0.1 / 100)
+        assert parameter.std().item() == pytest.approx(0.1, abs=5 * 0.1 / 100 / 2**0.5)
+
+
+@parametrize("dtype", FLOAT_DTYPES)
+def test_device_and_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    distribution = GaussianDistribution((3, 2), mu_prior=0.5, std_prior=0.25, device=device, dtype=dtype)
+    for tensor in distribution.state_dict().values():
+        assert (tensor.device.type, tensor.dtype) == (device.type, dtype)
+    x, log_prob = distribution.sample_and_log_prob(2)
+    assert (x.dtype, log_prob.dtype) == (dtype, arithmetic_dtype(dtype))
+    torch.manual_seed(4)
+    expected = torch.randn((3, 2), device=device, dtype=dtype).normal_(0.5, 0.1)
+    torch.manual_seed(4)
+    again = GaussianDistribution((3, 2), mu_init=0.5, device=device, dtype=dtype)
+    assert same_bits(again.mu, expected)  # drawn there, not moved there
+
+
+def test_default_dtype_and_device_are_torchs() -> None:
+    with torch.device("meta"):
+        assert {tensor.device.type for tensor in GaussianDistribution(3).state_dict().values()} == {"meta"}
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert {tensor.dtype for tensor in GaussianDistribution(3).state_dict().values()} == {torch.float64}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_distribution_module_is_abstract() -> None:
+    with pytest.raises(TypeError, match=r"abstract.*log_prob.*num_params.*sample"):
+        DistributionModule()
+    with pytest.raises(TypeError, match="abstract"):
+        type("Partial", (DistributionModule,), {"sample": lambda self: torch.zeros(1)})()
+
+
+def test_num_params_in_any_memory_format() -> None:
+    distribution = GaussianDistribution((2, 3, 4, 5)).to(memory_format=torch.channels_last)
+    assert not distribution.mu.is_contiguous()
+    assert distribution.num_params() == 120
+    x, log_prob = distribution.sample_and_log_prob(key=make_key(1))
+    assert x.is_contiguous()
+    plain = functional.gaussian_sample_and_log_prob(
+        distribution.mu.contiguous(), distribution.rho.contiguous(), 0.0, distribution.std_prior, make_key(1)
+    )
+    assert same_bits(x, plain[0]) and same_bits(log_prob, plain[1])
+
+
+KEYS = make_keys((1, 2), (3, 4), (5, 6))
+
+
+@parametrize(
+    ("arguments", "samples"),
+    [
+        ({}, ()),
+        ({"num_samples": None}, ()),
+        ({"num_samples": 0}, (0,)),
+        ({"num_samples": 1}, (1,)),
+        ({"num_samples": 3}, (3,)),
+        ({"key": KEYS[0]}, ()),
+        ({"key": KEYS[:0]}, (0,)),
+        ({"key": KEYS[:1]}, (1,)),
+        ({"key": KEYS}, (3,)),
+        ({"key": KEYS.to(torch.uint64)}, (3,)),
+    ],
+)
+@parametrize("shape", [(), (2, 3), (0,)])
+def test_num_samples_and_key(shape: tuple[int, ...], arguments: dict[str, Any], samples: tuple[int, ...]) -> None:
+    distribution = GaussianDistribution(shape)
+    x, log_prob = distribution.sample_and_log_prob(**arguments)
+    assert x.shape == distribution.sample(**arguments).shape == (*samples, *shape)
+    assert log_prob.shape == distribution.log_prob(x).shape == samples
+
+
+@parametrize("num_samples", [None, 0, 1, 3])
+def test_drawn_key_is_randint(num_samples: int | None) -> None:
+    distribution = GaussianDistribution((2, 3))
+    size = [2] if num_samples is None else [num_samples, 2]
+    torch.manual_seed(9)
+    key = torch.randint(2**63 - 1, size, generator=None)
+    state = torch.random.get_rng_state()
+    by_key = distribution.sample_and_log_prob(key=key)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(9)
+    assert torch.equal(draw_key(num_samples), key)
+    for draw in (distribution.sample, lambda n: distribution.sample_and_log_prob(n)[0]):
+        torch.manual_seed(9)
+        assert same_bits(draw(num_samples), by_key[0])
+        assert torch.equal(torch.random.get_rng_state(), state)
+    if num_samples is None:
+        torch.manual_seed(9)
+        assert same_bits(distribution.log_prob(), by_key[1])
+
+
+@parametrize("samples", [(), (0,), (1,), (4,)])
+@parametrize("shape", [(), (2, 3)])
+def test_log_prob_of_given_samples(shape: tuple[int, ...], samples: tuple[int, ...]) -> None:
+    distribution = GaussianDistribution(shape, mu_prior=0.5, std_prior=0.25)
+    x = torch.randn((*samples, *shape))
+    log_prob = distribution.log_prob(x)
+    expected = functional.gaussian_log_prob(x, distribution.mu, distribution.rho, 0.5, 0.25)
+    assert log_prob.shape == samples
+    assert same_bits(log_prob, expected)
+
+
+def test_log_prob_of_a_new_sample_is_fused() -> None:
+    """Its gradient is that of the drawn sample too, as of sample_and_log_prob; illia's sample is another one."""
+    distribution = GaussianDistribution((5, 3), rho_init=-1.0)
+    gradients = []
+    for draw in (distribution.log_prob, lambda: distribution.sample_and_log_prob()[1]):
+        torch.manual_seed(2)
+        gradients.append(torch.autograd.grad(draw(), list(distribution.parameters())))
+    torch.manual_seed(2)
+    x = distribution.sample()
+    gradients.append(torch.autograd.grad(distribution.log_prob(x), list(distribution.parameters())))
+    for fused, both, apart in zip(*gradients):
+        assert same_bits(fused, both)
+        torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-3)  # apart, 1 / sigma cancels
+
+
+def test_extra_repr() -> None:
+    distribution = GaussianDistribution((2, 3), mu_prior=0.5, std_prior=0.25, mu_init=1, rho_init=-3.5)
+    expected = "GaussianDistribution((2, 3), mu_prior=0.5, std_prior=0.25, mu_init=1, rho_init=-3.5)"
+    assert repr(distribution) == expected
+    assert "weights): GaussianDistribution((), mu_prior=0, std_prior=0.1" in repr(
+        nn.ModuleDict({"weights": GaussianDistribution(())})
+    )
+
+
+@parametrize("dtype", FLOAT_DTYPES)
+def test_moves_to_another_dtype(dtype: torch.dtype) -> None:
+    distribution = GaussianDistribution((2, 3), std_prior=0.25)
+    for _ in range(2):  # there, and in use
+        distribution.to(dtype)
+        x, log_prob = distribution.sample_and_log_prob(2)
+        assert (x.dtype, log_prob.dtype) == (dtype, arithmetic_dtype(dtype))
+        (x.sum() + log_prob.sum()).backward()
+        assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in distribution.parameters())
+        distribution.zero_grad()
+    distribution.float()
+    assert distribution.log_prob(distribution.sample()).dtype == torch.float32
+
+
+def test_under_autocast(device: torch.device) -> None:
+    """Parameters stay float32; a sample that autocast narrowed has a log_prob."""
+    distribution = GaussianDistribution((2, 3), device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        x = distribution.sample()
+        narrow = nn.functional.linear(x, torch.eye(3, device=device))
+        assert (x.dtype, narrow.dtype) == (torch.float32, torch.bfloat16)
+        assert distribution.log_prob(narrow).dtype == torch.float32
+
+
+METHODS = {
+    "sample": lambda d: d.sample().sum(),
+    "samples": lambda d: d.sample(3).square().sum(),
+    "log_prob": lambda d: d.log_prob(),
+    "log_prob(x)": lambda d: d.log_prob(torch.ones(2, 3)),
+    "sample_and_log_prob": lambda d: torch.mul(*d.sample_and_log_prob()).sum(),
+    "kl_divergence": lambda d: d.kl_divergence(),
+}
+
+
+@parametrize("frozen", [None, "mu", "rho"])
+@parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_parameter_trains_unless_frozen(method: Any, frozen: str | None) -> None:
+    distribution = GaussianDistribution((2, 3))
+    if frozen:
+        getattr(distribution, frozen).requires_grad_(False)
+    method(distribution).backward()
+    for name, parameter in distribution.named_parameters():
+        assert (parameter.grad is None) is (name == frozen)
+        assert name == frozen or (parameter.grad.isfinite().all() and parameter.grad.any())
+    assert not any(buffer.requires_grad for buffer in distribution.buffers())
+
+
+def test_frozen_as_a_whole() -> None:
+    distribution = GaussianDistribution((2, 3)).requires_grad_(False)
+    outputs: list[Tensor] = [distribution.sample(2), distribution.log_prob(), distribution.kl_divergence()]
+    assert not any(output.requires_grad for output in outputs)
+
+
+def test_training_moves_the_posterior_to_the_prior() -> None:
+    distribution = GaussianDistribution((40,), mu_prior=1.0, std_prior=0.5, mu_init=-1.0, rho_init=1.0)
+    optimizer = torch.optim.Adam(distribution.parameters(), lr=0.1)
+    before = distribution.kl_divergence()
+    torch.manual_seed(0)
+    for _ in range(300):
+        optimizer.zero_grad()
+        distribution.log_prob().backward()
+        optimizer.step()
+    assert distribution.kl_divergence() < before / 100
+    assert distribution.mu.mean().item() == pytest.approx(1, abs=0.1)
+    assert nn.functional.softplus(distribution.rho).mean().item() == pytest.approx(0.5, abs=0.1)

@@ -1,0 +1,274 @@
+"""Every refusal: its type, the argument it names and the value it shows. Nothing is changed by it."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import make_key, make_keys, same_bits
+from torch import Tensor
+
+from illia_ext import GaussianDistribution, _library, functional, random
+from illia_ext.ops import op
+
+nan, inf = float("nan"), float("inf")
+MU, RHO, KEY, KEYS = torch.zeros(3), torch.ones(3), make_key(1), make_keys((1, 2), (3, 4))
+ONE, PRIOR = torch.ones(()), (torch.zeros(1), torch.ones(1))
+DISTRIBUTION = GaussianDistribution(3)
+MASK = [True, True, True, False, False]
+
+sample, log_prob = functional.gaussian_sample, functional.gaussian_log_prob
+both, kl_divergence = functional.gaussian_sample_and_log_prob, functional.gaussian_kl_divergence
+op_normal, op_sample, op_log_prob = op("standard_normal"), op("gaussian_sample"), op("gaussian_log_prob")
+op_both, op_kl_divergence = op("gaussian_sample_and_log_prob"), op("gaussian_kl_divergence")
+op_sample_backward, op_log_prob_backward = op("gaussian_sample_backward"), op("gaussian_log_prob_backward")
+op_both_backward = op("gaussian_sample_and_log_prob_backward")
+op_kl_divergence_backward = op("gaussian_kl_divergence_backward")
+
+Case = tuple[Callable[[], Any], type[Exception], str]  # the call, what it raises, and how the message starts
+
+FUNCTIONAL: list[Case] = [
+    # kinds of things
+    (lambda: sample([0.0], RHO, KEY), TypeError, "mu: expected a tensor, got [0.0]"),
+    (lambda: sample(MU, 1.0, KEY), TypeError, "rho: expected a tensor, got 1.0"),
+    (lambda: sample(MU, RHO, 5), TypeError, "key: expected a tensor, got 5"),
+    (lambda: sample(MU, RHO, None), TypeError, "key: expected a tensor, got None"),
+    (lambda: log_prob(None, MU, RHO, 0.0, 1.0), TypeError, "x: expected a tensor, got None"),
+    (lambda: kl_divergence(MU, RHO, None, 1.0), TypeError, "mu_prior: expected a number or a tensor, got None"),
+    (lambda: kl_divergence(MU, RHO, 0.0, "1"), TypeError, "std_prior: expected a number or a tensor, got '1'"),
+    # dtypes
+    (lambda: sample(MU.int(), RHO.int(), KEY), TypeError, "mu: expected a floating dtype, got torch.int32"),
+    (lambda: both(MU.bool(), RHO, 0.0, 1.0, KEY), TypeError, "mu: expected a floating dtype, got torch.bool"),
+    (lambda: kl_divergence(MU.cfloat(), RHO, 0, 1), TypeError, "mu: expected a floating dtype, got torch.complex64"),
+    (
+        lambda: sample(MU, RHO.double(), KEY),
+        TypeError,
+        "rho: expected the dtype of mu, torch.float32, got torch.float64",
+    ),
+    (lambda: sample(MU, RHO, KEY.int()), TypeError, "key: expected int64 or uint64, got torch.int32"),
+    (lambda: sample(MU, RHO, KEY.double()), TypeError, "key: expected int64 or uint64, got torch.float64"),
+    # shapes
+    (lambda: sample(MU, RHO[:2], KEY), ValueError, "rho: expected the shape of mu, [3], got [2]"),
+    (lambda: kl_divergence(MU, RHO[None], 0.0, 1.0), ValueError, "rho: expected the shape of mu, [3], got [1, 3]"),
+    (lambda: sample(MU, RHO, MU.long()), ValueError, "key: expected shape [2] or [num_samples, 2], got [3]"),
+    (lambda: sample(MU, RHO, KEY[0]), ValueError, "key: expected shape [2] or [num_samples, 2], got []"),
+    (lambda: both(MU, RHO, 0, 1, KEYS[None]), ValueError, "key: expected shape [2] or [num_samples, 2], got [1, 2, 2]"),
+    # values
+    *[
+        (call, ValueError, f"std_prior: expected a positive finite number, got {value}")
+        for value in (0, 0.0, -0.5, nan, inf, -inf)
+        for call in (
+            lambda value=value: kl_divergence(MU, RHO, 0.0, value),
+            lambda value=value: log_prob(MU, MU, RHO, 0.0, value),
+            lambda value=value: both(MU, RHO, 0.0, value, KEY),
+            lambda value=value: GaussianDistribution(3, std_prior=value),
+        )
+    ],
+    *[
+        (call, ValueError, f"mu_prior: expected a finite number, got {value}")
+        for value in (nan, inf, -inf)
+        for call in (
+            lambda value=value: kl_divergence(MU, RHO, value, 1.0),
+            lambda value=value: GaussianDistribution(3, mu_prior=value),
+        )
+    ],
+]
+
+OPS: list[Case] = [
+    (call, RuntimeError, message)
+    for call, message in [
+        # dtypes
+        (lambda: op_sample(MU.int(), RHO.int(), KEY), "mu: expected float32, float64, float16 or bfloat16, got Int"),
+        (
+            lambda: op_kl_divergence(MU.to(torch.float8_e5m2), RHO, *PRIOR),
+            "mu: expected float32, float64, float16 or bfloat16, got Float8_e5m2",
+        ),
+        (lambda: op_both(MU, RHO.half(), *PRIOR, KEY), "rho: expected the dtype of mu, Float, got Half"),
+        (lambda: op_sample(MU, RHO, KEY.int()), "key: expected int64 or uint64, got Int"),
+        (lambda: op_normal(KEY.float(), [2], dtype=torch.float32), "key: expected int64 or uint64, got Float"),
+        (lambda: op_normal(KEY, [2], dtype=torch.cfloat), "dtype: expected float32, float64, float16 or bfloat16"),
+        *[
+            (
+                lambda dtype=dtype: op_sample(MU, RHO, KEY, dtype=dtype),
+                f"dtype: expected the dtype of mu, Float, or float16 or bfloat16 beside float32, got {name}",
+            )
+            for dtype, name in ((torch.float64, "Double"), (torch.int64, "Long"))
+        ],
+        (
+            lambda: op_both(MU.double(), RHO.double(), *PRIOR, KEY, dtype=torch.float16),
+            "dtype: expected the dtype of mu, Double, or float16 or bfloat16 beside float32, got Half",
+        ),
+        (
+            lambda: op_log_prob(MU.double(), MU, RHO, *PRIOR),
+            "x: expected the dtype of mu, Float, or float16 or bfloat16 beside float32, got Double",
+        ),
+        (
+            lambda: op_log_prob(MU.half(), MU.bfloat16(), RHO.bfloat16(), *PRIOR),
+            "x: expected the dtype of mu, BFloat16, or float16 or bfloat16 beside float32, got Half",
+        ),
+        (
+            lambda: op_kl_divergence(MU, RHO, PRIOR[0].long(), PRIOR[1]),
+            "mu_prior: expected float32, float64, float16 or bfloat16, got Long",
+        ),
+        (
+            lambda: op_log_prob_backward(ONE.double(), MU, MU, RHO, *PRIOR, MASK),
+            "grad_log_prob: expected Float, got Double",
+        ),
+        (lambda: op_kl_divergence_backward(ONE.half(), MU, RHO, *PRIOR), "grad: expected Float, got Half"),
+        # shapes
+        (lambda: op_sample(MU, RHO[:2], KEY), "rho: expected the shape of mu, [3], got [2]"),
+        (lambda: op_sample(MU, RHO, KEYS[None]), "key: expected shape [2] or [num_samples, 2], got [1, 2, 2]"),
+        (lambda: op_normal(KEY, [4, -2], dtype=torch.float32), "size: expected no negative dimension, got [4, -2]"),
+        *[
+            (
+                lambda x=x: op_log_prob(x, MU, RHO, *PRIOR),
+                f"x: expected the shape of mu, [3], or one dimension of samples before it, got {list(x.shape)}",
+            )
+            for x in (torch.ones(()), torch.ones(2), torch.ones(3, 2), torch.ones(2, 2, 3))
+        ],
+        (lambda: op_sample_backward(MU, RHO, KEYS), "grad_x: expected shape [2, 3], got [3]"),
+        (
+            lambda: op_log_prob_backward(KEYS[0].float(), MU, MU, RHO, *PRIOR, MASK),
+            "grad_log_prob: expected shape [], got [2]",
+        ),
+        (lambda: op_both_backward(None, ONE, MU, RHO, *PRIOR, KEYS), "grad_log_prob: expected shape [2], got []"),
+        (lambda: op_both_backward(MU[:2], None, MU, RHO, *PRIOR, KEY), "grad_x: expected shape [3], got [2]"),
+        (lambda: op_kl_divergence_backward(MU, MU, RHO, *PRIOR), "grad: expected shape [], got [3]"),
+        # devices
+        *[
+            (
+                lambda call=call, place=place, args=args: call(
+                    *args[:place], args[place].to("meta"), *args[place + 1 :]
+                ),
+                f"{name}: expected to be on the device of {home}, cpu, got meta",
+            )
+            for call, args, place, name, home in (
+                (op_sample, (MU, RHO, KEY), 1, "rho", "mu"),
+                (op_sample, (MU, RHO, KEY), 2, "key", "mu"),
+                (op_log_prob, (MU, MU, RHO, *PRIOR), 0, "x", "mu"),
+                (op_log_prob, (MU, MU, RHO, *PRIOR), 3, "mu_prior", "mu"),
+                (op_both, (MU, RHO, *PRIOR, KEY), 3, "std_prior", "mu"),
+                (op_kl_divergence, (MU, RHO, *PRIOR), 1, "rho", "mu"),
+                (op_sample_backward, (MU, RHO, KEY), 0, "grad_x", "rho"),
+                (op_both_backward, (MU, ONE, MU, RHO, *PRIOR, KEY), 1, "grad_log_prob", "mu"),
+                (op_kl_divergence_backward, (ONE, MU, RHO, *PRIOR), 0, "grad", "mu"),
+            )
+        ],
+        # what is not offered yet, by its name
+        *[
+            (
+                lambda prior=prior: op_kl_divergence(MU, RHO, *prior),
+                f"{name}: expected one element, got shape [3]; a prior for each element is not offered yet",
+            )
+            for name, prior in (("mu_prior", (MU, ONE)), ("std_prior", (ONE, RHO)))
+        ],
+        *[
+            (
+                lambda call=call, args=args, argument=argument: call(*args, **{argument: [3]}),
+                f"{argument}: drawing a block of a larger tensor is not offered yet, got [3]; leave it None",
+            )
+            for argument in ("full_size", "origin")
+            for call, args in (
+                (lambda *a, **k: op_normal(*a, dtype=torch.float32, **k), (KEY, [3])),
+                (op_sample, (MU, RHO, KEY)),
+                (op_sample_backward, (MU, RHO, KEY)),
+                (op_both, (MU, RHO, *PRIOR, KEY)),
+                (op_both_backward, (MU, ONE, MU, RHO, *PRIOR, KEY)),
+            )
+        ],
+        *[
+            (
+                lambda call=call: call(stick_the_landing=True),
+                "stick_the_landing: True is not offered yet; leave it False",
+            )
+            for call in (
+                lambda **k: op_both(MU, RHO, *PRIOR, KEY, **k),
+                lambda **k: op_both_backward(MU, ONE, MU, RHO, *PRIOR, KEY, **k),
+            )
+        ],
+        *[
+            (call, f"{argument}: gradients to mu_prior and std_prior are not offered yet; detach the priors")
+            for call, argument in (
+                (lambda: op_both_backward(MU, ONE, MU, RHO, *PRIOR, KEY, prior_grads=True), "prior_grads"),
+                (lambda: op_kl_divergence_backward(ONE, MU, RHO, *PRIOR, True), "prior_grads"),
+                (lambda: op_log_prob_backward(ONE, MU, MU, RHO, *PRIOR, [*MASK[:4], True]), "output_mask"),
+                (lambda: op_log_prob_backward(ONE, MU, MU, RHO, *PRIOR, [*MASK[:3], True, False]), "output_mask"),
+            )
+        ],
+        (lambda: op_log_prob_backward(ONE, MU, MU, RHO, *PRIOR, MASK[:4]), "output_mask: expected 5 values, got 4"),
+    ]
+]
+
+MODULE: list[Case] = [
+    (lambda: GaussianDistribution(3, scale=2), TypeError, "GaussianDistribution: unknown arguments ['scale']"),
+    (lambda: GaussianDistribution(-3), ValueError, "shape: expected no negative size, got -3"),
+    (lambda: GaussianDistribution((2, -3)), ValueError, "shape: expected no negative size, got (2, -3)"),
+    (
+        lambda: GaussianDistribution(3, dtype=torch.int64),
+        TypeError,
+        "dtype: expected a floating dtype, got torch.int64",
+    ),
+    (
+        lambda: GaussianDistribution(3, dtype=torch.cfloat),
+        TypeError,
+        "dtype: expected a floating dtype, got torch.complex64",
+    ),
+    *[
+        (call, ValueError, f"num_samples: expected a non-negative integer or None, got {value}")
+        for value in (-1, True, False)
+        for call in (
+            lambda value=value: DISTRIBUTION.sample(value),
+            lambda value=value: DISTRIBUTION.sample_and_log_prob(num_samples=value),
+        )
+    ],
+    *[
+        (call, ValueError, "num_samples: a key says how many samples to draw, got num_samples=2 too")
+        for call in (
+            lambda: DISTRIBUTION.sample(2, KEYS),
+            lambda: DISTRIBUTION.sample_and_log_prob(num_samples=2, key=KEY),
+        )
+    ],
+    (lambda: DISTRIBUTION.sample(key=KEY.int()), RuntimeError, "key: expected int64 or uint64, got Int"),
+    (
+        lambda: DISTRIBUTION.log_prob(torch.ones(4)),
+        RuntimeError,
+        "x: expected the shape of mu, [3], or one dimension of",
+    ),
+    (lambda: random.key(2**64), ValueError, f"seed: expected an integer in [-2**63, 2**64), got {2**64}"),
+    (lambda: random.draw_key(-1), ValueError, "num_keys: expected a non-negative integer or None, got -1"),
+    (lambda: random.draw_key(True), ValueError, "num_keys: expected a non-negative integer or None, got True"),
+    (lambda: random.split(KEY, -1), ValueError, "n: expected a non-negative integer, got -1"),
+    (lambda: random.split(KEY.int()), TypeError, "key: expected int64 or uint64, got torch.int32"),
+    (lambda: random.fold_in(MU.long(), 1), ValueError, "key: expected shape [..., 2], got [3]"),
+    (lambda: random.fold_in(KEY, 2**64), ValueError, f"data: expected an integer in [-2**63, 2**64), got {2**64}"),
+]
+
+
+def snapshot() -> list[Tensor]:
+    inputs = [MU, RHO, KEY, KEYS, ONE, *PRIOR, *DISTRIBUTION.state_dict().values(), torch.random.get_rng_state()]
+    return [tensor.clone() for tensor in inputs]
+
+
+@pytest.mark.parametrize("case", [*FUNCTIONAL, *OPS, *MODULE], ids=lambda case: case[2])
+def test_refusal(case: Case) -> None:
+    call, exception, message = case
+    before, expected = snapshot(), both(MU, RHO, *PRIOR, KEYS)
+    for _ in range(2):  # the first leaves nothing behind that the second would trip over
+        with pytest.raises(exception, match="^" + re.escape(message)) as caught:
+            call()
+        assert type(caught.value) is exception
+    assert all(map(same_bits, snapshot(), before))
+    assert all(map(same_bits, both(MU, RHO, *PRIOR, KEYS), expected))
+
+
+@pytest.mark.parametrize("rho", [RHO, RHO.to_sparse()])
+def test_an_op_missing_on_a_device_says_which(rho: Tensor) -> None:
+    with pytest.raises(NotImplementedError, match=r"'illia_ext::gaussian_sample'.* the 'SparseCPU' backend"):
+        sample(MU.to_sparse(), rho, KEY)
+
+
+def test_an_unknown_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ILLIA_EXT_JIT", "yes")
+    with pytest.raises(ValueError, match=r"^ILLIA_EXT_JIT: expected 0 or 1, got 'yes'"):
+        _library.load()

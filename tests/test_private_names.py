@@ -1,0 +1,97 @@
+"""The private names of torch that the package stands on: all of them listed here, there, and as we take them to be."""
+
+import ast
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+import illia_ext
+from illia_ext.ops import op
+
+NAMES = {
+    "torch._C._AutoDispatchBelowAutograd": "it calls an op's kernel from the op's autograd kernel",
+    "torch._C._are_functorch_transforms_active": "it says whether a transform of torch.func is running",
+    "torch._functorch.autograd_function.enable_single_level_autograd_function": "it lets a level of torch.func record",
+    "torch.autograd.forward_ad._current_level": "it says whether forward mode is on",
+    "torch.autograd.forward_ad._set_fwd_grad_enabled": "it turns forward mode on for the levels below",
+    "torch.autograd.function._SingleLevelFunction": "it is the autograd.Function of one level of torch.func",
+    "torch.utils._pytree.tree_map": "it maps over the outputs of an op",
+    "torch._ops.OpOverload._schema": "it names an op's arguments and their defaults",
+}
+
+
+def resolve(name: str) -> Any:
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        try:
+            value = import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            value = getattr(value, part)
+        return value
+    raise ModuleNotFoundError(name)
+
+
+def private_parts(source: str) -> Iterator[str]:
+    """What begins with one underscore in an attribute that is not our own, or in an import from torch."""
+    for node in ast.walk(ast.parse(source)):
+        parts: list[str] = []
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            parts = [node.attr]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
+            parts = [*node.module.split("."), *(alias.name for alias in node.names)]
+        yield from (part for part in parts if part.startswith("_") and not part.startswith("__"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_has(name: str) -> None:
+    if name.endswith("._schema"):  # an attribute of instances
+        assert op("standard_normal")._schema.arguments[0].name == "key"
+        return
+    try:
+        resolve(name)
+    except (AttributeError, ModuleNotFoundError) as error:
+        raise AssertionError(
+            f"torch {torch.__version__} has no {name} any more ({NAMES[name]}): "
+            "illia_ext/_expose.py and ops.py need what took its place"
+        ) from error
+
+
+def test_the_list_is_complete() -> None:
+    sources = [path.read_text() for path in Path(illia_ext.__file__).parent.glob("*.py")]
+    used = {part for source in sources for part in private_parts(source)}
+    listed = {part for name in NAMES for part in name.split(".") if part.startswith("_")}
+    assert used <= listed, f"private names that this file does not list: {used - listed}"
+    assert all(any(name.split(".")[-1] in source for source in sources) for name in NAMES), "a name is used no more"
+
+
+def test_they_mean_what_we_think() -> None:
+    active = torch._C._are_functorch_transforms_active
+    seen: list[tuple[bool, int]] = []
+
+    def watch(x: torch.Tensor) -> torch.Tensor:
+        seen.append((active(), forward_ad._current_level))
+        return x.sum()
+
+    x = torch.ones(2)
+    watch(x)
+    torch.func.grad(watch)(x)
+    torch.func.vmap(watch)(x[None])
+    torch.func.jvp(watch, (x,), (x,))
+    with forward_ad.dual_level():
+        watch(x)
+    assert seen == [(False, -1), (True, -1), (True, -1), (True, 0), (False, 0)]
+
+    arguments = op("gaussian_sample")._schema.arguments
+    assert [a.name for a in arguments if a.kwarg_only] == ["dtype", "full_size", "origin"]
+    assert [a.default_value for a in arguments] == [None] * 6
+
+    leaf = torch.ones(2, requires_grad=True)
+    with torch._C._AutoDispatchBelowAutograd():
+        assert not (2 * leaf).requires_grad
