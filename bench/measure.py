@@ -67,9 +67,7 @@ def check(case: Case, inputs: Inputs) -> str | None:
     sample = mu + softplus(rho) * eps
     z_prior = (sample - inputs.mu_prior) / inputs.std_prior
     expected = (-torch.log(softplus(rho)) - eps**2 / 2 + torch.log(inputs.std_prior) + z_prior**2 / 2).sum()
-    wanted = torch.autograd.grad(
-        (sample, expected), (mu, rho), (inputs.grad_x.double(), inputs.grad_log_prob.double())
-    )
+    wanted = torch.autograd.grad((sample, expected), (mu, rho), (inputs.grad_x.double(), inputs.grad_log_prob.double()))
     pairs = {"log_prob": (log_prob, expected.detach()), **dict(zip(("grad_mu", "grad_rho"), zip(grads, wanted)))}
     for name, (got, want) in pairs.items():
         error = float((got.double() - want).norm() / want.norm())

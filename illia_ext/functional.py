@@ -125,9 +125,7 @@ def gaussian_sample_and_log_prob(
     return _sample_and_log_prob(mu, rho, *_prior(mu_prior, std_prior), key, dtype=dtype)
 
 
-def gaussian_kl_divergence(
-    mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float
-) -> Tensor:
+def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float) -> Tensor:
     """KL(q || p), summed over all elements, in closed form.
 
     Returns:

@@ -97,7 +97,9 @@ def split(key: Tensor, n: int = 2) -> Tensor:
     """
     if n < 0:
         raise ValueError(f"n: expected a non-negative integer, got {n}")
-    return torch.stack([fold_in(key, data) for data in range(n)]) if n else key.new_empty(0, *key.shape, dtype=torch.int64)
+    return (
+        torch.stack([fold_in(key, data) for data in range(n)]) if n else key.new_empty(0, *key.shape, dtype=torch.int64)
+    )
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:

@@ -44,8 +44,7 @@ def standard_normal(key: Tensor, size: Sequence[int], dtype: torch.dtype = torch
     words = philox4x32(key[0], key[1] + blocks)
     if dtype == torch.float64:
         uniforms = [
-            high.double() * 2.0**-32 + low.double() * 2.0**-64 + 2.0**-65
-            for high, low in (words[0:2], words[2:4])
+            high.double() * 2.0**-32 + low.double() * 2.0**-64 + 2.0**-65 for high, low in (words[0:2], words[2:4])
         ]
         normals = _box_muller(*uniforms)
     else:
@@ -100,9 +99,7 @@ def gaussian_sample_and_log_prob(
     return x.to(dtype or mu.dtype), log_prob
 
 
-def gaussian_kl_divergence(
-    mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float
-) -> Tensor:
+def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float) -> Tensor:
     """KL(q || p) in closed form."""
     std_prior = torch.as_tensor(std_prior, dtype=mu.dtype, device=mu.device)
     squares = (softplus(rho, threshold=60) / std_prior) ** 2 + ((mu - mu_prior) / std_prior) ** 2

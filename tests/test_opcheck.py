@@ -52,7 +52,7 @@ def make_samples(device: torch.device) -> dict[str, list[tuple[tuple[Any, ...], 
         ],
         "gaussian_sample": [
             ((mu, rho, keys), {}),
-            ((mu, rho.T.contiguous().T, key), {"dtype": torch.bfloat16}),
+            ((mu.T.contiguous().T, rho, key), {"dtype": torch.bfloat16}),
             ((mu_half, rho_half, keys), {}),
         ],
         "gaussian_sample_backward": [

@@ -138,6 +138,17 @@ def test_vmap_is_a_loop(in_dims: tuple[int | None, ...], device: torch.device) -
     assert torch.equal(outputs[0][0], outputs[0][1]) is (in_dims[2] is None)
 
 
+def test_vmap_over_keys_of_a_backward_is_a_loop(device: torch.device) -> None:
+    """A backward sums over its keys: those of one member, and no others."""
+    rho, grad_x = torch.linspace(-1, 1, 3).to(device), torch.ones(2, 3, device=device)
+    keys = make_keys(*[(i, 0) for i in range(8)], device=device).unflatten(0, (4, 2))
+    backward = torch.ops.illia_ext.gaussian_sample_backward
+    ours = vmap(lambda key: backward(grad_x, rho, key))(keys)
+    assert same_bits(ours, torch.stack([backward(grad_x, rho, key) for key in keys]))
+    ours = vmap(lambda key: backward(grad_x[0], rho, key))(keys[:, 0])
+    assert same_bits(ours, torch.stack([backward(grad_x[0], rho, key) for key in keys[:, 0]]))
+
+
 def test_vmap_over_no_members() -> None:
     mu = torch.zeros(0, 3)
     assert vmap(functional.gaussian_sample, (0, 0, None))(mu, mu, KEY).shape == (0, 3)

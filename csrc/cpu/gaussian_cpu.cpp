@@ -82,7 +82,7 @@ Tensor gaussian_sample_backward_cpu(Tensor grad_x, Tensor rho, Tensor key, std::
   const Input grad_x_input(grad_x), rho_input(rho);
   const Output grad_rho(rho.sizes(), rho.scalar_type());
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = rho.numel();
-  const SampleBackwardArgs args{grad_x_input, nullptr, ConstView{}, rho_input,  keys.data(),
+  const SampleBackwardArgs args{grad_x_input, nullptr, ConstView{},       rho_input,     keys.data(),
                                 num_samples,  numel,   PriorValues{0, 1}, MutableView{}, grad_rho};
   launch(kernels_for(rho.scalar_type()).sample_backward, args, numel);
   return grad_rho.tensor();
@@ -103,7 +103,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
     check_log_prob_gradient("grad_log_prob", *grad_log_prob, log_prob_sizes(is_batch_of_keys(key), num_samples), mu);
 
   const std::optional<Input> grad_x_input = grad_x ? std::optional<Input>(*grad_x) : std::nullopt;
-  const std::vector<double> log_prob_grads = grad_log_prob ? read_values(*grad_log_prob) : std::vector<double>(keys.size());
+  const std::vector<double> log_prob_grads =
+      grad_log_prob ? read_values(*grad_log_prob) : std::vector<double>(keys.size());
   const Input mu_input(mu), rho_input(rho);
   const Output grad_mu(mu.sizes(), mu.scalar_type()), grad_rho(rho.sizes(), rho.scalar_type());
   const SampleBackwardArgs args{grad_x_input ? ConstView(*grad_x_input) : ConstView{},
@@ -129,7 +130,7 @@ Tensor gaussian_log_prob_cpu(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, T
   const int64_t num_samples = batch ? x.size(0) : 1, numel = mu.numel();
   const Input x_input(x), mu_input(mu), rho_input(rho);
   Partials partials(num_samples, numel);
-  const LogProbArgs args{x_input, mu_input, rho_input, num_samples, numel, read_prior(mu_prior, std_prior),
+  const LogProbArgs args{x_input,        mu_input, rho_input, num_samples, numel, read_prior(mu_prior, std_prior),
                          partials.data()};
   launch(kernels_for(mu.scalar_type()).log_prob, args, numel);
   const Output log_prob(log_prob_sizes(batch, num_samples), log_prob_dtype(mu.scalar_type()));
@@ -137,9 +138,10 @@ Tensor gaussian_log_prob_cpu(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, T
   return log_prob.tensor();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cpu(
-    Tensor grad_log_prob, Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior,
-    std::vector<bool> output_mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cpu(Tensor grad_log_prob, Tensor x,
+                                                                                  Tensor mu, Tensor rho,
+                                                                                  Tensor mu_prior, Tensor std_prior,
+                                                                                  std::vector<bool> output_mask) {
   check_parameters(mu, rho);
   check_x(x, mu);
   check_priors(mu_prior, std_prior, mu);
@@ -153,13 +155,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cp
   const auto output = [&](bool asked, const Tensor& like) {
     return asked ? std::optional<Output>(Output(like.sizes(), like.scalar_type())) : std::nullopt;
   };
-  const auto view = [](const std::optional<Output>& out) {
-    return out ? MutableView(*out) : MutableView{};
-  };
-  const auto grad_x = output(output_mask[0], x), grad_mu = output(output_mask[1], mu), grad_rho = output(output_mask[2], rho);
-  const LogProbBackwardArgs args{log_prob_grads.data(), x_input,      mu_input,      rho_input,
-                                 num_samples,           numel,        read_prior(mu_prior, std_prior),
-                                 view(grad_x),          view(grad_mu), view(grad_rho)};
+  const auto view = [](const std::optional<Output>& out) { return out ? MutableView(*out) : MutableView{}; };
+  const auto grad_x = output(output_mask[0], x), grad_mu = output(output_mask[1], mu),
+             grad_rho = output(output_mask[2], rho);
+  const LogProbBackwardArgs args{
+      log_prob_grads.data(),           x_input,      mu_input,      rho_input,     num_samples, numel,
+      read_prior(mu_prior, std_prior), view(grad_x), view(grad_mu), view(grad_rho)};
   launch(kernels_for(mu.scalar_type()).log_prob_backward, args, numel);
   const auto result = [&](const std::optional<Output>& out) { return out ? out->tensor() : not_asked_for(mu); };
   return {result(grad_x), result(grad_mu), result(grad_rho), not_asked_for(mu), not_asked_for(mu)};

@@ -9,8 +9,9 @@ ILLIA_NAMESPACE_BEGIN
 
 template <typename acc_t>
 constexpr KernelTable make_kernel_table() {
-  return {standard_normal_kernel<acc_t>,   sample_kernel<acc_t>,        sample_backward_kernel<acc_t>,
-          log_prob_kernel<acc_t>,          log_prob_backward_kernel<acc_t>, kl_divergence_kernel<acc_t>,
+  return {standard_normal_kernel<acc_t>,       sample_kernel<acc_t>,
+          sample_backward_kernel<acc_t>,       log_prob_kernel<acc_t>,
+          log_prob_backward_kernel<acc_t>,     kl_divergence_kernel<acc_t>,
           kl_divergence_backward_kernel<acc_t>};
 }
 

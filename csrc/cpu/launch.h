@@ -39,8 +39,7 @@ inline Storage storage_of(ScalarType dtype) {
 // A contiguous tensor (a copy where the argument is strided), kept alive with its view.
 class Input {
  public:
-  explicit Input(const Tensor& tensor)
-      : tensor_(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor)) {}
+  explicit Input(const Tensor& tensor) : tensor_(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor)) {}
   operator ConstView() const { return {tensor_.const_data_ptr(), storage_of(tensor_.scalar_type())}; }
 
  private:

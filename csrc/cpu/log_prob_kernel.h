@@ -1,14 +1,14 @@
 // log_prob of a given sample and the closed-form KL divergence, with their backward.
 #pragma once
 
-#include "cpu/chunk.h"
+#include "cpu/pieces.h"
 
 ILLIA_NAMESPACE_BEGIN
 
 // Sum of (z_p^2 - z^2) / 2.
 template <typename acc_t>
-double log_prob_chunk(const acc_t* __restrict x, const acc_t* __restrict mu, const acc_t* __restrict sigma, int64_t count,
-                      const Prior<acc_t>& prior) {
+double log_prob_piece(const acc_t* __restrict x, const acc_t* __restrict mu, const acc_t* __restrict sigma,
+                      int64_t count, const Prior<acc_t>& prior) {
   LaneSum<acc_t> prior_squares, posterior_squares;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -25,22 +25,22 @@ template <typename acc_t>
 void log_prob_kernel(const LogProbArgs& args, int64_t begin, int64_t end) {
   const auto prior = Prior<acc_t>::make(args.prior.mu, args.prior.std);
   const int64_t num_chunks = count_chunks(args.numel);
-  alignas(64) Buffer<acc_t> x_buffer, mu_buffer, rho_buffer, sigma;
-  for_each_chunk(begin, end, args.numel, [&](const Chunk& chunk) {
-    const acc_t* mu = load(args.mu, chunk.first, chunk.count, mu_buffer);
-    const acc_t* rho = load(args.rho, chunk.first, chunk.count, rho_buffer);
-    const double log_sigma = softplus_chunk<acc_t, true>(rho, chunk.count, sigma);
+  alignas(64) Buffer<acc_t, kChunkSize> x_buffer, mu_buffer, rho_buffer, sigma;
+  for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
+    const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
+    const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
+    const double log_sigma = softplus_piece<acc_t, true>(rho, piece.count, sigma);
     for (int64_t s = 0; s < args.num_samples; ++s) {
-      const acc_t* x = load(args.x, s * args.numel + chunk.first, chunk.count, x_buffer);
-      const double squares = log_prob_chunk(x, mu, sigma, chunk.count, prior);
-      args.partials[s * num_chunks + chunk.index] = squares - log_sigma + chunk.count * prior.log_std;
+      const acc_t* x = load(args.x, s * args.numel + piece.first, piece.count, x_buffer);
+      const double squares = log_prob_piece(x, mu, sigma, piece.count, prior);
+      args.partials[s * num_chunks + piece.first / kChunkSize] = squares - log_sigma + piece.count * prior.log_std;
     }
   });
 }
 
 // Writes grad_x and adds one sample's gradients to grad_mu and rho_sum.
 template <typename acc_t>
-void log_prob_backward_chunk(acc_t grad_log_prob, const acc_t* __restrict x, const acc_t* __restrict mu,
+void log_prob_backward_piece(acc_t grad_log_prob, const acc_t* __restrict x, const acc_t* __restrict mu,
                              const acc_t* __restrict sigma, int64_t count, const Prior<acc_t>& prior,
                              acc_t* __restrict grad_x, acc_t* __restrict grad_mu, acc_t* __restrict rho_sum) {
   const acc_t prior_scale = static_cast<acc_t>(grad_log_prob * prior.inverse_variance);
@@ -56,33 +56,34 @@ void log_prob_backward_chunk(acc_t grad_log_prob, const acc_t* __restrict x, con
 template <typename acc_t>
 void log_prob_backward_kernel(const LogProbBackwardArgs& args, int64_t begin, int64_t end) {
   const auto prior = Prior<acc_t>::make(args.prior.mu, args.prior.std);
-  alignas(64) Buffer<acc_t> x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, rho_sum, grad_x_buffer, grad_mu_buffer;
-  for_each_chunk(begin, end, args.numel, [&](const Chunk& chunk) {
-    const int64_t count = chunk.count;
-    const acc_t* mu = load(args.mu, chunk.first, count, mu_buffer);
-    const acc_t* rho = load(args.rho, chunk.first, count, rho_buffer);
-    acc_t* grad_mu = destination(args.grad_mu, chunk.first, grad_mu_buffer);
-    softplus_backward_chunk(rho, count, sigma, dsigma, h);
+  alignas(64) Buffer<acc_t, kTileSize> x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, rho_sum, grad_x_buffer,
+      grad_mu_buffer;
+  for_each_piece<kTileSize>(begin, end, args.numel, [&](const Piece& piece) {
+    const int64_t count = piece.count;
+    const acc_t* mu = load(args.mu, piece.first, count, mu_buffer);
+    const acc_t* rho = load(args.rho, piece.first, count, rho_buffer);
+    acc_t* grad_mu = destination(args.grad_mu, piece.first, grad_mu_buffer);
+    softplus_backward_piece(rho, count, sigma, dsigma, h);
     std::memset(grad_mu, 0, count * sizeof(acc_t));
     std::memset(rho_sum, 0, count * sizeof(acc_t));
     for (int64_t s = 0; s < args.num_samples; ++s) {
-      const int64_t first = s * args.numel + chunk.first;
+      const int64_t first = s * args.numel + piece.first;
       const acc_t* x = load(args.x, first, count, x_buffer);
       acc_t* grad_x = destination(args.grad_x, first, grad_x_buffer);
-      log_prob_backward_chunk(static_cast<acc_t>(args.grad_log_prob[s]), x, mu, sigma, count, prior, grad_x, grad_mu,
+      log_prob_backward_piece(static_cast<acc_t>(args.grad_log_prob[s]), x, mu, sigma, count, prior, grad_x, grad_mu,
                               rho_sum);
       store(args.grad_x, first, count, grad_x);
     }
-    store(args.grad_mu, chunk.first, count, grad_mu);
-    acc_t* grad_rho = destination(args.grad_rho, chunk.first, rho_buffer);
+    store(args.grad_mu, piece.first, count, grad_mu);
+    acc_t* grad_rho = destination(args.grad_rho, piece.first, rho_buffer);
     for (int64_t i = 0; i < count; ++i) grad_rho[i] = h[i] * rho_sum[i];
-    store(args.grad_rho, chunk.first, count, grad_rho);
+    store(args.grad_rho, piece.first, count, grad_rho);
   });
 }
 
 // Sum of (sigma^2 + (mu - mu_prior)^2) / (2 std_prior^2).
 template <typename acc_t>
-double kl_divergence_chunk(const acc_t* __restrict mu, const acc_t* __restrict sigma, int64_t count,
+double kl_divergence_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, int64_t count,
                            const Prior<acc_t>& prior) {
   LaneSum<acc_t> mu_squares, sigma_squares;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
@@ -98,13 +99,13 @@ double kl_divergence_chunk(const acc_t* __restrict mu, const acc_t* __restrict s
 template <typename acc_t>
 void kl_divergence_kernel(const KlDivergenceArgs& args, int64_t begin, int64_t end) {
   const auto prior = Prior<acc_t>::make(args.prior.mu, args.prior.std);
-  alignas(64) Buffer<acc_t> mu_buffer, rho_buffer, sigma;
-  for_each_chunk(begin, end, args.numel, [&](const Chunk& chunk) {
-    const acc_t* mu = load(args.mu, chunk.first, chunk.count, mu_buffer);
-    const acc_t* rho = load(args.rho, chunk.first, chunk.count, rho_buffer);
-    const double log_sigma = softplus_chunk<acc_t, true>(rho, chunk.count, sigma);
-    const double squares = kl_divergence_chunk(mu, sigma, chunk.count, prior);
-    args.partials[chunk.index] = squares - log_sigma + chunk.count * (prior.log_std - 0.5);
+  alignas(64) Buffer<acc_t, kChunkSize> mu_buffer, rho_buffer, sigma;
+  for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
+    const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
+    const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
+    const double log_sigma = softplus_piece<acc_t, true>(rho, piece.count, sigma);
+    const double squares = kl_divergence_piece(mu, sigma, piece.count, prior);
+    args.partials[piece.first / kChunkSize] = squares - log_sigma + piece.count * (prior.log_std - 0.5);
   });
 }
 
@@ -113,21 +114,21 @@ void kl_divergence_backward_kernel(const KlDivergenceBackwardArgs& args, int64_t
   const auto prior = Prior<acc_t>::make(args.prior.mu, args.prior.std);
   const acc_t grad = static_cast<acc_t>(args.grad);
   const acc_t prior_scale = static_cast<acc_t>(args.grad * prior.inverse_variance);
-  alignas(64) Buffer<acc_t> mu_buffer, rho_buffer, sigma, dsigma, h, grad_mu_buffer, grad_rho_buffer;
-  for_each_chunk(begin, end, args.numel, [&](const Chunk& chunk) {
-    const acc_t* mu = load(args.mu, chunk.first, chunk.count, mu_buffer);
-    const acc_t* rho = load(args.rho, chunk.first, chunk.count, rho_buffer);
-    acc_t* __restrict grad_mu = destination(args.grad_mu, chunk.first, grad_mu_buffer);
-    acc_t* __restrict grad_rho = destination(args.grad_rho, chunk.first, grad_rho_buffer);
-    softplus_backward_chunk(rho, chunk.count, sigma, dsigma, h);
-    for (int64_t i = 0; i < chunk.count; ++i) {
+  alignas(64) Buffer<acc_t, kTileSize> mu_buffer, rho_buffer, sigma, dsigma, h, grad_mu_buffer, grad_rho_buffer;
+  for_each_piece<kTileSize>(begin, end, args.numel, [&](const Piece& piece) {
+    const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
+    const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
+    acc_t* __restrict grad_mu = destination(args.grad_mu, piece.first, grad_mu_buffer);
+    acc_t* __restrict grad_rho = destination(args.grad_rho, piece.first, grad_rho_buffer);
+    softplus_backward_piece(rho, piece.count, sigma, dsigma, h);
+    for (int64_t i = 0; i < piece.count; ++i) {
       const GaussianGrads<acc_t> grads =
           gaussian_kl_divergence_grads(grad, mu[i], sigma[i], dsigma[i], h[i], prior.mu, prior_scale);
       grad_mu[i] = grads.mu;
       grad_rho[i] = grads.rho;
     }
-    store(args.grad_mu, chunk.first, chunk.count, grad_mu);
-    store(args.grad_rho, chunk.first, chunk.count, grad_rho);
+    store(args.grad_mu, piece.first, piece.count, grad_mu);
+    store(args.grad_rho, piece.first, piece.count, grad_rho);
   });
 }
 

@@ -1,28 +1,28 @@
 // standard_normal, and sample_and_log_prob with its backward (the plain sample is the same without its sums).
 #pragma once
 
-#include "cpu/chunk.h"
+#include "cpu/pieces.h"
 
 ILLIA_NAMESPACE_BEGIN
 
 template <typename acc_t>
 void standard_normal_kernel(const StandardNormalArgs& args, int64_t begin, int64_t end) {
-  alignas(64) Buffer<acc_t> eps;
-  for_each_chunk(begin, end, args.numel, [&](const Chunk& chunk) {
+  alignas(64) Buffer<acc_t, kChunkSize> eps;
+  for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
     for (int64_t s = 0; s < args.num_samples; ++s) {
-      const int64_t first = s * args.numel + chunk.first;
+      const int64_t first = s * args.numel + piece.first;
       acc_t* out = destination(args.eps, first, eps);
-      standard_normal_chunk(args.keys[s], chunk, eps);
-      if (out != eps) std::memcpy(out, eps, chunk.count * sizeof(acc_t));
-      store(args.eps, first, chunk.count, eps);
+      standard_normal_piece(args.keys[s], piece, eps);
+      if (out != eps) std::memcpy(out, eps, piece.count * sizeof(acc_t));
+      store(args.eps, first, piece.count, eps);
     }
   });
 }
 
 // x, and with kLogProb the sum of (z_p^2 - eps^2) / 2: the quadratic term of log q(x) is exactly -eps^2 / 2.
 template <typename acc_t, bool kLogProb>
-double sample_chunk(const acc_t* __restrict mu, const acc_t* __restrict sigma, const acc_t* __restrict eps, int64_t count,
-                    const Prior<acc_t>& prior, acc_t* __restrict x) {
+double sample_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, const acc_t* __restrict eps,
+                    int64_t count, const Prior<acc_t>& prior, acc_t* __restrict x) {
   LaneSum<acc_t> prior_squares, eps_squares;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -40,80 +40,82 @@ double sample_chunk(const acc_t* __restrict mu, const acc_t* __restrict sigma, c
 }
 
 template <typename acc_t, bool kLogProb>
-void sample_chunks(const SampleArgs& args, int64_t begin, int64_t end) {
+void sample_pieces(const SampleArgs& args, int64_t begin, int64_t end) {
   const auto prior = Prior<acc_t>::make(args.prior.mu, args.prior.std);
   const int64_t num_chunks = count_chunks(args.numel);
-  alignas(64) Buffer<acc_t> mu_buffer, rho_buffer, sigma, eps, x_buffer;
-  for_each_chunk(begin, end, args.numel, [&](const Chunk& chunk) {
-    const acc_t* mu = load(args.mu, chunk.first, chunk.count, mu_buffer);
-    const acc_t* rho = load(args.rho, chunk.first, chunk.count, rho_buffer);
-    const double log_sigma = softplus_chunk<acc_t, kLogProb>(rho, chunk.count, sigma);
+  alignas(64) Buffer<acc_t, kChunkSize> mu_buffer, rho_buffer, sigma, eps, x_buffer;
+  for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
+    const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
+    const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
+    const double log_sigma = softplus_piece<acc_t, kLogProb>(rho, piece.count, sigma);
     for (int64_t s = 0; s < args.num_samples; ++s) {
-      const int64_t first = s * args.numel + chunk.first;
+      const int64_t first = s * args.numel + piece.first;
       acc_t* x = destination(args.x, first, x_buffer);
-      standard_normal_chunk(args.keys[s], chunk, eps);
-      const double squares = sample_chunk<acc_t, kLogProb>(mu, sigma, eps, chunk.count, prior, x);
-      store(args.x, first, chunk.count, x);
+      standard_normal_piece(args.keys[s], piece, eps);
+      const double squares = sample_piece<acc_t, kLogProb>(mu, sigma, eps, piece.count, prior, x);
+      store(args.x, first, piece.count, x);
       if constexpr (kLogProb)
-        args.partials[s * num_chunks + chunk.index] = squares - log_sigma + chunk.count * prior.log_std;
+        args.partials[s * num_chunks + piece.first / kChunkSize] = squares - log_sigma + piece.count * prior.log_std;
     }
   });
 }
 
 template <typename acc_t>
 void sample_kernel(const SampleArgs& args, int64_t begin, int64_t end) {
-  (args.partials ? sample_chunks<acc_t, true> : sample_chunks<acc_t, false>)(args, begin, end);
+  (args.partials ? sample_pieces<acc_t, true> : sample_pieces<acc_t, false>)(args, begin, end);
 }
 
 // Adds one sample's gradients: grad_mu += g and rho_sum += g eps, where g is the gradient to x.
 template <typename acc_t, bool kLogProb>
-void sample_backward_chunk(const acc_t* __restrict grad_x, const acc_t* __restrict mu, const acc_t* __restrict sigma,
+void sample_backward_piece(const acc_t* __restrict grad_x, const acc_t* __restrict mu, const acc_t* __restrict sigma,
                            const acc_t* __restrict eps, int64_t count, acc_t mu_prior, acc_t prior_scale,
                            acc_t* __restrict grad_mu, acc_t* __restrict rho_sum) {
   for (int64_t i = 0; i < count; ++i) {
     acc_t g = grad_x[i];
-    if constexpr (kLogProb) g = gaussian_sample_grad(g, gaussian_sample(mu[i], sigma[i], eps[i]), mu_prior, prior_scale);
+    if constexpr (kLogProb)
+      g = gaussian_sample_grad(g, gaussian_sample(mu[i], sigma[i], eps[i]), mu_prior, prior_scale);
     grad_mu[i] += g;
     rho_sum[i] = std::fma(g, eps[i], rho_sum[i]);
   }
 }
 
 template <typename acc_t, bool kLogProb>
-void sample_backward_chunks(const SampleBackwardArgs& args, int64_t begin, int64_t end) {
+void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64_t end) {
   const auto prior = Prior<acc_t>::make(args.prior.mu, args.prior.std);
   double grad_log_prob_sum = 0;
   if constexpr (kLogProb)
     for (int64_t s = 0; s < args.num_samples; ++s) grad_log_prob_sum += args.grad_log_prob[s];
   const acc_t h_scale = static_cast<acc_t>(grad_log_prob_sum);
-  alignas(64) Buffer<acc_t> grad_x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, eps, rho_sum, grad_mu_buffer;
-  for_each_chunk(begin, end, args.numel, [&](const Chunk& chunk) {
-    const int64_t count = chunk.count;
-    const acc_t* mu = kLogProb ? load(args.mu, chunk.first, count, mu_buffer) : nullptr;
-    const acc_t* rho = load(args.rho, chunk.first, count, rho_buffer);
-    acc_t* grad_mu = destination(args.grad_mu, chunk.first, grad_mu_buffer);
-    softplus_backward_chunk(rho, count, sigma, dsigma, h);
+  alignas(64) Buffer<acc_t, kTileSize> grad_x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, eps, rho_sum,
+      grad_mu_buffer;
+  for_each_piece<kTileSize>(begin, end, args.numel, [&](const Piece& piece) {
+    const int64_t count = piece.count;
+    const acc_t* mu = kLogProb ? load(args.mu, piece.first, count, mu_buffer) : nullptr;
+    const acc_t* rho = load(args.rho, piece.first, count, rho_buffer);
+    acc_t* grad_mu = destination(args.grad_mu, piece.first, grad_mu_buffer);
+    softplus_backward_piece(rho, count, sigma, dsigma, h);
     std::memset(grad_mu, 0, count * sizeof(acc_t));
     std::memset(rho_sum, 0, count * sizeof(acc_t));
     for (int64_t s = 0; s < args.num_samples; ++s) {
-      const acc_t* grad_x = load_or_zeros(args.grad_x, s * args.numel + chunk.first, count, grad_x_buffer);
+      const acc_t* grad_x = load_or_zeros(args.grad_x, s * args.numel + piece.first, count, grad_x_buffer);
       acc_t prior_scale = 0;
       if constexpr (kLogProb) prior_scale = static_cast<acc_t>(args.grad_log_prob[s] * prior.inverse_variance);
-      standard_normal_chunk(args.keys[s], chunk, eps);
-      sample_backward_chunk<acc_t, kLogProb>(grad_x, mu, sigma, eps, count, prior.mu, prior_scale, grad_mu, rho_sum);
+      standard_normal_piece(args.keys[s], piece, eps);
+      sample_backward_piece<acc_t, kLogProb>(grad_x, mu, sigma, eps, count, prior.mu, prior_scale, grad_mu, rho_sum);
     }
-    store(args.grad_mu, chunk.first, count, grad_mu);
-    acc_t* grad_rho = destination(args.grad_rho, chunk.first, rho_buffer);
+    store(args.grad_mu, piece.first, count, grad_mu);
+    acc_t* grad_rho = destination(args.grad_rho, piece.first, rho_buffer);
     for (int64_t i = 0; i < count; ++i) {
       grad_rho[i] = dsigma[i] * rho_sum[i];
       if constexpr (kLogProb) grad_rho[i] = std::fma(-h_scale, h[i], grad_rho[i]);
     }
-    store(args.grad_rho, chunk.first, count, grad_rho);
+    store(args.grad_rho, piece.first, count, grad_rho);
   });
 }
 
 template <typename acc_t>
 void sample_backward_kernel(const SampleBackwardArgs& args, int64_t begin, int64_t end) {
-  (args.grad_log_prob ? sample_backward_chunks<acc_t, true> : sample_backward_chunks<acc_t, false>)(args, begin, end);
+  (args.grad_log_prob ? sample_backward_pieces<acc_t, true> : sample_backward_pieces<acc_t, false>)(args, begin, end);
 }
 
 ILLIA_NAMESPACE_END

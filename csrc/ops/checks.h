@@ -56,7 +56,8 @@ inline void check_same_device(const char* name, const Tensor& tensor, const char
   const auto describe = [](const Tensor& t) {
     return t.is_cpu() ? std::string("cpu") : (t.is_cuda() ? "cuda:" : "device ") + std::to_string(t.get_device_index());
   };
-  check(false, name, ": expected to be on the device of ", other_name, ", ", describe(other), ", got ", describe(tensor));
+  check(false, name, ": expected to be on the device of ", other_name, ", ", describe(other), ", got ",
+        describe(tensor));
 }
 
 inline void check_same_shape(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
@@ -90,8 +91,7 @@ inline Sizes sample_sizes(const Tensor& key, IntHeaderOnlyArrayRef sizes) {
 
 // The sample may have the parameters' dtype, or be half or bfloat16 beside float32 parameters (autocast).
 inline void check_sample_dtype(const char* name, ScalarType dtype, ScalarType parameters) {
-  const bool narrowed =
-      parameters == ScalarType::Float && (dtype == ScalarType::Half || dtype == ScalarType::BFloat16);
+  const bool narrowed = parameters == ScalarType::Float && (dtype == ScalarType::Half || dtype == ScalarType::BFloat16);
   check(dtype == parameters || narrowed, name, ": expected the dtype of mu, ", parameters,
         ", or float16 or bfloat16 beside float32, got ", dtype);
 }

@@ -14,8 +14,7 @@ STABLE_TORCH_LIBRARY(illia_ext, m) {
   m.def(
       "gaussian_sample_backward(Tensor grad_x, Tensor rho, Tensor key, *, SymInt[]? full_size=None, "
       "SymInt[]? origin=None) -> Tensor");
-  m.def(
-      "gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor");
+  m.def("gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor");
   m.def(
       "gaussian_log_prob_backward(Tensor grad_log_prob, Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, "
       "Tensor std_prior, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
@@ -27,8 +26,7 @@ STABLE_TORCH_LIBRARY(illia_ext, m) {
       "gaussian_sample_and_log_prob_backward(Tensor? grad_x, Tensor? grad_log_prob, Tensor mu, Tensor rho, "
       "Tensor mu_prior, Tensor std_prior, Tensor key, *, bool stick_the_landing=False, SymInt[]? full_size=None, "
       "SymInt[]? origin=None, bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "gaussian_kl_divergence(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor");
+  m.def("gaussian_kl_divergence(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor");
   m.def(
       "gaussian_kl_divergence_backward(Tensor grad, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, "
       "bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)");

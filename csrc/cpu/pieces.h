@@ -1,4 +1,4 @@
-// The parts that the CPU kernels share: plain loops over one chunk of contiguous elements.
+// The parts that the CPU kernels share: plain loops over a piece of contiguous elements.
 //
 // Sums run in 16 fixed lanes of at most 64 elements a chunk, then over the lanes in double: the same additions in the
 // same order whatever the vector width.
@@ -11,22 +11,27 @@
 ILLIA_NAMESPACE_BEGIN
 
 constexpr int kLanes = 16;
-constexpr int kNormalsTile = 64;  // normals drawn at once; a chunk is a multiple of it
-static_assert(kChunkSize % kNormalsTile == 0 && kNormalsTile % kLanes == 0 && kChunkSize / kLanes <= 64);
+constexpr int kNormalsBatch = 64;  // normals drawn at once
+static_assert(kChunkSize % kNormalsBatch == 0 && kNormalsBatch % kLanes == 0 && kChunkSize / kLanes <= 64);
 
-template <typename acc_t>
-using Buffer = acc_t[kChunkSize];
+// Forward kernels work on whole chunks, whose sums they return; backward kernels, which read and write more arrays, on
+// tiles that fit into the first-level cache together.
+constexpr int64_t kTileSize = 256;
+static_assert(kChunkSize % kTileSize == 0 && kTileSize % kNormalsBatch == 0);
 
-struct Chunk {
-  int64_t index, first, count;
+template <typename acc_t, int64_t kSize>
+using Buffer = acc_t[kSize];
+
+struct Piece {
+  int64_t first, count;
 };
 
-template <typename function_t>
-ILLIA_FUNCTION void for_each_chunk(int64_t begin, int64_t end, int64_t numel, function_t function) {
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t first = index * kChunkSize;
-    function(Chunk{index, first, numel - first < kChunkSize ? numel - first : kChunkSize});
-  }
+// function(piece) for each piece of kSize elements (the last may be shorter) of the chunks in [begin, end).
+template <int64_t kSize, typename function_t>
+ILLIA_FUNCTION void for_each_piece(int64_t begin, int64_t end, int64_t numel, function_t function) {
+  const int64_t stop = end * kChunkSize < numel ? end * kChunkSize : numel;
+  for (int64_t first = begin * kChunkSize; first < stop; first += kSize)
+    function(Piece{first, stop - first < kSize ? stop - first : kSize});
 }
 
 // function(first, lanes) for each row of lanes; all but the last row have a constant kLanes, which unrolls.
@@ -79,13 +84,13 @@ struct LogSigmaSum {
   }
 };
 
-// eps[i] is normal first + i of the key's stream. Writes whole tiles: eps holds kChunkSize.
+// eps[i] is normal first + i of the key's stream. Writes whole blocks of kNormalsBatch.
 template <typename acc_t>
-void standard_normal_chunk(const Key& key, const Chunk& chunk, acc_t* __restrict eps) {
+void standard_normal_piece(const Key& key, const Piece& piece, acc_t* __restrict eps) {
   constexpr int64_t kNormals = kNormalsPerBlock<acc_t>;
-  const uint64_t counter = key.offset + static_cast<uint64_t>(chunk.first / kNormals);
-  for (int64_t first = 0; first < chunk.count; first += kNormalsTile) {
-    for (int64_t block = 0; block < kNormalsTile / kNormals; ++block) {
+  const uint64_t counter = key.offset + static_cast<uint64_t>(piece.first / kNormals);
+  for (int64_t first = 0; first < piece.count; first += kNormalsBatch) {
+    for (int64_t block = 0; block < kNormalsBatch / kNormals; ++block) {
       acc_t normals[kNormals];
       block_normals(philox4x32<uint64_t>(key.seed, counter + first / kNormals + block), normals);
       for (int64_t k = 0; k < kNormals; ++k) eps[first + block * kNormals + k] = normals[k];
@@ -95,7 +100,7 @@ void standard_normal_chunk(const Key& key, const Chunk& chunk, acc_t* __restrict
 
 // sigma, and with kLogProb the sum of log sigma.
 template <typename acc_t, bool kLogProb>
-double softplus_chunk(const acc_t* __restrict rho, int64_t count, acc_t* __restrict sigma) {
+double softplus_piece(const acc_t* __restrict rho, int64_t count, acc_t* __restrict sigma) {
   LogSigmaSum<acc_t> sum;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -109,8 +114,8 @@ double softplus_chunk(const acc_t* __restrict rho, int64_t count, acc_t* __restr
 
 // sigma and its derivatives.
 template <typename acc_t>
-void softplus_backward_chunk(const acc_t* __restrict rho, int64_t count, acc_t* __restrict sigma, acc_t* __restrict dsigma,
-                             acc_t* __restrict h) {
+void softplus_backward_piece(const acc_t* __restrict rho, int64_t count, acc_t* __restrict sigma,
+                             acc_t* __restrict dsigma, acc_t* __restrict h) {
   for (int64_t i = 0; i < count; ++i) {
     const Softplus<acc_t> s = softplus(rho[i]);
     const acc_t h_i = log_sigma_derivative(s);
