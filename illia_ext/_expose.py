@@ -59,21 +59,36 @@ def differentiable(overload: Any) -> Callable[[type], type]:
         given = zip(keywords, inputs[num_positional:])
         return overload(*inputs[:num_positional], **{name: v for (name, default), v in given if v is not default})
 
-    def forward(*inputs: Any) -> Any:
+    def forward(*inputs_and_modes: Any) -> Any:
+        *inputs, modes = inputs_and_modes
         with _below_autograd():
-            return call(*inputs)
+            if modes is None:
+                return call(*inputs)
+            # `apply` switches recording off for this level of torch.func; the levels below it go on
+            with torch.set_grad_enabled(modes[0]), forward_ad._set_fwd_grad_enabled(modes[1]):
+                return call(*inputs)
 
     def decorate(cls: Any) -> type:
+        def setup_context(ctx: Any, inputs_and_modes: tuple[Any, ...], output: Any) -> None:
+            cls.setup_context(ctx, inputs_and_modes[:-1], output)
+
         def backward(ctx: Any, *grad_outputs: Any) -> Any:
             if all(grad is None for grad in grad_outputs):
-                return (None,) * len(arguments)
-            return cls.backward(ctx, *grad_outputs)
+                return (None,) * (len(arguments) + 1)
+            return *cls.backward(ctx, *grad_outputs), None
+
+        def tangent(ctx: Any, *grad_inputs_and_modes: Any) -> Any:
+            grad_inputs = grad_inputs_and_modes[:-1]
+            if not _transforms_active():
+                return cls.tangent(ctx, *grad_inputs)
+            with forward_ad._set_fwd_grad_enabled(True):  # off here too, and needed by the levels below
+                return cls.tangent(ctx, *grad_inputs)
 
         members = {
             "forward": staticmethod(forward),
-            "setup_context": staticmethod(cls.setup_context),
+            "setup_context": staticmethod(setup_context),
             "backward": staticmethod(backward),
-            "jvp": staticmethod(cls.tangent),
+            "jvp": staticmethod(tangent),
         }
         function: Any = type(cls.__name__, (_SingleLevelFunction,), members)
 
@@ -87,9 +102,10 @@ def differentiable(overload: Any) -> Callable[[type], type]:
                 given = [kwargs.get(name, default) for name, default in keywords]
                 inputs = (*inputs[:num_positional], *given)
             if _transforms_active():
+                modes = (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled())
                 with enable_single_level_autograd_function():
-                    return function.apply(*inputs)
-            return function.apply(*inputs)
+                    return function.apply(*inputs, modes)
+            return function.apply(*inputs, None)
 
         _library.impl(overload._schema.name.split("::")[1], kernel, "Autograd")
         cls.forward = staticmethod(call)

@@ -15,7 +15,7 @@ from torch import Tensor
 from illia_ext import second_order  # (registers the derivatives of the backward ops)
 from illia_ext._expose import differentiable, unrecorded
 from illia_ext.ops import op
-from illia_ext.second_order import Terms, refuse_prior_tangents, save
+from illia_ext.second_order import Terms, refuse_prior_gradients, refuse_prior_tangents, save, saved_primals
 
 __all__ = ["GaussianKLDivergence", "GaussianLogProb", "GaussianSample", "GaussianSampleAndLogProb", "second_order"]
 
@@ -23,12 +23,6 @@ _sample_backward = unrecorded(op("gaussian_sample_backward"))
 _log_prob_backward = unrecorded(op("gaussian_log_prob_backward"))
 _sample_and_log_prob_backward = unrecorded(op("gaussian_sample_and_log_prob_backward"))
 _kl_divergence_backward = unrecorded(op("gaussian_kl_divergence_backward"))
-
-
-def _refuse_prior_gradients(mu_prior: Tensor, std_prior: Tensor) -> None:
-    for name, prior in (("mu_prior", mu_prior), ("std_prior", std_prior)):
-        if prior.requires_grad:
-            raise RuntimeError(f"{name}: a gradient to the prior is not offered yet, got requires_grad=True; detach it")
 
 
 @differentiable(op("gaussian_sample"))
@@ -54,7 +48,7 @@ class GaussianSample(torch.autograd.Function):
 
     @staticmethod
     def tangent(ctx: Any, mu: Tensor | None, rho: Tensor | None, *_: Any) -> Tensor:
-        terms = Terms(*ctx.saved_tensors)
+        terms = Terms(*saved_primals(ctx))
         return terms.sample_tangent(mu, rho).to(ctx.dtype)
 
 
@@ -65,7 +59,7 @@ class GaussianLogProb(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, mu, rho, mu_prior, std_prior = inputs
-        _refuse_prior_gradients(mu_prior, std_prior)
+        refuse_prior_gradients(mu_prior, std_prior)
         save(ctx, x, mu, rho, mu_prior, std_prior)
 
     @staticmethod
@@ -77,7 +71,7 @@ class GaussianLogProb(torch.autograd.Function):
     @staticmethod
     def tangent(ctx: Any, x: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any) -> Tensor:
         refuse_prior_tangents(mu_prior, std_prior)
-        x_value, mu_value, rho_value, mu_prior_value, std_prior_value = ctx.saved_tensors
+        x_value, mu_value, rho_value, mu_prior_value, std_prior_value = saved_primals(ctx)
         terms = Terms(rho_value, None, mu_value, mu_prior_value, std_prior_value)
         return terms.log_prob_tangent(x_value, x, mu, rho)
 
@@ -89,7 +83,7 @@ class GaussianSampleAndLogProb(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing, full_size, origin = inputs
-        _refuse_prior_gradients(mu_prior, std_prior)
+        refuse_prior_gradients(mu_prior, std_prior)
         save(ctx, mu, rho, mu_prior, std_prior, key)
         ctx.dtype = output[0].dtype
 
@@ -101,7 +95,7 @@ class GaussianSampleAndLogProb(torch.autograd.Function):
     @staticmethod
     def tangent(ctx: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any, *_: Any) -> tuple[Tensor, Tensor]:
         refuse_prior_tangents(mu_prior, std_prior)
-        mu_value, rho_value, mu_prior_value, std_prior_value, key = ctx.saved_tensors
+        mu_value, rho_value, mu_prior_value, std_prior_value, key = saved_primals(ctx)
         terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value)
         x_tangent = terms.sample_tangent(mu, rho)
         return x_tangent.to(ctx.dtype), terms.sampled_log_prob_tangent(x_tangent, rho)
@@ -114,7 +108,7 @@ class GaussianKLDivergence(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         mu, rho, mu_prior, std_prior = inputs
-        _refuse_prior_gradients(mu_prior, std_prior)
+        refuse_prior_gradients(mu_prior, std_prior)
         save(ctx, mu, rho, mu_prior, std_prior)
 
     @staticmethod
@@ -125,5 +119,5 @@ class GaussianKLDivergence(torch.autograd.Function):
     @staticmethod
     def tangent(ctx: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any) -> Tensor:
         refuse_prior_tangents(mu_prior, std_prior)
-        mu_value, rho_value, mu_prior_value, std_prior_value = ctx.saved_tensors
+        mu_value, rho_value, mu_prior_value, std_prior_value = saved_primals(ctx)
         return Terms(rho_value, None, mu_value, mu_prior_value, std_prior_value).kl_divergence_tangent(mu, rho)

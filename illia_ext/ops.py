@@ -107,8 +107,11 @@ def _(
     return _contiguous(mu), _contiguous(rho), _contiguous(mu, [0]), _contiguous(mu, [0])
 
 
-def _member(value: Any, dim: int | None, index: int) -> Any:
-    return value if dim is None else value.select(dim, index)
+def _member(value: Any, dim: Any, index: int) -> Any:
+    """Member `index` of a batched argument; of an empty batch, zeros that tell its members' shapes."""
+    if dim is None or not isinstance(value, Tensor):
+        return value
+    return value.select(dim, index) if value.shape[dim] else value.sum(dim)
 
 
 def _register_vmap(name: str) -> None:
@@ -126,9 +129,10 @@ def _register_vmap(name: str) -> None:
             output = tree_map(lambda out: out.unflatten(0, keys.shape[:-1]), overload(*flat, **kwargs))
         else:
             members = [
-                overload(*(_member(a, d, i) for a, d in zip(args, in_dims)), **kwargs) for i in range(info.batch_size)
+                overload(*(_member(a, d, i) for a, d in zip(args, in_dims)), **kwargs)
+                for i in range(max(info.batch_size, 1))
             ]
-            output = tuple(map(torch.stack, zip(*members))) if isinstance(members[0], tuple) else torch.stack(members)
+            output = tree_map(lambda *outs: torch.stack(outs)[: info.batch_size], *members)
         return output, tree_map(lambda _: 0, output)
 
     torch.library.register_vmap(overload, batch)

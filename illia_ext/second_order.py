@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import softplus
 
 from illia_ext._expose import differentiable
 from illia_ext.ops import op
 
-__all__ = ["Terms", "refuse_prior_tangents", "save"]
+__all__ = ["Terms", "refuse_prior_gradients", "refuse_prior_tangents", "save", "saved_primals"]
 
 _standard_normal = op("standard_normal")
 _kl_divergence_backward = op("gaussian_kl_divergence_backward")
@@ -24,6 +25,17 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)
     ctx.set_materialize_grads(False)  # what is not there stays None: it costs nothing, and a prior can tell
+
+
+def saved_primals(ctx: Any) -> list[Tensor | None]:
+    """For a `tangent`: the saved tensors without the tangents that they carry at this level of forward mode."""
+    return [None if tensor is None else forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
+
+
+def refuse_prior_gradients(mu_prior: Tensor, std_prior: Tensor) -> None:
+    for name, prior in (("mu_prior", mu_prior), ("std_prior", std_prior)):
+        if prior.requires_grad:
+            raise RuntimeError(f"{name}: a gradient to the prior is not offered yet, got requires_grad=True; detach it")
 
 
 def refuse_prior_tangents(mu_prior: Tensor | None, std_prior: Tensor | None) -> None:
@@ -152,7 +164,7 @@ class GaussianSampleBackward(torch.autograd.Function):
 
     @staticmethod
     def tangent(ctx: Any, grad_x_tangent: Any, rho_tangent: Any, *_: Any) -> Tensor:
-        grad_x, rho, key = ctx.saved_tensors
+        grad_x, rho, key = saved_primals(ctx)
         terms = Terms(rho, key)
         backward = op("gaussian_sample_backward")
         curved = (1 - terms.p) * terms.value(rho_tangent) * backward(grad_x, rho, key)
@@ -166,6 +178,7 @@ class GaussianLogProbBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         grad_log_prob, x, mu, rho, mu_prior, std_prior, ctx.output_mask = inputs
+        refuse_prior_gradients(mu_prior, std_prior)
         save(ctx, grad_log_prob, x, mu, rho, mu_prior, std_prior)
 
     @staticmethod
@@ -180,7 +193,7 @@ class GaussianLogProbBackward(torch.autograd.Function):
     @staticmethod
     def tangent(ctx: Any, grad: Any, x_t: Any, mu_t: Any, rho_t: Any, mu_prior_t: Any, std_prior_t: Any, _: Any) -> Any:
         refuse_prior_tangents(mu_prior_t, std_prior_t)
-        grad_log_prob, x, mu, rho, mu_prior, std_prior = ctx.saved_tensors
+        grad_log_prob, x, mu, rho, mu_prior, std_prior = saved_primals(ctx)
         terms = Terms(rho, None, mu, mu_prior, std_prior)
         hessian = [*terms.log_prob_hessian(grad_log_prob, x, x_t, mu_t, rho_t), *[mu.new_zeros(0)] * 2]
         linear: Any = [None] * 5
@@ -199,6 +212,7 @@ class GaussianSampleAndLogProbBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        refuse_prior_gradients(*inputs[4:6])
         save(ctx, *inputs[:7])
 
     @staticmethod
@@ -216,7 +230,7 @@ class GaussianSampleAndLogProbBackward(torch.autograd.Function):
     @staticmethod
     def tangent(ctx: Any, grad_x_t: Any, grad_t: Any, mu_t: Any, rho_t: Any, *others: Any) -> tuple[Tensor, ...]:
         refuse_prior_tangents(*others[:2])
-        grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key = ctx.saved_tensors
+        grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key = saved_primals(ctx)
         hessian = Terms(rho, key, mu, mu_prior, std_prior).sample_hessian(grad_x, grad_log_prob, mu_t, rho_t)
         linear: Any = (None, None)
         if grad_x_t is not None or grad_t is not None:
@@ -231,6 +245,7 @@ class GaussianKLDivergenceBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        refuse_prior_gradients(*inputs[3:5])
         save(ctx, *inputs[:5])
 
     @staticmethod
@@ -244,7 +259,7 @@ class GaussianKLDivergenceBackward(torch.autograd.Function):
     @staticmethod
     def tangent(ctx: Any, grad_t: Any, mu_t: Any, rho_t: Any, *others: Any) -> tuple[Tensor, ...]:
         refuse_prior_tangents(*others[:2])
-        grad, mu, rho, mu_prior, std_prior = ctx.saved_tensors
+        grad, mu, rho, mu_prior, std_prior = saved_primals(ctx)
         hessian = Terms(rho, None, mu, mu_prior, std_prior).kl_divergence_hessian(grad, mu_t, rho_t)
         linear: Any = (None, None)
         if grad_t is not None:
