@@ -48,16 +48,22 @@ def _check_key(key: Tensor) -> None:
         raise ValueError(f"key: expected shape [2] or [num_samples, 2], got {list(key.shape)}")
 
 
+def _check_number(name: str, value: float) -> float:
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number or a tensor, got {value!r}")
+    return value
+
+
 def check_std_prior(value: float) -> float:
     """A standard deviation given as a number."""
-    if not value > 0 or math.isinf(value):
+    if not 0 < _check_number("std_prior", value) < math.inf:
         raise ValueError(f"std_prior: expected a positive finite number, got {value}")
     return value
 
 
 def check_mu_prior(value: float) -> float:
     """A prior mean given as a number."""
-    if not math.isfinite(value):
+    if not math.isfinite(_check_number("mu_prior", value)):
         raise ValueError(f"mu_prior: expected a finite number, got {value}")
     return value
 

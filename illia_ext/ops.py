@@ -42,6 +42,16 @@ def _contiguous(like: Tensor, size: Sequence[int] | None = None, dtype: torch.dt
     return like.new_empty(like.shape if size is None else size, dtype=dtype or like.dtype)
 
 
+def _check_devices(first: str, **tensors: Tensor | None) -> None:
+    """The device checks of csrc/ops/checks.h: a fake kernel also runs where one argument is on the meta device."""
+    device = tensors[first].device  # type: ignore[union-attr]
+    for name, tensor in tensors.items():
+        if tensor is None or tensor.device == device:
+            continue
+        if not (name.endswith("_prior") and tensor.dim() == 0 and tensor.device.type == "cpu"):
+            raise RuntimeError(f"{name}: expected to be on the device of {first}, {device}, got {tensor.device}")
+
+
 def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return torch.library.register_fake(f"illia_ext::{name}")
 
@@ -53,16 +63,19 @@ def _(key: Tensor, size: Sequence[int], *, dtype: torch.dtype, full_size: Any = 
 
 @_fake("gaussian_sample")
 def _(mu: Tensor, rho: Tensor, key: Tensor, *, dtype: Any = None, full_size: Any = None, origin: Any = None) -> Tensor:
+    _check_devices("mu", mu=mu, rho=rho, key=key)
     return _contiguous(mu, [*key_samples(key), *mu.shape], dtype)
 
 
 @_fake("gaussian_sample_backward")
 def _(grad_x: Tensor, rho: Tensor, key: Tensor, *, full_size: Any = None, origin: Any = None) -> Tensor:
+    _check_devices("rho", rho=rho, key=key, grad_x=grad_x)
     return _contiguous(rho)
 
 
 @_fake("gaussian_log_prob")
 def _(x: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
+    _check_devices("mu", mu=mu, rho=rho, x=x, mu_prior=mu_prior, std_prior=std_prior)
     return _contiguous(mu, x.shape[: x.dim() - mu.dim()], _log_prob_dtype(mu))
 
 
@@ -76,6 +89,7 @@ def _(
     std_prior: Tensor,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, ...]:
+    _check_devices("mu", mu=mu, rho=rho, x=x, mu_prior=mu_prior, std_prior=std_prior, grad_log_prob=grad_log_prob)
     inputs = (x, mu, rho, mu_prior, std_prior)
     return tuple(_contiguous(a if asked else mu, None if asked else [0]) for a, asked in zip(inputs, output_mask))
 
@@ -84,6 +98,7 @@ def _(
 def _(
     mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, key: Tensor, *, dtype: Any = None, **_: Any
 ) -> tuple[Tensor, Tensor]:
+    _check_devices("mu", mu=mu, rho=rho, key=key, mu_prior=mu_prior, std_prior=std_prior)
     samples = key_samples(key)
     return _contiguous(mu, [*samples, *mu.shape], dtype), _contiguous(mu, samples, _log_prob_dtype(mu))
 
@@ -92,11 +107,14 @@ def _(
 def _(
     grad_x: Any, grad_log_prob: Any, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, key: Tensor, **_: Any
 ) -> tuple[Tensor, ...]:
+    _check_devices("mu", mu=mu, rho=rho, key=key, mu_prior=mu_prior, std_prior=std_prior, grad_log_prob=grad_log_prob)
+    _check_devices("rho", rho=rho, grad_x=grad_x)
     return _contiguous(mu), _contiguous(rho), _contiguous(mu, [0]), _contiguous(mu, [0])
 
 
 @_fake("gaussian_kl_divergence")
 def _(mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
+    _check_devices("mu", mu=mu, rho=rho, mu_prior=mu_prior, std_prior=std_prior)
     return _contiguous(mu, [], _log_prob_dtype(mu))
 
 
@@ -104,6 +122,7 @@ def _(mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
 def _(
     grad: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, prior_grads: bool = False
 ) -> tuple[Tensor, ...]:
+    _check_devices("mu", mu=mu, rho=rho, mu_prior=mu_prior, std_prior=std_prior, grad=grad)
     return _contiguous(mu), _contiguous(rho), _contiguous(mu, [0]), _contiguous(mu, [0])
 
 

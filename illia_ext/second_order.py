@@ -27,7 +27,7 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.set_materialize_grads(False)  # what is not there stays None: it costs nothing, and a prior can tell
 
 
-def saved_primals(ctx: Any) -> list[Tensor | None]:
+def saved_primals(ctx: Any) -> list[Any]:
     """For a `tangent`: the saved tensors without the tangents that they carry at this level of forward mode."""
     return [None if tensor is None else forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
 

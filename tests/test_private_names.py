@@ -16,6 +16,7 @@ from illia_ext.ops import op
 NAMES = {
     "torch._C._AutoDispatchBelowAutograd": "it calls an op's kernel from the op's autograd kernel",
     "torch._C._are_functorch_transforms_active": "it says whether a transform of torch.func is running",
+    "torch._C._is_fwd_grad_enabled": "it says whether forward mode may record",
     "torch._functorch.autograd_function.enable_single_level_autograd_function": "it lets a level of torch.func record",
     "torch.autograd.forward_ad._current_level": "it says whether forward mode is on",
     "torch.autograd.forward_ad._set_fwd_grad_enabled": "it turns forward mode on for the levels below",

@@ -145,6 +145,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cp
   check_parameters(mu, rho);
   check_x(x, mu);
   check_priors(mu_prior, std_prior, mu);
+  check(output_mask.size() == 5, "output_mask: expected 5 values, got ", output_mask.size());
   refuse_prior_gradients("output_mask", output_mask[3] || output_mask[4]);
   const bool batch = x.dim() > mu.dim();
   const int64_t num_samples = batch ? x.size(0) : 1, numel = mu.numel();
