@@ -64,7 +64,7 @@ class GaussianLogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_log_prob: Tensor) -> tuple[Tensor | None, ...]:
-        mask = list(ctx.needs_input_grad)
+        mask = list(ctx.needs_input_grad[:5])
         grads = _log_prob_backward(grad_log_prob, *ctx.saved_tensors, mask)
         return tuple(grad if asked else None for grad, asked in zip(grads, mask))
 
