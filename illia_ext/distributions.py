@@ -1,5 +1,6 @@
 """The distributions that layers hold: a drop-in for `illia.distributions.torch`."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Optional, Tuple
@@ -42,8 +43,8 @@ class GaussianDistribution(DistributionModule):
         device, dtype: as in every module of torch.nn; the dtype is a floating one.
 
     Raises:
-        TypeError: an unknown argument, or a dtype that is not floating.
-        ValueError: a negative size, or a std_prior that is not positive and finite.
+        TypeError: an unknown argument, a dtype that is not floating, or a prior that is no number.
+        ValueError: a negative size, or a std_prior that is not positive and finite in this dtype.
     """
 
     mu_prior: Tensor
@@ -62,15 +63,20 @@ class GaussianDistribution(DistributionModule):
         factory = {name: kwargs.pop(name, None) for name in ("device", "dtype")}
         if kwargs:
             raise TypeError(f"GaussianDistribution: unknown arguments {sorted(kwargs)}; device and dtype are known")
-        if factory["dtype"] is not None and not factory["dtype"].is_floating_point:
-            raise TypeError(f"dtype: expected a floating dtype, got {factory['dtype']}")
+        dtype = torch.get_default_dtype() if factory["dtype"] is None else factory["dtype"]
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype: expected a floating dtype, got {dtype!r}")
+        if isinstance(shape, bool):
+            raise TypeError(f"shape: expected an integer or a sequence of integers, got {shape}")
         self.shape = torch.Size([shape] if isinstance(shape, int) else shape)
         if any(size < 0 for size in self.shape):
             raise ValueError(f"shape: expected no negative size, got {shape}")
+        if not 0 < torch.tensor(check_std_prior(std_prior), dtype=dtype, device="cpu") < math.inf:
+            raise ValueError(f"std_prior: expected a number in the range of {dtype}, got {std_prior}")
         self.mu_init = mu_init
         self.rho_init = rho_init
         self.register_buffer("mu_prior", torch.tensor([check_mu_prior(mu_prior)], **factory))
-        self.register_buffer("std_prior", torch.tensor([check_std_prior(std_prior)], **factory))
+        self.register_buffer("std_prior", torch.tensor([std_prior], **factory))
         # illia draws a standard normal that it then overwrites; so do we, or later draws would differ
         self.mu = nn.Parameter(torch.randn(self.shape, **factory).normal_(mu_init, 0.1))
         self.rho = nn.Parameter(torch.randn(self.shape, **factory).normal_(rho_init, 0.1))
@@ -82,7 +88,7 @@ class GaussianDistribution(DistributionModule):
             return key
         if num_samples is None:
             return torch.randint(9223372036854775807, [2], generator=None, device=self.mu.device)
-        if isinstance(num_samples, bool) or num_samples < 0:
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 0:
             raise ValueError(f"num_samples: expected a non-negative integer or None, got {num_samples}")
         return torch.randint(9223372036854775807, [num_samples, 2], generator=None, device=self.mu.device)
 

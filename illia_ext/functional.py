@@ -9,6 +9,8 @@ tensors that do not fit together; the message names the argument and shows its v
 """
 
 import math
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,8 +50,8 @@ def _check_key(key: Tensor) -> None:
         raise ValueError(f"key: expected shape [2] or [num_samples, 2], got {list(key.shape)}")
 
 
-def _check_number(name: str, value: float) -> float:
-    if not isinstance(value, (int, float)):
+def _check_number(name: str, value: Any) -> Any:
+    if not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number or a tensor, got {value!r}")
     return value
 
@@ -63,16 +65,16 @@ def check_std_prior(value: float) -> float:
 
 def check_mu_prior(value: float) -> float:
     """A prior mean given as a number."""
-    if not math.isfinite(_check_number("mu_prior", value)):
+    if not -math.inf < _check_number("mu_prior", value) < math.inf:  # comparisons also trace a dynamic number
         raise ValueError(f"mu_prior: expected a finite number, got {value}")
     return value
 
 
 def _prior(mu_prior: Tensor | float, std_prior: Tensor | float) -> tuple[Tensor, Tensor]:
     if not isinstance(mu_prior, Tensor):
-        mu_prior = torch.tensor(check_mu_prior(mu_prior), dtype=torch.float64, device="cpu")
+        mu_prior = torch.scalar_tensor(check_mu_prior(mu_prior), dtype=torch.float64, device="cpu")
     if not isinstance(std_prior, Tensor):
-        std_prior = torch.tensor(check_std_prior(std_prior), dtype=torch.float64, device="cpu")
+        std_prior = torch.scalar_tensor(check_std_prior(std_prior), dtype=torch.float64, device="cpu")
     return mu_prior, std_prior
 
 

@@ -82,7 +82,7 @@ def draw_key(
     if num_keys is None:
         size = [2]
     else:
-        if isinstance(num_keys, bool) or num_keys < 0:
+        if isinstance(num_keys, bool) or not isinstance(num_keys, int) or num_keys < 0:
             raise ValueError(f"num_keys: expected a non-negative integer or None, got {num_keys}")
         size = [num_keys, 2]
     # `generator=` must be written, also when it is None: without it a compiled program draws other numbers.

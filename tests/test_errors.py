@@ -37,6 +37,15 @@ FUNCTIONAL: list[Case] = [
     (lambda: log_prob(None, MU, RHO, 0.0, 1.0), TypeError, "x: expected a tensor, got None"),
     (lambda: kl_divergence(MU, RHO, None, 1.0), TypeError, "mu_prior: expected a number or a tensor, got None"),
     (lambda: kl_divergence(MU, RHO, 0.0, "1"), TypeError, "std_prior: expected a number or a tensor, got '1'"),
+    (lambda: GaussianDistribution(True), TypeError, "shape: expected an integer or a sequence of integers, got True"),
+    (lambda: GaussianDistribution(3, dtype="x"), TypeError, "dtype: expected a floating dtype, got 'x'"),
+    (lambda: DISTRIBUTION.sample(2.0), ValueError, "num_samples: expected a non-negative integer or None, got 2.0"),
+    (lambda: random.draw_key(2.0), ValueError, "num_keys: expected a non-negative integer or None, got 2.0"),
+    (
+        lambda: GaussianDistribution(3, std_prior=1e-50),
+        ValueError,
+        "std_prior: expected a number in the range of torch.float32, got 1e-50",
+    ),
     # dtypes
     (lambda: sample(MU.int(), RHO.int(), KEY), TypeError, "mu: expected a floating dtype, got torch.int32"),
     (lambda: both(MU.bool(), RHO, 0.0, 1.0, KEY), TypeError, "mu: expected a floating dtype, got torch.bool"),
