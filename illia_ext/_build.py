@@ -66,8 +66,10 @@ def compile_flags() -> list[str]:
         )
     import pybind11
 
-    # torch bundles an older pybind11: behind -idirafter it is found after the one just imported.
-    return [*CXX_FLAGS, f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-idirafter{torch / 'include'}"]
+    # messages of torch's headers name their file: without the folders of this machine
+    anonymous = [f"-ffile-prefix-map={folder}/=" for folder in (CSRC, torch / "include", pybind11.get_include())]
+    # torch bundles an older pybind11: behind -idirafter it is found after the one just imported
+    return [*CXX_FLAGS, *anonymous, f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-idirafter{torch / 'include'}"]
 
 
 def link_flags() -> list[str]:

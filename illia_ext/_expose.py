@@ -1,7 +1,7 @@
 """Installs a Python `torch.autograd.Function` on an op's own Autograd key.
 
-So eager, torch.func, torch.compile, export and TorchScript all reach the same derivatives by calling the op. This
-is the only file that uses private names of torch; tests/test_private_names.py says which and fails helpfully.
+So eager, torch.func, torch.compile, export and TorchScript all reach the same derivatives by calling the op. Nearly
+all private names of torch that we use stand here; tests/test_private_names.py lists them and fails helpfully.
 """
 
 from collections.abc import Callable
@@ -89,6 +89,7 @@ def differentiable(overload: Any) -> Callable[[type], type]:
             "setup_context": staticmethod(setup_context),
             "backward": staticmethod(backward),
             "jvp": staticmethod(tangent),
+            "_compiled_autograd_key": staticmethod(torch.autograd.Function._compiled_autograd_key),
         }
         function: Any = type(cls.__name__, (_SingleLevelFunction,), members)
 

@@ -1,16 +1,31 @@
 """The distributions that layers hold: a drop-in for `illia.distributions.torch`."""
 
-import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
-from illia_ext.functional import check_mu_prior, check_std_prior
+from illia_ext.functional import DTYPES, check_finite, check_std_prior
+from illia_ext.random import count, draw_key
 
 __all__ = ["DistributionModule", "GaussianDistribution"]
+
+
+def _shape(shape: Any) -> torch.Size:
+    """torch.Size of an integer or a sequence of integers."""
+    try:
+        if isinstance(shape, (bool, str)):
+            raise TypeError
+        sizes = [operator.index(size) for size in (shape if hasattr(shape, "__iter__") else [shape])]
+    except TypeError:
+        raise TypeError(f"shape: expected an integer or a sequence of integers, got {shape!r}") from None
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"shape: expected no negative size, got {shape}")
+    return torch.Size(sizes)
 
 
 class DistributionModule(nn.Module, ABC):
@@ -64,33 +79,39 @@ class GaussianDistribution(DistributionModule):
         if kwargs:
             raise TypeError(f"GaussianDistribution: unknown arguments {sorted(kwargs)}; device and dtype are known")
         dtype = torch.get_default_dtype() if factory["dtype"] is None else factory["dtype"]
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise TypeError(f"dtype: expected a floating dtype, got {dtype!r}")
-        if isinstance(shape, bool):
-            raise TypeError(f"shape: expected an integer or a sequence of integers, got {shape}")
-        self.shape = torch.Size([shape] if isinstance(shape, int) else shape)
-        if any(size < 0 for size in self.shape):
-            raise ValueError(f"shape: expected no negative size, got {shape}")
-        if not 0 < torch.tensor(check_std_prior(std_prior), dtype=dtype, device="cpu") < math.inf:
-            raise ValueError(f"std_prior: expected a number in the range of {dtype}, got {std_prior}")
-        self.mu_init = mu_init
-        self.rho_init = rho_init
-        self.register_buffer("mu_prior", torch.tensor([check_mu_prior(mu_prior)], **factory))
-        self.register_buffer("std_prior", torch.tensor([std_prior], **factory))
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype: expected float32, float64, float16 or bfloat16, got {dtype!r}")
+        self.shape = _shape(shape)
+        self.mu_init = check_finite("mu_init", mu_init)
+        self.rho_init = check_finite("rho_init", rho_init)
+        for name, value in {
+            "mu_prior": check_finite("mu_prior", mu_prior),
+            "std_prior": check_std_prior(std_prior),
+        }.items():
+            prior = torch.tensor([float(value)], dtype=dtype, device="cpu")
+            if not prior.isfinite() or (name == "std_prior" and prior == 0):
+                raise ValueError(f"{name}: expected a number in the range of {dtype}, got {value}")
+            self.register_buffer(name, prior.to(factory["device"] or torch.get_default_device()))
         # illia draws a standard normal that it then overwrites; so do we, or later draws would differ
         self.mu = nn.Parameter(torch.randn(self.shape, **factory).normal_(mu_init, 0.1))
         self.rho = nn.Parameter(torch.randn(self.shape, **factory).normal_(rho_init, 0.1))
 
     def _choose_key(self, num_samples: Optional[int], key: Optional[Tensor]) -> Tensor:
         if key is not None:
+            if not isinstance(key, Tensor):
+                raise TypeError(f"key: expected a tensor, got {key}")
             if num_samples is not None:
                 raise ValueError(f"num_samples: a key says how many samples to draw, got num_samples={num_samples} too")
             return key
-        if num_samples is None:
-            return torch.randint(9223372036854775807, [2], generator=None, device=self.mu.device)
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 0:
-            raise ValueError(f"num_samples: expected a non-negative integer or None, got {num_samples}")
-        return torch.randint(9223372036854775807, [num_samples, 2], generator=None, device=self.mu.device)
+        if is_scripting():  # TorchScript has no place for the generator that draw_key takes
+            if num_samples is None:
+                return torch.randint(9223372036854775807, [2], generator=None, device=self.mu.device)
+            if num_samples < 0:
+                raise ValueError(f"num_samples: expected a non-negative integer, got {num_samples}")
+            return torch.randint(9223372036854775807, [num_samples, 2], generator=None, device=self.mu.device)
+        else:
+            num_keys = None if num_samples is None else count(num_samples, "num_samples")
+            return draw_key(num_keys, device=self.mu.device)
 
     @torch.jit.export
     def sample(self, num_samples: Optional[int] = None, key: Optional[Tensor] = None) -> Tensor:

@@ -1,8 +1,8 @@
 """The fused functions. Shapes: mu and rho are [*shape]; a key [2] gives one sample, [S, 2] gives S.
 
-sigma = softplus(rho). A prior is a number, or a tensor with one element on mu's device; a tensor std_prior is
-never read by Python (that would make a GPU wait), so a value <= 0 in it gives NaN or -inf. The dtype is one of
-float32, float64, float16 and bfloat16; log_prob is float32 for half types, else the parameters' type.
+sigma = softplus(rho). A prior is a number, a 0-dim tensor on the CPU, or a tensor with one element on mu's device; a
+tensor std_prior is never read by Python (that would make a GPU wait), so a value <= 0 in it gives NaN or -inf. The
+dtype is one of float32, float64, float16 and bfloat16; log_prob is float32 for half types, else the parameters' type.
 
 All functions raise TypeError and ValueError for arguments of a wrong kind, and RuntimeError, from C++, for
 tensors that do not fit together; the message names the argument and shows its value.
@@ -20,6 +20,8 @@ from illia_ext.ops import op
 
 __all__ = ["gaussian_kl_divergence", "gaussian_log_prob", "gaussian_sample", "gaussian_sample_and_log_prob"]
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
 _sample = op("gaussian_sample")
 _log_prob = op("gaussian_log_prob")
 _sample_and_log_prob = op("gaussian_sample_and_log_prob")
@@ -34,8 +36,8 @@ def _check_tensors(**tensors: Tensor) -> None:
 
 def _check_parameters(mu: Tensor, rho: Tensor) -> None:
     _check_tensors(mu=mu, rho=rho)
-    if not mu.is_floating_point():
-        raise TypeError(f"mu: expected a floating dtype, got {mu.dtype}")
+    if mu.dtype not in DTYPES:
+        raise TypeError(f"mu: expected float32, float64, float16 or bfloat16, got {mu.dtype}")
     if rho.shape != mu.shape:
         raise ValueError(f"rho: expected the shape of mu, {list(mu.shape)}, got {list(rho.shape)}")
     if rho.dtype != mu.dtype:
@@ -51,8 +53,8 @@ def _check_key(key: Tensor) -> None:
 
 
 def _check_number(name: str, value: Any) -> Any:
-    if not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number or a tensor, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
     return value
 
 
@@ -63,16 +65,17 @@ def check_std_prior(value: float) -> float:
     return value
 
 
-def check_mu_prior(value: float) -> float:
-    """A prior mean given as a number."""
-    if not -math.inf < _check_number("mu_prior", value) < math.inf:  # comparisons also trace a dynamic number
-        raise ValueError(f"mu_prior: expected a finite number, got {value}")
+def check_finite(name: str, value: float) -> float:
+    """Another number, such as the prior's mean."""
+    # comparisons, because they also trace a number that is dynamic under torch.compile
+    if not -math.inf < _check_number(name, value) < math.inf:
+        raise ValueError(f"{name}: expected a finite number, got {value}")
     return value
 
 
 def _prior(mu_prior: Tensor | float, std_prior: Tensor | float) -> tuple[Tensor, Tensor]:
     if not isinstance(mu_prior, Tensor):
-        mu_prior = torch.scalar_tensor(check_mu_prior(mu_prior), dtype=torch.float64, device="cpu")
+        mu_prior = torch.scalar_tensor(check_finite("mu_prior", mu_prior), dtype=torch.float64, device="cpu")
     if not isinstance(std_prior, Tensor):
         std_prior = torch.scalar_tensor(check_std_prior(std_prior), dtype=torch.float64, device="cpu")
     return mu_prior, std_prior

@@ -4,6 +4,9 @@ A key holds two 64-bit words, `[seed, offset]`: shape [2] for one sample, [S, 2]
 function of the key (Philox4x32-10), in the stream of PyTorch's own stateless generator, `torch.func._random`.
 """
 
+import operator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,15 +41,35 @@ def philox4x32(seed: Tensor, counter: Tensor) -> list[Tensor]:
     return words
 
 
-def _as_int64(value: int, name: str) -> int:
-    if not -(2**63) <= value < 2**64:
-        raise ValueError(f"{name}: expected an integer in [-2**63, 2**64), got {value}")
-    return value - 2**64 if value >= 2**63 else value
+def _integer(value: Any, name: str) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, got {value}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+
+
+def _as_int64(value: Any, name: str) -> int:
+    """The signed integer of the same 64 bits."""
+    number = _integer(value, name)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"{name}: expected an integer in [-2**63, 2**64), got {number}")
+    return number - 2**64 if number >= 2**63 else number
+
+
+def count(value: Any, name: str) -> int:
+    """`value` as a number of things; `name` is the argument that an error names."""
+    number = _integer(value, name)
+    if number < 0:
+        raise ValueError(f"{name}: expected a non-negative integer, got {number}")
+    return number
 
 
 def _check_key(key: Tensor) -> Tensor:
-    if key.dtype not in (torch.int64, torch.uint64):
-        raise TypeError(f"key: expected int64 or uint64, got {key.dtype}")
+    if not isinstance(key, Tensor) or key.dtype not in (torch.int64, torch.uint64):
+        got = key.dtype if isinstance(key, Tensor) else repr(key)
+        raise TypeError(f"key: expected a tensor of int64 or uint64, got {got}")
     if key.dim() == 0 or key.shape[-1] != 2:
         raise ValueError(f"key: expected shape [..., 2], got {list(key.shape)}")
     return key.to(torch.int64)
@@ -79,14 +102,14 @@ def draw_key(
     Returns:
         int64 tensor of shape [2], or [num_keys, 2].
     """
-    if num_keys is None:
-        size = [2]
-    else:
-        if isinstance(num_keys, bool) or not isinstance(num_keys, int) or num_keys < 0:
-            raise ValueError(f"num_keys: expected a non-negative integer or None, got {num_keys}")
-        size = [num_keys, 2]
+    size = [2] if num_keys is None else [count(num_keys, "num_keys"), 2]
     # `generator=` must be written, also when it is None: without it a compiled program draws other numbers.
     return torch.randint(2**63 - 1, size, generator=generator, device=device)
+
+
+def _fold(key: Tensor, steps: Tensor) -> Tensor:
+    words = philox4x32(key[..., 0], key[..., 1] + steps)
+    return torch.stack([words[0] | (words[1] << 32), words[2] | (words[3] << 32)], dim=-1)
 
 
 def split(key: Tensor, n: int = 2) -> Tensor:
@@ -95,11 +118,9 @@ def split(key: Tensor, n: int = 2) -> Tensor:
     Returns:
         int64 tensor of shape [n, *key.shape].
     """
-    if n < 0:
-        raise ValueError(f"n: expected a non-negative integer, got {n}")
-    return (
-        torch.stack([fold_in(key, data) for data in range(n)]) if n else key.new_empty(0, *key.shape, dtype=torch.int64)
-    )
+    key = _check_key(key)
+    steps = torch.arange(count(n, "n"), device=key.device)
+    return _fold(key, steps.reshape([-1, *[1] * (key.dim() - 1)]))
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
@@ -113,6 +134,8 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         int64 tensor of key's shape.
     """
     key = _check_key(key)
-    steps = data.to(torch.int64).reshape(()) if isinstance(data, Tensor) else _as_int64(data, "data")
-    words = philox4x32(key[..., 0], key[..., 1] + steps)
-    return torch.stack([words[0] | (words[1] << 32), words[2] | (words[3] << 32)], dim=-1)
+    if not isinstance(data, Tensor):
+        return _fold(key, torch.tensor(_as_int64(data, "data"), device=key.device))
+    if data.numel() != 1 or data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
+        raise TypeError(f"data: expected one integer, got a tensor of {data.dtype} and shape {list(data.shape)}")
+    return _fold(key, data.to(torch.int64).reshape(()))

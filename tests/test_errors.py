@@ -35,21 +35,46 @@ FUNCTIONAL: list[Case] = [
     (lambda: sample(MU, RHO, 5), TypeError, "key: expected a tensor, got 5"),
     (lambda: sample(MU, RHO, None), TypeError, "key: expected a tensor, got None"),
     (lambda: log_prob(None, MU, RHO, 0.0, 1.0), TypeError, "x: expected a tensor, got None"),
-    (lambda: kl_divergence(MU, RHO, None, 1.0), TypeError, "mu_prior: expected a number or a tensor, got None"),
-    (lambda: kl_divergence(MU, RHO, 0.0, "1"), TypeError, "std_prior: expected a number or a tensor, got '1'"),
+    (lambda: kl_divergence(MU, RHO, None, 1.0), TypeError, "mu_prior: expected a number, got None"),
+    (lambda: kl_divergence(MU, RHO, 0.0, "1"), TypeError, "std_prior: expected a number, got '1'"),
+    (lambda: GaussianDistribution(2.5), TypeError, "shape: expected an integer or a sequence of integers, got 2.5"),
+    (lambda: GaussianDistribution(3, mu_prior=1e39), ValueError, "mu_prior: expected a number in the range of"),
+    (lambda: GaussianDistribution(3, rho_init=nan), ValueError, "rho_init: expected a finite number, got nan"),
+    (lambda: random.key(1.5), TypeError, "seed: expected an integer, got 1.5"),
+    (lambda: random.fold_in(KEY, True), TypeError, "data: expected an integer, got True"),
+    (lambda: random.fold_in(KEY, torch.tensor(2.7)), TypeError, "data: expected one integer, got a tensor of"),
+    (lambda: random.fold_in(KEY, KEY), TypeError, "data: expected one integer, got a tensor of torch.int64"),
+    (lambda: random.split([1, 2]), TypeError, "key: expected a tensor of int64 or uint64, got [1, 2]"),
+    (lambda: DISTRIBUTION.sample(key=5), TypeError, "key: expected a tensor, got 5"),
     (lambda: GaussianDistribution(True), TypeError, "shape: expected an integer or a sequence of integers, got True"),
-    (lambda: GaussianDistribution(3, dtype="x"), TypeError, "dtype: expected a floating dtype, got 'x'"),
-    (lambda: DISTRIBUTION.sample(2.0), ValueError, "num_samples: expected a non-negative integer or None, got 2.0"),
-    (lambda: random.draw_key(2.0), ValueError, "num_keys: expected a non-negative integer or None, got 2.0"),
+    (
+        lambda: GaussianDistribution(3, dtype="x"),
+        TypeError,
+        "dtype: expected float32, float64, float16 or bfloat16, got 'x'",
+    ),
+    (lambda: DISTRIBUTION.sample(2.0), TypeError, "num_samples: expected an integer, got 2.0"),
+    (lambda: random.draw_key(2.0), TypeError, "num_keys: expected an integer, got 2.0"),
     (
         lambda: GaussianDistribution(3, std_prior=1e-50),
         ValueError,
         "std_prior: expected a number in the range of torch.float32, got 1e-50",
     ),
     # dtypes
-    (lambda: sample(MU.int(), RHO.int(), KEY), TypeError, "mu: expected a floating dtype, got torch.int32"),
-    (lambda: both(MU.bool(), RHO, 0.0, 1.0, KEY), TypeError, "mu: expected a floating dtype, got torch.bool"),
-    (lambda: kl_divergence(MU.cfloat(), RHO, 0, 1), TypeError, "mu: expected a floating dtype, got torch.complex64"),
+    (
+        lambda: sample(MU.int(), RHO.int(), KEY),
+        TypeError,
+        "mu: expected float32, float64, float16 or bfloat16, got torch.int32",
+    ),
+    (
+        lambda: both(MU.bool(), RHO, 0.0, 1.0, KEY),
+        TypeError,
+        "mu: expected float32, float64, float16 or bfloat16, got torch.bool",
+    ),
+    (
+        lambda: kl_divergence(MU.cfloat(), RHO, 0, 1),
+        TypeError,
+        "mu: expected float32, float64, float16 or bfloat16, got torch.complex64",
+    ),
     (
         lambda: sample(MU, RHO.double(), KEY),
         TypeError,
@@ -216,16 +241,20 @@ MODULE: list[Case] = [
     (
         lambda: GaussianDistribution(3, dtype=torch.int64),
         TypeError,
-        "dtype: expected a floating dtype, got torch.int64",
+        "dtype: expected float32, float64, float16 or bfloat16, got torch.int64",
     ),
     (
         lambda: GaussianDistribution(3, dtype=torch.cfloat),
         TypeError,
-        "dtype: expected a floating dtype, got torch.complex64",
+        "dtype: expected float32, float64, float16 or bfloat16, got torch.complex64",
     ),
     *[
-        (call, ValueError, f"num_samples: expected a non-negative integer or None, got {value}")
-        for value in (-1, True, False)
+        (call, error, f"num_samples: expected {kind}, got {value}")
+        for value, error, kind in (
+            (-1, ValueError, "a non-negative integer"),
+            (True, TypeError, "an integer"),
+            (False, TypeError, "an integer"),
+        )
         for call in (
             lambda value=value: DISTRIBUTION.sample(value),
             lambda value=value: DISTRIBUTION.sample_and_log_prob(num_samples=value),
@@ -245,10 +274,10 @@ MODULE: list[Case] = [
         "x: expected the shape of mu, [3], or one dimension of",
     ),
     (lambda: random.key(2**64), ValueError, f"seed: expected an integer in [-2**63, 2**64), got {2**64}"),
-    (lambda: random.draw_key(-1), ValueError, "num_keys: expected a non-negative integer or None, got -1"),
-    (lambda: random.draw_key(True), ValueError, "num_keys: expected a non-negative integer or None, got True"),
+    (lambda: random.draw_key(-1), ValueError, "num_keys: expected a non-negative integer, got -1"),
+    (lambda: random.draw_key(True), TypeError, "num_keys: expected an integer, got True"),
     (lambda: random.split(KEY, -1), ValueError, "n: expected a non-negative integer, got -1"),
-    (lambda: random.split(KEY.int()), TypeError, "key: expected int64 or uint64, got torch.int32"),
+    (lambda: random.split(KEY.int()), TypeError, "key: expected a tensor of int64 or uint64, got torch.int32"),
     (lambda: random.fold_in(MU.long(), 1), ValueError, "key: expected shape [..., 2], got [3]"),
     (lambda: random.fold_in(KEY, 2**64), ValueError, f"data: expected an integer in [-2**63, 2**64), got {2**64}"),
 ]

@@ -18,6 +18,7 @@ NAMES = {
     "torch._C._are_functorch_transforms_active": "it says whether a transform of torch.func is running",
     "torch._C._is_fwd_grad_enabled": "it says whether forward mode may record",
     "torch._functorch.autograd_function.enable_single_level_autograd_function": "it lets a level of torch.func record",
+    "torch.autograd.Function._compiled_autograd_key": "it lets compiled autograd trace a backward",
     "torch.autograd.forward_ad._current_level": "it says whether forward mode is on",
     "torch.autograd.forward_ad._set_fwd_grad_enabled": "it turns forward mode on for the levels below",
     "torch.autograd.function._SingleLevelFunction": "it is the autograd.Function of one level of torch.func",

@@ -100,7 +100,7 @@ def test_scripted_methods(method: Callable[[Any], Any]) -> None:
 
 def test_scripted_module_refuses_what_the_module_refuses() -> None:
     scripted = torch.jit.script(GaussianDistribution(3))
-    with pytest.raises(torch.jit.Error, match="num_samples: expected a non-negative integer or None, got -1"):
+    with pytest.raises(torch.jit.Error, match="num_samples: expected a non-negative integer, got -1"):
         scripted.sample(-1)
     with pytest.raises(torch.jit.Error, match="num_samples: a key says how many samples to draw"):
         scripted.sample(2, KEY)

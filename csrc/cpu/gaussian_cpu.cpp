@@ -20,9 +20,8 @@ Tensor standard_normal_cpu(Tensor key, Sizes size, ScalarType dtype, std::option
   const std::vector<Key> keys = read_keys(key);
   const Output eps(sample_sizes(key, size), dtype);
   const int64_t num_samples = static_cast<int64_t>(keys.size());
-  int64_t numel = 1;
-  for (int64_t n : size) numel *= n;
-  launch(kernels_for(dtype).standard_normal, StandardNormalArgs{keys.data(), num_samples, numel, eps}, numel);
+  const int64_t numel = num_samples ? eps.tensor().numel() / num_samples : 0;
+  launch(kernels_for(dtype).standard_normal, StandardNormalArgs{keys.data(), num_samples, numel, eps}, numel, num_samples);
   return eps.tensor();
 }
 
@@ -34,7 +33,7 @@ Tensor sample(const Tensor& mu, const Tensor& rho, const Tensor& key, std::optio
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = mu.numel();
   const SampleArgs args{mu_input, rho_input, keys.data(), num_samples,
                         numel,    prior,     x,           partials ? partials->data() : nullptr};
-  launch(kernels_for(mu.scalar_type()).sample, args, numel);
+  launch(kernels_for(mu.scalar_type()).sample, args, numel, num_samples);
   return x.tensor();
 }
 
@@ -84,7 +83,7 @@ Tensor gaussian_sample_backward_cpu(Tensor grad_x, Tensor rho, Tensor key, std::
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = rho.numel();
   const SampleBackwardArgs args{grad_x_input, nullptr, ConstView{},       rho_input,     keys.data(),
                                 num_samples,  numel,   PriorValues{0, 1}, MutableView{}, grad_rho};
-  launch(kernels_for(rho.scalar_type()).sample_backward, args, numel);
+  launch(kernels_for(rho.scalar_type()).sample_backward, args, numel, num_samples);
   return grad_rho.tensor();
 }
 
@@ -117,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
                                 read_prior(mu_prior, std_prior),
                                 grad_mu,
                                 grad_rho};
-  launch(kernels_for(mu.scalar_type()).sample_backward, args, numel);
+  launch(kernels_for(mu.scalar_type()).sample_backward, args, numel, num_samples);
   return {grad_mu.tensor(), grad_rho.tensor(), not_asked_for(mu), not_asked_for(mu)};
 }
 
@@ -132,7 +131,7 @@ Tensor gaussian_log_prob_cpu(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, T
   Partials partials(num_samples, numel);
   const LogProbArgs args{x_input,        mu_input, rho_input, num_samples, numel, read_prior(mu_prior, std_prior),
                          partials.data()};
-  launch(kernels_for(mu.scalar_type()).log_prob, args, numel);
+  launch(kernels_for(mu.scalar_type()).log_prob, args, numel, num_samples);
   const Output log_prob(log_prob_sizes(batch, num_samples), log_prob_dtype(mu.scalar_type()));
   partials.sum_into(log_prob.tensor());
   return log_prob.tensor();
@@ -162,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cp
   const LogProbBackwardArgs args{
       log_prob_grads.data(),           x_input,      mu_input,      rho_input,     num_samples, numel,
       read_prior(mu_prior, std_prior), view(grad_x), view(grad_mu), view(grad_rho)};
-  launch(kernels_for(mu.scalar_type()).log_prob_backward, args, numel);
+  launch(kernels_for(mu.scalar_type()).log_prob_backward, args, numel, num_samples);
   const auto result = [&](const std::optional<Output>& out) { return out ? out->tensor() : not_asked_for(mu); };
   return {result(grad_x), result(grad_mu), result(grad_rho), not_asked_for(mu), not_asked_for(mu)};
 }

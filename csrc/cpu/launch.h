@@ -63,14 +63,17 @@ inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size
 inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
   Sizes strides(sizes.size());
   int64_t stride = 1;
+  bool overflow = false;
   for (size_t dim = sizes.size(); dim-- > 0;) {
     strides[dim] = stride;
-    stride *= std::max<int64_t>(sizes[dim], 1);
+    overflow |= __builtin_mul_overflow(stride, std::max<int64_t>(sizes[dim], 1), &stride);
   }
   const int32_t shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                  shim_dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  AtenTensorHandle handle = nullptr;
+  const bool allocated =
+      !overflow && aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), shim_dtype,
+                                            aoti_torch_device_type_cpu(), 0, &handle) == TORCH_SUCCESS;
+  check(allocated, "out of memory: cannot allocate a ", dtype, " tensor of shape ", Shape{sizes});
   return Tensor(handle);
 }
 
@@ -112,9 +115,9 @@ inline std::vector<Key> read_keys(const Tensor& key) {
 
 // Runs a kernel over all chunks of `numel` elements on torch's own threads.
 template <typename args_t>
-void launch(Kernel<args_t> kernel, const args_t& args, int64_t numel) {
-  constexpr int64_t kGrain = 16;  // chunks: some 40 us of work, against some 5 us to wake a thread
-  torch::stable::parallel_for(0, count_chunks(numel), kGrain,
+void launch(Kernel<args_t> kernel, const args_t& args, int64_t numel, int64_t num_samples = 1) {
+  constexpr int64_t kGrain = 16;  // chunks of one sample that are worth a thread of their own
+  torch::stable::parallel_for(0, count_chunks(numel), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, num_samples)),
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

@@ -43,7 +43,7 @@ template <typename acc_t>
 void log_prob_backward_piece(acc_t grad_log_prob, const acc_t* __restrict x, const acc_t* __restrict mu,
                              const acc_t* __restrict sigma, int64_t count, const Prior<acc_t>& prior,
                              acc_t* __restrict grad_x, acc_t* __restrict grad_mu, acc_t* __restrict rho_sum) {
-  const acc_t prior_scale = static_cast<acc_t>(grad_log_prob * prior.inverse_variance);
+  const acc_t prior_scale = prior.scale(grad_log_prob);
   for (int64_t i = 0; i < count; ++i) {
     const GaussianGrads<acc_t> grads =
         gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], prior.mu, prior_scale);
@@ -113,7 +113,7 @@ template <typename acc_t>
 void kl_divergence_backward_kernel(const KlDivergenceBackwardArgs& args, int64_t begin, int64_t end) {
   const auto prior = Prior<acc_t>::make(args.prior.mu, args.prior.std);
   const acc_t grad = static_cast<acc_t>(args.grad);
-  const acc_t prior_scale = static_cast<acc_t>(args.grad * prior.inverse_variance);
+  const acc_t prior_scale = prior.scale(args.grad);
   alignas(64) Buffer<acc_t, kTileSize> mu_buffer, rho_buffer, sigma, dsigma, h, grad_mu_buffer, grad_rho_buffer;
   for_each_piece<kTileSize>(begin, end, args.numel, [&](const Piece& piece) {
     const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);

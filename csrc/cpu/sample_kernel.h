@@ -11,9 +11,7 @@ void standard_normal_kernel(const StandardNormalArgs& args, int64_t begin, int64
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const int64_t first = s * args.numel + piece.first;
-      acc_t* out = destination(args.eps, first, eps);
       standard_normal_piece(args.keys[s], piece, eps);
-      if (out != eps) std::memcpy(out, eps, piece.count * sizeof(acc_t));
       store(args.eps, first, piece.count, eps);
     }
   });
@@ -99,7 +97,7 @@ void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const acc_t* grad_x = load_or_zeros(args.grad_x, s * args.numel + piece.first, count, grad_x_buffer);
       acc_t prior_scale = 0;
-      if constexpr (kLogProb) prior_scale = static_cast<acc_t>(args.grad_log_prob[s] * prior.inverse_variance);
+      if constexpr (kLogProb) prior_scale = prior.scale(args.grad_log_prob[s]);
       standard_normal_piece(args.keys[s], piece, eps);
       sample_backward_piece<acc_t, kLogProb>(grad_x, mu, sigma, eps, count, prior.mu, prior_scale, grad_mu, rho_sum);
     }

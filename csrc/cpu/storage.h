@@ -69,7 +69,12 @@ acc_t* destination(const MutableView& view, int64_t first, acc_t* buffer) {
 
 template <typename acc_t>
 void store(const MutableView& view, int64_t first, int64_t count, const acc_t* buffer) {
-  if (!view.data || view.storage == kNativeStorage<acc_t>) return;
+  if (!view.data) return;
+  if (view.storage == kNativeStorage<acc_t>) {
+    acc_t* native = static_cast<acc_t*>(view.data) + first;
+    if (native != buffer) std::memcpy(native, buffer, count * sizeof(acc_t));
+    return;
+  }
   uint16_t* target = static_cast<uint16_t*>(view.data) + first;
   if (view.storage == Storage::kHalf) {
     for (int64_t i = 0; i < count; ++i) target[i] = float_to_half(static_cast<float>(buffer[i]));
