@@ -53,6 +53,7 @@ def machine(threads: int) -> dict[str, object]:
 
 def measure_size(numel: int, rounds: int, threads: int) -> dict[str, dict[str, object]]:
     """All cases at one size; a case that is wrong gets no time."""
+    torch._dynamo.reset()  # each size is compiled for itself, and Dynamo allows eight of them
     inputs = Inputs.make(numel)
     wrong = {name: check(case, inputs) for name, case in CASES.items()}
     right = {name: case for name, case in CASES.items() if wrong[name] is None}

@@ -42,14 +42,50 @@ def _contiguous(like: Tensor, size: Sequence[int] | None = None, dtype: torch.dt
     return like.new_empty(like.shape if size is None else size, dtype=dtype or like.dtype)
 
 
-def _check_devices(first: str, **tensors: Tensor | None) -> None:
-    """The device checks of csrc/ops/checks.h: a fake kernel also runs where one argument is on the meta device."""
-    device = tensors[first].device  # type: ignore[union-attr]
+def _refuse(holds: bool, message: str) -> None:
+    if holds:
+        raise RuntimeError(message)
+
+
+def _check_shape(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
+    if tensor is not None:
+        _refuse(tensor.shape != torch.Size(shape), f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+
+
+def _check(
+    parameters: dict[str, Tensor],
+    key: Tensor | None = None,
+    x: Tensor | None = None,
+    mu_prior: Tensor | None = None,
+    std_prior: Tensor | None = None,
+    grads: dict[str, Tensor | None] | None = None,
+    **not_offered: Any,
+) -> None:
+    """What csrc/ops/checks.h refuses, for traced programs and for arguments on the meta device.
+
+    Devices, shapes, and arguments that are not offered yet; dtypes are left to the kernel, which runs later.
+    """
+    (first, leader), *others = parameters.items()
+    tensors = {**dict(others), "key": key, "x": x, "mu_prior": mu_prior, "std_prior": std_prior, **(grads or {})}
     for name, tensor in tensors.items():
-        if tensor is None or tensor.device == device:
+        if tensor is None or tensor.device == leader.device:
             continue
-        if not (name.endswith("_prior") and tensor.dim() == 0 and tensor.device.type == "cpu"):
-            raise RuntimeError(f"{name}: expected to be on the device of {first}, {device}, got {tensor.device}")
+        is_host_scalar = name.endswith("_prior") and tensor.dim() == 0 and tensor.device.type == "cpu"
+        message = f"{name}: expected to be on the device of {first}, {leader.device}, got {tensor.device}"
+        _refuse(not is_host_scalar, message)
+    for name, tensor in others:
+        _check_shape(name, tensor, leader.shape)
+    if key is not None:
+        message = f"key: expected shape [2] or [num_samples, 2], got {list(key.shape)}"
+        _refuse(key.dim() not in (1, 2) or key.shape[-1] != 2, message)
+    if x is not None:
+        message = f"x: expected the shape of {first}, {list(leader.shape)}, or one dimension more, got {list(x.shape)}"
+        _refuse(x.shape != leader.shape and x.shape[1:] != leader.shape, message)
+    for name, prior in (("mu_prior", mu_prior), ("std_prior", std_prior)):
+        if prior is not None:
+            _refuse(prior.numel() != 1, f"{name}: expected one element, got shape {list(prior.shape)}")
+    for name, value in not_offered.items():
+        _refuse(value is not None and value is not False, f"{name}: {value} is not offered yet")
 
 
 def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -58,24 +94,26 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 @_fake("standard_normal")
 def _(key: Tensor, size: Sequence[int], *, dtype: torch.dtype, full_size: Any = None, origin: Any = None) -> Tensor:
+    _check({"key": key}, key, full_size=full_size, origin=origin)
     return _contiguous(key, [*key_samples(key), *size], dtype)
 
 
 @_fake("gaussian_sample")
 def _(mu: Tensor, rho: Tensor, key: Tensor, *, dtype: Any = None, full_size: Any = None, origin: Any = None) -> Tensor:
-    _check_devices("mu", mu=mu, rho=rho, key=key)
+    _check({"mu": mu, "rho": rho}, key, full_size=full_size, origin=origin)
     return _contiguous(mu, [*key_samples(key), *mu.shape], dtype)
 
 
 @_fake("gaussian_sample_backward")
 def _(grad_x: Tensor, rho: Tensor, key: Tensor, *, full_size: Any = None, origin: Any = None) -> Tensor:
-    _check_devices("rho", rho=rho, key=key, grad_x=grad_x)
+    _check({"rho": rho}, key, grads={"grad_x": grad_x}, full_size=full_size, origin=origin)
+    _check_shape("grad_x", grad_x, [*key_samples(key), *rho.shape])
     return _contiguous(rho)
 
 
 @_fake("gaussian_log_prob")
 def _(x: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
-    _check_devices("mu", mu=mu, rho=rho, x=x, mu_prior=mu_prior, std_prior=std_prior)
+    _check({"mu": mu, "rho": rho}, None, x, mu_prior, std_prior)
     return _contiguous(mu, x.shape[: x.dim() - mu.dim()], _log_prob_dtype(mu))
 
 
@@ -89,32 +127,42 @@ def _(
     std_prior: Tensor,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    _check_devices("mu", mu=mu, rho=rho, x=x, mu_prior=mu_prior, std_prior=std_prior, grad_log_prob=grad_log_prob)
+    _check({"mu": mu, "rho": rho}, None, x, mu_prior, std_prior, {"grad_log_prob": grad_log_prob})
+    _check_shape("grad_log_prob", grad_log_prob, x.shape[: x.dim() - mu.dim()])
     inputs = (x, mu, rho, mu_prior, std_prior)
     return tuple(_contiguous(a if asked else mu, None if asked else [0]) for a, asked in zip(inputs, output_mask))
 
 
 @_fake("gaussian_sample_and_log_prob")
 def _(
-    mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, key: Tensor, *, dtype: Any = None, **_: Any
+    mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, key: Tensor, *, dtype: Any = None, **not_offered: Any
 ) -> tuple[Tensor, Tensor]:
-    _check_devices("mu", mu=mu, rho=rho, key=key, mu_prior=mu_prior, std_prior=std_prior)
+    _check({"mu": mu, "rho": rho}, key, None, mu_prior, std_prior, None, **not_offered)
     samples = key_samples(key)
     return _contiguous(mu, [*samples, *mu.shape], dtype), _contiguous(mu, samples, _log_prob_dtype(mu))
 
 
 @_fake("gaussian_sample_and_log_prob_backward")
 def _(
-    grad_x: Any, grad_log_prob: Any, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, key: Tensor, **_: Any
+    grad_x: Any,
+    grad_log_prob: Any,
+    mu: Tensor,
+    rho: Tensor,
+    mu_prior: Tensor,
+    std_prior: Tensor,
+    key: Tensor,
+    **not_offered: Any,
 ) -> tuple[Tensor, ...]:
-    _check_devices("mu", mu=mu, rho=rho, key=key, mu_prior=mu_prior, std_prior=std_prior, grad_log_prob=grad_log_prob)
-    _check_devices("rho", rho=rho, grad_x=grad_x)
+    _check({"mu": mu, "rho": rho}, key, None, mu_prior, std_prior, {"grad_log_prob": grad_log_prob}, **not_offered)
+    _check({"rho": rho}, grads={"grad_x": grad_x})
+    _check_shape("grad_x", grad_x, [*key_samples(key), *mu.shape])
+    _check_shape("grad_log_prob", grad_log_prob, key_samples(key))
     return _contiguous(mu), _contiguous(rho), _contiguous(mu, [0]), _contiguous(mu, [0])
 
 
 @_fake("gaussian_kl_divergence")
 def _(mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
-    _check_devices("mu", mu=mu, rho=rho, mu_prior=mu_prior, std_prior=std_prior)
+    _check({"mu": mu, "rho": rho}, None, None, mu_prior, std_prior)
     return _contiguous(mu, [], _log_prob_dtype(mu))
 
 
@@ -122,7 +170,8 @@ def _(mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
 def _(
     grad: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, prior_grads: bool = False
 ) -> tuple[Tensor, ...]:
-    _check_devices("mu", mu=mu, rho=rho, mu_prior=mu_prior, std_prior=std_prior, grad=grad)
+    _check({"mu": mu, "rho": rho}, None, None, mu_prior, std_prior, {"grad": grad}, prior_grads=prior_grads)
+    _check_shape("grad", grad, [])
     return _contiguous(mu), _contiguous(rho), _contiguous(mu, [0]), _contiguous(mu, [0])
 
 

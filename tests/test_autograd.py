@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, jacfwd, jvp, vmap
 
-from illia_ext import functional, reference
+from illia_ext import autograd, functional, reference
 from illia_ext.ops import NAMES, op
 
 MU_PRIOR, STD_PRIOR = 0.25, 0.75
@@ -246,3 +246,11 @@ def test_a_prior_that_requires_grad_is_read_under_no_grad() -> None:
     prior = torch.ones(1, requires_grad=True)
     with torch.no_grad():
         assert functional.gaussian_kl_divergence(THREE, THREE, prior, prior).isfinite()
+
+
+def test_functions_can_be_applied() -> None:
+    """The classes are the public face of the derivatives: `apply` is a call of the op."""
+    mu, rho = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    x = autograd.GaussianSample.apply(mu, rho, make_key(1))
+    assert torch.equal(x, functional.gaussian_sample(mu, rho, make_key(1)))
+    assert x.grad_fn is not None

@@ -190,3 +190,14 @@ def test_inductor_saves_the_key_and_no_noise() -> None:
     assert max(tensor.numel() for tensor in others) < network.weights.num_params()
     loss.backward()
     assert network.weights.rho.grad.isfinite().all()
+
+
+def test_compiled_autograd() -> None:
+    distribution = GaussianDistribution(5)
+    parameters = list(distribution.parameters())
+    torch.manual_seed(0)
+    expected = torch.autograd.grad(distribution.log_prob(), parameters)
+    torch.manual_seed(0)
+    with torch._dynamo.compiled_autograd._enable(lambda graph: graph):
+        distribution.log_prob().backward()
+    assert all(torch.equal(parameter.grad, grad) for parameter, grad in zip(parameters, expected))

@@ -1,13 +1,16 @@
 """GaussianDistribution: what its constructor makes, what its methods return, and how it lives as a module."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import FLOAT_DTYPES, arithmetic_dtype, make_key, make_keys, same_bits
 from torch import Tensor, nn
 
-from illia_ext import DistributionModule, GaussianDistribution, functional
+from illia_ext import DistributionModule, GaussianDistribution, functional, random
 from illia_ext.random import draw_key
 
 parametrize = pytest.mark.parametrize
@@ -243,3 +246,54 @@ def test_training_moves_the_posterior_to_the_prior() -> None:
     assert distribution.kl_divergence() < before / 100
     assert distribution.mu.mean().item() == pytest.approx(1, abs=0.1)
     assert nn.functional.softplus(distribution.rho).mean().item() == pytest.approx(0.5, abs=0.1)
+
+
+@parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: GaussianDistribution(2.5), TypeError, "shape: expected an integer or a sequence of integers, got 2.5"),
+        (lambda: GaussianDistribution(3, mu_prior=1e39), ValueError, "mu_prior: expected a number in the range of"),
+        (
+            lambda: GaussianDistribution(3, rho_init=float("nan")),
+            ValueError,
+            "rho_init: expected a finite number, got nan",
+        ),
+        (lambda: random.key(1.5), TypeError, "seed: expected an integer, got 1.5"),
+        (
+            lambda: random.fold_in(make_key(1), torch.tensor(2.7)),
+            TypeError,
+            "data: expected one integer, got a tensor of",
+        ),
+        (
+            lambda: random.fold_in(make_key(1), make_key(1)),
+            TypeError,
+            "data: expected one integer, got a tensor of torch.int64",
+        ),
+        (lambda: random.split([1, 2]), TypeError, "key: expected a tensor of int64 or uint64, got [1, 2]"),
+        (
+            lambda: GaussianDistribution(True),
+            TypeError,
+            "shape: expected an integer or a sequence of integers, got True",
+        ),
+        (
+            lambda: GaussianDistribution(3, dtype="x"),
+            TypeError,
+            "dtype: expected float32, float64, float16 or bfloat16, got 'x'",
+        ),
+        (lambda: GaussianDistribution(3).sample(2.0), TypeError, "num_samples: expected an integer, got 2.0"),
+        (
+            lambda: GaussianDistribution(3, std_prior=1e-50),
+            ValueError,
+            "std_prior: expected a number in the range of torch.float32, got 1e-50",
+        ),
+    ],
+)
+def test_refusals_name_the_argument(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match="^" + re.escape(message)):
+        call()
+
+
+def test_numbers_of_numpy_and_integers_are_numbers() -> None:
+    state = GaussianDistribution(np.int64(3), mu_prior=0, std_prior=np.float64(1)).state_dict()
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    assert functional.gaussian_kl_divergence(torch.zeros(1), torch.zeros(1), np.float32(0), np.int64(1)) > 0
