@@ -108,6 +108,17 @@ def test_kl_divergence(shape: tuple[int, ...], dtype: torch.dtype, device: torch
     assert_sum_close(kl_divergence, (-reference.log_sigma(rho.double()), constant, *squares), mu)
 
 
+@pytest.mark.parametrize("seed", range(50))
+def test_sums_of_equal_elements(seed: int, device: torch.device) -> None:
+    """Equal roundings add up: the worst case. Beside 1e-6 of the summands, sigma's 2.11 ulp shift each log sigma."""
+    mu, rho = (tensor.expand(4096).contiguous() for tensor in make_parameters((1,), torch.float32, device, seed))
+    x = mu + sigma(rho).float()
+    terms = log_prob_terms(x, mu, rho, *PRIORS)
+    bound = sum(1e-6 * term.abs().sum() for term in terms) + 2.0**-22 * mu.numel()
+    error = functional.gaussian_log_prob(x, mu, rho, *PRIORS).double() - sum(term.sum() for term in terms)
+    assert error.abs() <= bound + UNIT_ROUNDOFF[torch.float32] * sum(term.sum() for term in terms).abs()
+
+
 def every_output(x: Tensor, mu: Tensor, rho: Tensor, key: Tensor, module: ModuleType = functional) -> list[Tensor]:
     return [
         module.gaussian_sample(mu, rho, key),
