@@ -16,6 +16,7 @@
 // linker would keep one copy of each function and an old CPU could meet instructions that it does not have.
 #if !defined(ILLIA_CAPABILITY)
 #define ILLIA_CAPABILITY base
+#define ILLIA_VECTOR_BYTES 8  // no vectors by name
 #endif
 #define ILLIA_NAMESPACE_BEGIN \
   namespace illia {           \

@@ -15,6 +15,7 @@
 #endif
 
 #define ILLIA_CAPABILITY avx2
+#define ILLIA_VECTOR_BYTES 32
 #include "cpu/gaussian_kernel.h"
 
 #if defined(__clang__)

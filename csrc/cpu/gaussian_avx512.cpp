@@ -16,6 +16,7 @@
 #endif
 
 #define ILLIA_CAPABILITY avx512
+#define ILLIA_VECTOR_BYTES 64
 #include "cpu/gaussian_kernel.h"
 
 #if defined(__clang__)

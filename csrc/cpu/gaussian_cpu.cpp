@@ -21,7 +21,8 @@ Tensor standard_normal_cpu(Tensor key, Sizes size, ScalarType dtype, std::option
   const Output eps(sample_sizes(key, size), dtype);
   const int64_t num_samples = static_cast<int64_t>(keys.size());
   const int64_t numel = num_samples ? eps.tensor().numel() / num_samples : 0;
-  launch(kernels_for(dtype).standard_normal, StandardNormalArgs{keys.data(), num_samples, numel, eps}, numel, num_samples);
+  launch(kernels_for(dtype).standard_normal, StandardNormalArgs{keys.data(), num_samples, numel, eps}, numel,
+         num_samples);
   return eps.tensor();
 }
 

@@ -71,8 +71,8 @@ inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
   const int32_t shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
   const bool allocated =
-      !overflow && aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), shim_dtype,
-                                            aoti_torch_device_type_cpu(), 0, &handle) == TORCH_SUCCESS;
+      !overflow && aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                            shim_dtype, aoti_torch_device_type_cpu(), 0, &handle) == TORCH_SUCCESS;
   check(allocated, "out of memory: cannot allocate a ", dtype, " tensor of shape ", Shape{sizes});
   return Tensor(handle);
 }

@@ -6,12 +6,13 @@
 
 #include "core/gaussian.h"
 #include "core/normal.h"
+#include "cpu/philox_words.h"
 #include "cpu/storage.h"
 
 ILLIA_NAMESPACE_BEGIN
 
 constexpr int kLanes = 32;
-constexpr int kNormalsBatch = 64;  // normals drawn at once
+constexpr int kNormalsBatch = 128;  // normals drawn at once
 static_assert(kChunkSize % kNormalsBatch == 0 && kNormalsBatch % kLanes == 0 && kChunkSize / kLanes <= 64);
 
 // Forward kernels work on whole chunks, whose sums they return; backward kernels, which read and write more arrays, on
@@ -87,13 +88,15 @@ struct LogSigmaSum {
 // eps[i] is normal first + i of the key's stream. Writes whole blocks of kNormalsBatch.
 template <typename acc_t>
 void standard_normal_piece(const Key& key, const Piece& piece, acc_t* __restrict eps) {
-  constexpr int64_t kNormals = kNormalsPerBlock<acc_t>;
+  constexpr int kNormals = kNormalsPerBlock<acc_t>, kBlocks = kNormalsBatch / kNormals;
   const uint64_t counter = key.offset + static_cast<uint64_t>(piece.first / kNormals);
   for (int64_t first = 0; first < piece.count; first += kNormalsBatch) {
-    for (int64_t block = 0; block < kNormalsBatch / kNormals; ++block) {
+    uint32_t words[4][kBlocks];
+    philox_words(key.seed, counter + static_cast<uint64_t>(first / kNormals), words);
+    for (int64_t i = 0; i < kBlocks; ++i) {
       acc_t normals[kNormals];
-      block_normals(philox4x32<uint64_t>(key.seed, counter + first / kNormals + block), normals);
-      for (int64_t k = 0; k < kNormals; ++k) eps[first + block * kNormals + k] = normals[k];
+      block_normals(PhiloxBlock<uint32_t>{{words[0][i], words[1][i], words[2][i], words[3][i]}}, normals);
+      for (int64_t k = 0; k < kNormals; ++k) eps[first + i * kNormals + k] = normals[k];
     }
   }
 }
