@@ -28,14 +28,14 @@ _sample_and_log_prob = op("gaussian_sample_and_log_prob")
 _kl_divergence = op("gaussian_kl_divergence")
 
 
-def _check_tensors(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {tensor!r}")
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {tensor!r}")
 
 
 def _check_parameters(mu: Tensor, rho: Tensor) -> None:
-    _check_tensors(mu=mu, rho=rho)
+    _check_tensor("mu", mu)
+    _check_tensor("rho", rho)
     if mu.dtype not in DTYPES:
         raise TypeError(f"mu: expected float32, float64, float16 or bfloat16, got {mu.dtype}")
     if rho.shape != mu.shape:
@@ -45,7 +45,7 @@ def _check_parameters(mu: Tensor, rho: Tensor) -> None:
 
 
 def _check_key(key: Tensor) -> None:
-    _check_tensors(key=key)
+    _check_tensor("key", key)
     if key.dtype is not torch.int64 and key.dtype is not torch.uint64:
         raise TypeError(f"key: expected int64 or uint64, got {key.dtype}")
     if key.dim() not in (1, 2) or key.shape[-1] != 2:
@@ -113,7 +113,7 @@ def gaussian_log_prob(
         Scalar, or [S]; in nats.
     """
     _check_parameters(mu, rho)
-    _check_tensors(x=x)
+    _check_tensor("x", x)
     return _log_prob(x, mu, rho, *_prior(mu_prior, std_prior))
 
 

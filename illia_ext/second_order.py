@@ -24,7 +24,8 @@ _kl_divergence_backward = op("gaussian_kl_divergence_backward")
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(*tensors)
     ctx.set_materialize_grads(False)  # what is not there stays None: it costs nothing, and a prior can tell
 
 
@@ -34,9 +35,9 @@ def saved_primals(ctx: Any) -> list[Any]:
 
 
 def refuse_prior_gradients(mu_prior: Tensor, std_prior: Tensor) -> None:
-    for name, prior in (("mu_prior", mu_prior), ("std_prior", std_prior)):
-        if prior.requires_grad:
-            raise RuntimeError(f"{name}: a gradient to the prior is not offered yet, got requires_grad=True; detach it")
+    if mu_prior.requires_grad or std_prior.requires_grad:
+        name = "mu_prior" if mu_prior.requires_grad else "std_prior"
+        raise RuntimeError(f"{name}: a gradient to the prior is not offered yet, got requires_grad=True; detach it")
 
 
 def refuse_prior_tangents(mu_prior: Tensor | None, std_prior: Tensor | None) -> None:
