@@ -46,12 +46,17 @@ ILLIA_FUNCTION PhiloxBlock<lane_t> philox4x32(PhiloxBlock<lane_t> block, uint32_
   return block;
 }
 
-// Block `counter` of the stream of `seed`: counter words 0 and 1 are the counter, 2 and 3 are zero. `counter_t` is
-// uint64_t, or a vector of it for a vector of blocks.
-template <typename lane_t, typename counter_t>
-ILLIA_FUNCTION PhiloxBlock<lane_t> philox4x32(uint64_t seed, counter_t counter) {
-  const PhiloxBlock<lane_t> block{
-      {static_cast<lane_t>(counter), static_cast<lane_t>(counter >> 32), lane_t{}, lane_t{}}};
+// Block `counter` of the stream of `seed`: counter words 0 and 1 are the counter, 2 and 3 are zero.
+template <typename lane_t>
+ILLIA_FUNCTION PhiloxBlock<lane_t> philox4x32(uint64_t seed, uint64_t counter) {
+  const PhiloxBlock<lane_t> block{{static_cast<lane_t>(counter), static_cast<lane_t>(counter >> 32), 0, 0}};
+  return philox4x32(block, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+}
+
+// The same for a lane of 64-bit counters, one a block.
+template <typename lane_t>
+ILLIA_FUNCTION PhiloxBlock<lane_t> philox4x32_lane(uint64_t seed, lane_t counters) {
+  const PhiloxBlock<lane_t> block{{counters, counters >> 32, lane_t{}, lane_t{}}};
   return philox4x32(block, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 

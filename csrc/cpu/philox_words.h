@@ -70,7 +70,7 @@ template <int num_blocks>
 ILLIA_FUNCTION void philox_words(uint64_t seed, uint64_t counter, uint32_t (&words)[4][num_blocks]) {
   static_assert(num_blocks % kLaneBlocks == 0);
   for (int64_t first = 0; first < num_blocks; first += kLaneBlocks) {
-    const auto block = philox4x32<philox_lane_t>(seed, consecutive(counter + static_cast<uint64_t>(first)));
+    const auto block = philox4x32_lane(seed, consecutive(counter + static_cast<uint64_t>(first)));
     for (int w = 0; w < 4; ++w) {
       const auto lane = low_words(block.words[w]);
       std::memcpy(&words[w][first], &lane, sizeof(lane));
