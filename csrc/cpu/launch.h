@@ -97,6 +97,8 @@ inline std::vector<double> read_values(const Tensor& argument) {
   const auto copy = [](const auto* data, int64_t count) { return std::vector<double>(data, data + count); };
   if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Float)
     return copy(argument.const_data_ptr<float>(), argument.numel());
+  if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Double)
+    return copy(argument.const_data_ptr<double>(), argument.numel());
   const Tensor values = torch::stable::contiguous(torch::stable::to(argument, ScalarType::Double));
   return copy(values.const_data_ptr<double>(), values.numel());
 }
