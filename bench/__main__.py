@@ -1,116 +1,100 @@
 """The benchmark's command line: `python -m bench --help`."""
 
-import datetime
-import json
-import platform
-from dataclasses import asdict
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.cases import CASES
-from bench.measure import Inputs, backward, check, forward, interleave, saved_for_backward
-from illia_ext import _C
+from bench import machine, report
+from bench import options as ask
+from bench.measure import Effort, measure
+from bench.results import Run
+from bench.works import Scale, Setting, plan
 
-SIZES = "2^10,2^16,2^20,2^24"
-
-
-def parse_sizes(text: str) -> list[int]:
-    """Numbers of elements, such as 1000 or 2^20."""
-    try:
-        sizes = [int(base) ** int(power or 1) for base, _, power in (s.strip().partition("^") for s in text.split(","))]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise typer.BadParameter(f"sizes: expected positive numbers such as 1000 or 2^20, with commas, got {text!r}")
-    return sizes
+WIDTH = 120  # of the tables: a narrower terminal wraps them rather than losing figures
+QUICK = Effort(seconds=0.5, min_rounds=3, max_rounds=10)
+FULL = Effort(seconds=4, min_rounds=4, max_rounds=15)
+QUICK_SCALE = Scale(sizes=[2**12, 2**18], samples=[], samples_numel=2**14, tensors=33, batches=[32])
+CPU_SCALE = Scale([2**10, 2**16, 2**20, 2**24], [1, 8, 32], samples_numel=2**18, tensors=161, batches=[32, 256, 1024])
+CUDA_SCALE = replace(CPU_SCALE, sizes=[2**12, 2**16, 2**20, 2**24, 2**28])
 
 
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
+def measure_all(run: Run, scale: Scale, setting: Setting, effort: Effort) -> None:
+    torch.compile(lambda x: x + 1)(torch.zeros(2, device=setting.device))  # starting the compiler is nobody's time
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        groups = plan(scale, setting)
+        task = progress.add_task("", total=len(groups))
+        for group in groups:
+            progress.update(task, description=group.title)
+            if not setting.compile_once:
+                torch._dynamo.reset()  # every point is compiled for itself, as it would be in a program of its own
+            run.measurements += measure(group.subjects(), effort, setting.device)
+            progress.advance(task)
 
 
-def machine(threads: int) -> dict[str, object]:
-    return {
-        "cpu": cpu_model(),
-        "capability": _C.cpu_capability(),
-        "threads": threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "build": _C.build_info(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def measure_size(numel: int, rounds: int, threads: int) -> dict[str, dict[str, object]]:
-    """All cases at one size; a case that is wrong gets no time."""
-    torch._dynamo.reset()  # each size is compiled for itself, and Dynamo allows eight of them
-    inputs = Inputs.make(numel)
-    wrong = {name: check(case, inputs) for name, case in CASES.items()}
-    right = {name: case for name, case in CASES.items() if wrong[name] is None}
-    tasks = {("forward", name): partial(forward, case, inputs) for name, case in right.items()}
-    tasks |= {("both", name): partial(backward, case, inputs) for name, case in right.items()}
-    tasks["forward", "torch.randn"] = partial(torch.randn, numel)
-    timings = interleave(tasks, rounds, threads)
-    rows: dict[str, dict[str, object]] = {name: {"wrong": reason} for name, reason in wrong.items()}
-    rows["torch.randn"] = {"wrong": None}
-    for (direction, name), timing in timings.items():
-        rows[name][direction] = asdict(timing)
-    for name, case in right.items():
-        rows[name]["saved_bytes"] = saved_for_backward(case, inputs)
-    return rows
-
-
-def table(results: dict[int, dict[str, dict[str, object]]], title: str) -> Table:
-    out = Table(title=title)
-    for column in ("elements", "case", "forward, ns", "forward + backward, ns", "slower than illia_ext", "kept, bytes"):
-        out.add_column(column, justify="left" if column == "case" else "right")
-    for numel, rows in results.items():
-        ours = rows["illia_ext"].get("both")
-        for name, row in rows.items():
-            cells = []
-            for direction in ("forward", "both"):
-                timing = row.get(direction)
-                cells.append(f"{timing['median'] / numel * 1e9:.2f}" if isinstance(timing, dict) else "")
-            both = row.get("both")
-            compared = isinstance(both, dict) and isinstance(ours, dict)
-            ratio = f"{both['median'] / ours['median']:.1f}x" if compared else str(row["wrong"] or "")
-            out.add_row(f"{numel:,}", name, *cells, ratio, f"{row.get('saved_bytes', '')}")
-        out.add_section()
-    return out
+def new_run(
+    device: str, dtype: str, sizes: str | None, samples: str | None, threads: int | None, cases: str | None, quick: bool
+) -> Run:
+    where = ask.parse_device(device)
+    names, peers, skipped = ask.parse_cases(cases)
+    setting = Setting(names, peers, where, ask.parse_dtype(dtype), compile_once=quick)
+    scale = QUICK_SCALE if quick else CUDA_SCALE if where.type == "cuda" else CPU_SCALE
+    if sizes is not None:
+        scale = replace(scale, sizes=ask.parse_counts("--sizes", sizes))
+    if samples is not None:
+        scale = replace(scale, samples=ask.parse_counts("--samples", samples))
+    ask.check_memory(scale, where, setting.dtype)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    about = machine.describe(where, torch.get_num_threads())
+    settings = {"device": where.type, "dtype": dtype, "quick": quick, "cases": names}
+    run = Run(about, settings, skipped)
+    busy = machine.busy(where)
+    if busy:
+        run.machine["busy"] = busy
+    # A quick run may find compiled code on disk; a full one compiles anew, so that its first calls are honest.
+    with torch._inductor.config.patch(force_disable_caches=not quick):
+        measure_all(run, scale, setting, QUICK if quick else FULL)
+    return run
 
 
 def main(
-    sizes: Annotated[str, typer.Option(help="Numbers of elements, with commas.")] = SIZES,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    rounds: Annotated[int, typer.Option(min=2, help="Turns that each case gets; the median counts.")] = 15,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help=f"Of the parameters: {', '.join(ask.DTYPES)}.")] = "float32",
+    sizes: Annotated[str | None, typer.Option(help="Weights of one tensor: numbers such as 2^20, with commas.")] = None,
+    samples: Annotated[str | None, typer.Option(help="Numbers of samples, with commas.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default torch's own number.")] = None,
+    cases: Annotated[str | None, typer.Option(help="Names with commas; by default all that can be imported.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer points and rounds.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw the results here, in png, svg or pdf.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Results of an earlier run: show what got slower.")] = None,
+    load: Annotated[Path | None, typer.Option(help="Show these results instead of measuring.")] = None,
 ) -> None:
-    """Sampling weights with log q(x) - log p(x), float32 on the CPU, side by side; times are medians per element."""
-    numels = parse_sizes(sizes)
-    if json_file is not None:
-        try:
-            json_file.touch()
-        except OSError as error:
-            raise typer.BadParameter(f"--json: cannot write {json_file}: {error.strerror}") from None
-    torch.set_num_threads(threads)
+    """Gaussian weights and their log q(x) - log p(x), side by side: plain PyTorch, torch.compile, illia_ext, peers.
+
+    Every case is checked against float64 formulas before it gets a time. bench/README.md tells how to read the tables.
+    """
     console = Console()
-    results = {}
-    for numel in track(numels, description="measuring", console=Console(stderr=True), transient=True):
-        results[numel] = measure_size(numel, rounds, threads)
-    about = machine(threads)
-    console.print(table(results, f"{about['cpu']}, {about['capability']}, {threads} thread, torch {about['torch']}"))
+    console.width = max(console.width, WIDTH)
+    old, run = ask.read_run("--compare", compare), ask.read_run("--load", load)
+    ask.check_writable("--json", json_file)
+    ask.check_writable("--plot", plot_file)
+    if run is None:
+        run = new_run(device, dtype, sizes, samples, threads, cases, quick)
+    console.print(report.tables(run))
+    if old is not None:
+        console.print(report.compared(old, run))
     if json_file is not None:
-        json_file.write_text(json.dumps({"machine": about, "results": results}, indent=1) + "\n")
+        run.write(json_file)
+    if plot_file is not None:
+        from bench.plot import plot  # matplotlib takes a second to import
+
+        plot(run, plot_file)
 
 
 if __name__ == "__main__":

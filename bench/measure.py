@@ -1,116 +1,154 @@
-"""Checks a case against float64, then times all cases in turn, so that drift of the machine hits all alike."""
+"""Checks, then times a group of subjects in turn, so that drift of the machine hits all alike."""
 
+import json
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median, quantiles
+from timeit import Timer
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
-from torch.utils.benchmark import Timer
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import timer
 
-from bench.cases import Case
+from bench.check import Wrong
+from bench.results import Measurement, Timing
 
-__all__ = ["Inputs", "Timing", "backward", "check", "forward", "interleave", "saved_for_backward"]
-
-
-@dataclass
-class Inputs:
-    """mu, rho [numel] with gradients to come from grad_x [numel] and grad_log_prob []."""
-
-    mu: Tensor
-    rho: Tensor
-    mu_prior: Tensor
-    std_prior: Tensor
-    grad_x: Tensor
-    grad_log_prob: Tensor
-
-    @classmethod
-    def make(cls, numel: int) -> "Inputs":
-        torch.manual_seed(0)
-        return cls(
-            mu=(torch.randn(numel) * 0.1).requires_grad_(),
-            rho=(torch.randn(numel) * 0.1 - 3).requires_grad_(),
-            mu_prior=torch.zeros(1),
-            std_prior=torch.full((1,), 0.1),
-            grad_x=torch.randn(numel),
-            grad_log_prob=torch.tensor(1e-3),
-        )
-
-    @property
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.mu, self.rho, self.mu_prior, self.std_prior
+__all__ = ["Effort", "Subject", "interleave", "kept_for_backward", "measure", "memory_and_launches"]
 
 
-def forward(case: Case, inputs: Inputs) -> None:
-    with torch.no_grad():
-        case(*inputs.arguments)
+@dataclass(frozen=True)
+class Subject:
+    """What is timed: one call of `run`, which is `case` doing `work` at `point`."""
+
+    work: str
+    point: int
+    case: str
+    weights: int
+    run: Callable[[], object]
+    check: Callable[[], None] = lambda: None  # raises Wrong
+    minimum_bytes: int | None = None  # memory traffic that no implementation of this work can avoid
+    graph: Callable[[], object] | None = None  # outputs that keep what backward needs
+    own: tuple[Tensor, ...] = ()  # tensors that live with or without that graph
 
 
-def backward(case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Forward and backward: gradients to mu and rho."""
-    outputs = case(*inputs.arguments)
-    return torch.autograd.grad(outputs, (inputs.mu, inputs.rho), (inputs.grad_x, inputs.grad_log_prob))
+@dataclass(frozen=True)
+class Effort:
+    """How long a group of subjects is timed: rounds until `seconds` are over, within bounds."""
+
+    seconds: float
+    min_rounds: int
+    max_rounds: int
+    turn: float = 0.02  # seconds; a longer call is a turn by itself
 
 
-def check(case: Case, inputs: Inputs) -> str | None:
-    """None, or what is wrong: log_prob and gradients against float64 formulas at the case's own sample.
-
-    The noise is recovered from x as (x - mu) / sigma, which costs some digits: 1e-3 is far above that loss and
-    far below what a wrong formula would show.
-    """
-    outputs = case(*inputs.arguments)
-    x, log_prob = (out.detach().double() for out in outputs)
-    grads = torch.autograd.grad(outputs, (inputs.mu, inputs.rho), (inputs.grad_x, inputs.grad_log_prob))
-    mu, rho = inputs.mu.detach().double().requires_grad_(), inputs.rho.detach().double().requires_grad_()
-    eps = ((x - mu) / softplus(rho)).detach()
-    sample = mu + softplus(rho) * eps
-    z_prior = (sample - inputs.mu_prior) / inputs.std_prior
-    expected = (-torch.log(softplus(rho)) - eps**2 / 2 + torch.log(inputs.std_prior) + z_prior**2 / 2).sum()
-    wanted = torch.autograd.grad((sample, expected), (mu, rho), (inputs.grad_x.double(), inputs.grad_log_prob.double()))
-    pairs = {"log_prob": (log_prob, expected.detach()), **dict(zip(("grad_mu", "grad_rho"), zip(grads, wanted)))}
-    for name, (got, want) in pairs.items():
-        error = float((got.double() - want).norm() / want.norm())
-        if not error < 1e-3:
-            return f"{name} is off by {error:.1e}"
-    return None
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
-@dataclass
-class Timing:
-    """Seconds a call: median and quartiles over rounds."""
-
-    median: float
-    low: float
-    high: float
-
-
-def interleave(tasks: dict[str, Callable[[], object]], rounds: int, threads: int) -> dict[str, Timing]:
-    """Times each task once a round, `rounds` times, after a warm-up; a turn takes about 20 ms or one call."""
-    timers = {name: Timer("task()", globals={"task": task}, num_threads=threads) for name, task in tasks.items()}
-    calls = {name: max(1, int(0.02 / timer.timeit(3).mean)) for name, timer in timers.items()}
-    samples: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(rounds):
-        for name, timer in timers.items():
-            samples[name].append(timer.timeit(calls[name]).mean)
-    result = {}
-    for name, values in samples.items():
-        low, _, high = quantiles(values, n=4)
-        result[name] = Timing(median(values), low, high)
-    return result
+def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Timing]:
+    """Seconds a call, of each task once a round; torch's clock waits for the GPU."""
+    start = time.perf_counter()
+    clocks = [Timer(task, timer=timer) for task in tasks]
+    calls = [max(1, int(effort.turn / clock.timeit(1))) for clock in clocks]
+    seconds: list[list[float]] = [[] for _ in tasks]
+    for done in range(effort.max_rounds):
+        if done >= effort.min_rounds and time.perf_counter() - start > effort.seconds:
+            break
+        for clock, number, results in zip(clocks, calls, seconds):
+            if number > 1:
+                clock.timeit(1)  # a short call's data is in the cache again, as it is in a training loop
+            results.append(clock.timeit(number) / number)
+    return [summarise(results) for results in seconds]
 
 
-def saved_for_backward(case: Case, inputs: Inputs) -> int:
-    """Bytes kept for backward beside mu and rho themselves."""
-    own = {inputs.mu.data_ptr(), inputs.rho.data_ptr()}
+def summarise(seconds: list[float]) -> Timing:
+    low, _, high = quantiles(seconds, n=4, method="inclusive")
+    return Timing(median(seconds), low, high, len(seconds))
+
+
+def memory_and_launches(task: Callable[[], object], device: torch.device) -> tuple[int, int | None]:
+    """The most bytes that one call holds above what was there before, and its kernels, copies and fills on a GPU."""
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    synchronize()
+    with profile(activities=activities, profile_memory=True) as profiler:
+        result = task()
+        synchronize()
+    del result
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    peak = peak_bytes(events, device_type=1 if on_gpu else 0)
+    return peak, launches(events) if on_gpu else None
+
+
+def peak_bytes(events: list[dict], device_type: int) -> int:
+    """Of the allocations and frees in a profiler's trace; device types as there: 0 the CPU, 1 CUDA."""
+    memory = [e for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == device_type]
+    held = peak = 0
+    for event in sorted(memory, key=lambda e: e["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak
+
+
+def launches(events: list[dict]) -> int:
+    return sum(event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") for event in events)
+
+
+def kept_for_backward(graph: Callable[[], object], own: tuple[Tensor, ...]) -> int:
+    """Bytes that the graph keeps beside the tensors `own`."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in own}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
-            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = case(*inputs.arguments)
+        outputs = graph()
     del outputs
     return sum(kept.values())
+
+
+def attempt(action: Callable[[], object]) -> str | None:
+    """What is wrong. A rival that fails is a result too."""
+    try:
+        action()
+        synchronize()
+    except Wrong as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return None
+
+
+def measure(subjects: list[Subject], effort: Effort, device: torch.device) -> list[Measurement]:
+    """All there is to know of each subject, interleaved with the others; a wrong one gets no time."""
+    rows = [Measurement(s.work, s.point, s.case, s.weights, minimum_bytes=s.minimum_bytes) for s in subjects]
+    # 1. First calls before all else: a check would compile what they are to compile.
+    for subject, row in zip(subjects, rows):
+        start = time.perf_counter()
+        row.wrong = attempt(subject.run)
+        row.first_call = time.perf_counter() - start
+    # 2. Correctness before time.
+    for subject, row in zip(subjects, rows):
+        row.wrong = row.wrong or attempt(subject.check)
+    # 3. Time.
+    right = [(subject, row) for subject, row in zip(subjects, rows) if row.wrong is None]
+    for (_, row), timing in zip(right, interleave([subject.run for subject, _ in right], effort)):
+        row.seconds = timing
+    # 4. Memory and launches, which would disturb the clock.
+    for subject, row in right:
+        row.peak_bytes, row.launches = memory_and_launches(subject.run, device)
+        if subject.graph is not None:
+            row.kept_bytes = kept_for_backward(subject.graph, subject.own)
+    return rows

@@ -1,0 +1,167 @@
+"""A run as tables: for the terminal, and as Markdown."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+
+from bench import counts
+from bench.machine import title
+from bench.results import Measurement, Run, Timing
+
+__all__ = ["SECTIONS", "Section", "compared", "markdown", "number", "tables"]
+
+Cell = Callable[[Run, Measurement], str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table: the rows of one work."""
+
+    work: str
+    axis: str  # what a point counts
+    heading: str  # {weights} is filled in
+    columns: dict[str, Cell]
+
+    def rows(self, run: Run) -> list[Measurement]:
+        rows = [row for row in run.measurements if row.work == self.work]
+        if self.work == "forward + backward":  # torch.randn has a forward alone
+            rows += [row for row in run.measurements if row.work == "forward" and row.case == "torch.randn"]
+            rows.sort(key=lambda row: row.point)
+        return rows
+
+    def title(self, run: Run) -> str:
+        return self.heading.format(weights=max((row.weights for row in self.rows(run)), default=0))
+
+    def table(self, run: Run, style: box.Box) -> Table:
+        """Columns that no row fills are left out."""
+        rows = self.rows(run)
+        columns = {name: cell for name, cell in self.columns.items() if any(cell(run, row) for row in rows)}
+        table = Table(box=style)
+        table.add_column(self.axis, justify="right", no_wrap=True)
+        table.add_column("case", no_wrap=True)
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=style is not box.MARKDOWN)
+        previous = None
+        for row in rows:
+            if previous not in (None, row.point) and style is not box.MARKDOWN:
+                table.add_section()
+            point = "" if previous == row.point else f"{row.point:,}"
+            table.add_row(point, row.case, *[cell(run, row) for cell in columns.values()])
+            previous = row.point
+        return table
+
+
+def number(value: float | None, unit: str = "", factor: float = 1.0) -> str:
+    """Three significant digits, and one below 0.1."""
+    if value is None:
+        return ""
+    scaled = value * factor
+    digits = ".0f" if scaled >= 100 or scaled == 0 else "#.3g" if scaled >= 0.1 else ".1g"
+    return f"{scaled:{digits}}{unit}"
+
+
+def _time(seconds: Timing | None, factor: float) -> str:
+    """Median, and half the width of the middle half in percent of it."""
+    if seconds is None:
+        return ""
+    return f"{number(seconds.median, factor=factor)} ±{(seconds.high - seconds.low) / 2 / seconds.median:.0%}"
+
+
+def _per_weight(row: Measurement | None) -> str:
+    return _time(row.seconds, 1e9 / counts.elements(row)) if row else ""
+
+
+def _ratio(run: Run, row: Measurement, to: str) -> str:
+    if row.case == "copy":  # another work: only its bandwidth compares
+        return ""
+    return "wrong" if row.wrong else number(counts.ratio(row, run.find(row.work, row.point, to)), "x")
+
+
+COST: dict[str, Cell] = {
+    "peak B": lambda run, row: number(counts.peak_per_weight(row)),
+    "kept B": lambda run, row: number(counts.kept_per_weight(row)),
+    "launches": lambda run, row: "" if row.launches is None else str(row.launches),
+    "first ms": lambda run, row: number(row.first_call, factor=1e3),
+}
+PLAIN = "not Bayesian"
+OURS: dict[str, Cell] = {"to ours": lambda run, row: _ratio(run, row, counts.OURS)}
+ONE_TENSOR: dict[str, Cell] = {
+    "forward ns": lambda run, row: _per_weight(run.find("forward", row.point, row.case)),
+    "both ns": lambda run, row: _per_weight(row) if row.work != "forward" else "",
+    **OURS,
+    "GB/s": lambda run, row: number(counts.bandwidth(row)),
+    "of copy": lambda run, row: number(counts.copy_fraction(run, row), "%", 100),
+    **COST,
+}
+SEVERAL: dict[str, Cell] = {
+    "ms": lambda run, row: _time(row.seconds, 1e3),
+    "ns": lambda run, row: number(counts.nanoseconds(row)),
+    **OURS,
+    **COST,
+}
+STEP: dict[str, Cell] = {
+    "ms": lambda run, row: _time(row.seconds, 1e3),
+    **OURS,
+    "to plain": lambda run, row: _ratio(run, row, PLAIN),
+    "peak MB": lambda run, row: number(row.peak_bytes, factor=1e-6),
+    "kept MB": lambda run, row: number(row.kept_bytes, factor=1e-6),
+    "launches": COST["launches"],
+    "first ms": COST["first ms"],
+}
+SECTIONS = [
+    Section("forward + backward", "weights", "One tensor: sample and log q - log p; per weight", ONE_TENSOR),
+    Section("samples", "samples", "Samples of {weights:,} weights, forward + backward; per drawn weight", SEVERAL),
+    Section("tensors", "tensors", "ResNet-50's parameters, {weights:,} weights, forward + backward", SEVERAL),
+    Section("training step", "batch", "Training step, 784-1024-1024-10, {weights:,} weights, Adam", STEP),
+]
+
+
+def remarks(run: Run) -> list[str]:
+    """What a reader of the tables must know besides."""
+    busy = run.machine.get("busy")
+    wrong = {f"wrong: {m.case}, {m.work} at {m.point:,}: {m.wrong}": None for m in run.measurements if m.wrong}
+    skipped = [f"skipped: {case}: {reason}" for case, reason in run.skipped.items()]
+    return [*([f"warning: {busy}; times are not to be trusted"] if busy else []), *wrong, *skipped]
+
+
+def tables(run: Run) -> Group:
+    """For the terminal."""
+    parts: list[Table | str] = [f"{title(run.machine)}, {run.settings['dtype']}"]
+    for section in SECTIONS:
+        if section.rows(run):
+            parts += ["", section.title(run), section.table(run, box.SIMPLE_HEAD)]
+    return Group(*parts, *remarks(run))
+
+
+def markdown(run: Run) -> str:
+    """Every table under a heading of its own."""
+    console = Console(width=10**4, color_system=None)
+    parts = []
+    for section in SECTIONS:
+        if section.rows(run):
+            with console.capture() as capture:
+                console.print(section.table(run, box.MARKDOWN))
+            lines = [" ".join(line.split()) for line in capture.get().splitlines() if line.strip()]
+            parts += [f"### {section.title(run)}", "\n".join(lines)]
+    return "\n\n".join([*parts, *(f"- {remark}" for remark in remarks(run))]) + "\n"
+
+
+def compared(old: Run, new: Run) -> Group:
+    """What both runs timed, as ratios of the new time to the old."""
+    table = Table("work", "point", "case", "new / old", "", box=box.SIMPLE_HEAD)
+    changes = counts.changes(old, new)
+    for change in changes:
+        row = change.new
+        table.add_row(row.work, f"{row.point:,}", row.case, f"{change.ratio:.2f}", change.verdict)
+    slower = [
+        f"{change.new.case}, {change.new.work} at {change.new.point:,}: {change.ratio:.2f}x"
+        for change in changes
+        if change.verdict == "slower"
+    ]
+    verdict = "slower than before: " + "; ".join(slower) if slower else "nothing got slower beyond its spread"
+    differing = [name for name in ("cpu", "gpu", "threads", "torch") if old.machine.get(name) != new.machine.get(name)]
+    warning = [f"warning: the two runs differ in {', '.join(differing)}"] if differing else []
+    return Group("", f"Against {title(old.machine)}", table, verdict, *warning)
