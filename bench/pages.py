@@ -11,7 +11,8 @@ import typer
 from bench import counts
 from bench.machine import title
 from bench.report import markdown, number
-from bench.results import Measurement, Run
+from bench.results import Run
+from bench.works import AXES
 
 __all__ = ["bench_page", "front_page", "pages", "replace_region"]
 
@@ -65,26 +66,23 @@ def front_table(run: Run) -> str:
     return "\n".join(lines)
 
 
-def slower_than(run: Run) -> list[str]:
-    """Whatever took less time than illia_ext for the same work, copies of memory apart."""
+def faster_than_ours(run: Run) -> list[str]:
+    """Whatever took less time than illia_ext at the same point, copies of memory apart."""
     found = []
     for row in run.measurements:
         ratio = counts.ratio(row, run.find(row.work, row.point, counts.OURS))
         if row.case != "copy" and ratio is not None and ratio < 1:
-            found.append(f"{row.case} ({_place(row)}) takes {number(ratio, 'x')} the time of illia_ext")
+            point = power(row.point) if row.work.startswith("forward") else f"{row.point}"
+            found.append(f"{row.case} ({row.work}, {AXES[row.work]} {point}: {ratio:.2f} of its time)")
     return found
 
 
-def _place(row: Measurement) -> str:
-    return f"{row.work}, {power(row.point)} weights" if row.work.startswith("forward") else f"{row.work}, {row.point}"
-
-
 def front_page(run: Run) -> str:
-    slower = slower_than(run)
+    faster = faster_than_ours(run)
     parts = [
         f"{title(run.machine)}, {run.settings['dtype']}; medians, all cases in turn in one run.",
         front_table(run),
-        "Where illia_ext is slower: " + ("; ".join(slower) if slower else "nowhere in this run") + ".",
+        f"Faster than illia_ext: {', '.join(faster) if faster else 'nothing in this run'}.",
         f"![Time per weight over size, and the training step](bench/results/{FRONT}.png)",
     ]
     return "\n\n".join(parts)

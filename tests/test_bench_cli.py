@@ -156,8 +156,8 @@ def test_front_page(run: Run) -> None:
     page = pages.front_page(run)
     assert "| 2^10 weights, ns each | 3.91 | 1.95 | 0.977 | 4.00x, 2.00x |" in page
     assert "| training step at batch 32, ms | wrong | 3.00 | 2.00 | 1.50x |" in page
-    assert "torch.randn (forward, 2^10 weights) takes 0.500x the time of illia_ext" in page
-    assert "not Bayesian (training step, 32) takes 0.500x the time of illia_ext" in page
+    assert "torch.randn (forward, weights 2^10: 0.50 of its time)" in page
+    assert "not Bayesian (training step, batch 32: 0.50 of its time)" in page
 
 
 def test_regions() -> None:
