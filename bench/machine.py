@@ -11,7 +11,8 @@ from illia_ext import _C
 
 __all__ = ["busy", "cpu_model", "describe", "free_bytes", "title"]
 
-BUSY_PERCENT = 10  # of all cores, over half a second
+BUSY_CORES = 0.5
+OWN_GPU_BYTES = 2**30  # a process that has only begun holds less
 
 
 def cpu_model() -> str:
@@ -26,7 +27,7 @@ def describe(device: torch.device, threads: int) -> dict[str, object]:
         "cpu": cpu_model(),
         "cores": psutil.cpu_count(),
         "capability": _C.cpu_capability(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -54,12 +55,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def busy(device: torch.device) -> str | None:
-    """What else keeps this machine busy; None when it is quiet."""
-    percent = psutil.cpu_percent(interval=0.5)
-    if percent > BUSY_PERCENT:
-        return f"other programs use {percent:.0f} % of the CPU"
+    """What else keeps this machine busy, seen for half a second; None when it is quiet."""
+    cores = psutil.cpu_percent(interval=0.5) / 100 * (psutil.cpu_count() or 1)
+    if cores > BUSY_CORES:
+        return f"other programs keep {cores:.1f} cores busy"
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        if free < 0.95 * total:
+        if total - free > OWN_GPU_BYTES:
             return f"other programs hold {(total - free) / 2**30:.1f} GiB of the GPU's memory"
     return None

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
 from timeit import Timer
 
 import torch
@@ -17,7 +16,7 @@ from torch.utils.benchmark import timer
 from bench.check import Wrong
 from bench.results import Measurement, Timing
 
-__all__ = ["Effort", "Subject", "interleave", "kept_for_backward", "measure", "memory_and_launches"]
+__all__ = ["Effort", "Subject", "interleave", "kept_for_backward", "measure", "memory_and_launches", "warm_up"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Effort:
     min_rounds: int
     max_rounds: int
     turn: float = 0.02  # seconds; a longer call is a turn by itself
+    warm_below: float = 1.0  # seconds; a longer call warms up by itself
 
 
 def synchronize() -> None:
@@ -54,21 +54,17 @@ def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Timing
     """Seconds a call, of each task once a round; torch's clock waits for the GPU."""
     start = time.perf_counter()
     clocks = [Timer(task, timer=timer) for task in tasks]
-    calls = [max(1, int(effort.turn / clock.timeit(1))) for clock in clocks]
-    seconds: list[list[float]] = [[] for _ in tasks]
+    once = [clock.timeit(1) for clock in clocks]
+    rounds: list[list[float]] = [[] for _ in tasks]
     for done in range(effort.max_rounds):
         if done >= effort.min_rounds and time.perf_counter() - start > effort.seconds:
             break
-        for clock, number, results in zip(clocks, calls, seconds):
-            if number > 1:
-                clock.timeit(1)  # a short call's data is in the cache again, as it is in a training loop
-            results.append(clock.timeit(number) / number)
-    return [summarise(results) for results in seconds]
-
-
-def summarise(seconds: list[float]) -> Timing:
-    low, _, high = quantiles(seconds, n=4, method="inclusive")
-    return Timing(median(seconds), low, high, len(seconds))
+        for clock, seconds, results in zip(clocks, once, rounds):
+            if seconds < effort.warm_below:
+                clock.timeit(1)  # caches and memory as this task leaves them, as in a training loop of its own
+            calls = max(1, int(effort.turn / seconds))
+            results.append(clock.timeit(calls) / calls)
+    return [Timing(results) for results in rounds]
 
 
 def memory_and_launches(task: Callable[[], object], device: torch.device) -> tuple[int, int | None]:
@@ -89,12 +85,21 @@ def memory_and_launches(task: Callable[[], object], device: torch.device) -> tup
 
 
 def peak_bytes(events: list[dict], device_type: int) -> int:
-    """Of the allocations and frees in a profiler's trace; device types as there: 0 the CPU, 1 CUDA."""
-    memory = [e for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == device_type]
-    held = peak = 0
+    """The most that allocations in a profiler's trace hold at once; device types as there: 0 the CPU, 1 CUDA.
+
+    What was allocated before the trace began does not count, nor does its end.
+    """
+    memory = [e["args"] | {"ts": e["ts"]} for e in events if e.get("name") == "[memory]"]
+    held: dict[int, int] = {}
+    peak = 0
     for event in sorted(memory, key=lambda e: e["ts"]):
-        held += event["args"]["Bytes"]
-        peak = max(peak, held)
+        if event["Device Type"] != device_type:
+            continue
+        if event["Bytes"] > 0:
+            held[event["Addr"]] = event["Bytes"]
+            peak = max(peak, sum(held.values()))
+        else:
+            held.pop(event["Addr"], None)
     return peak
 
 
@@ -110,7 +115,7 @@ def kept_for_backward(graph: Callable[[], object], own: tuple[Tensor, ...]) -> i
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = tensor.numel() * tensor.element_size()
+            kept[storage.data_ptr()] = storage.nbytes()  # of a view all of it stays alive
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -119,15 +124,24 @@ def kept_for_backward(graph: Callable[[], object], own: tuple[Tensor, ...]) -> i
     return sum(kept.values())
 
 
+def warm_up(device: torch.device, with_compile: bool) -> None:
+    """What torch does once in a process is nobody's first call."""
+    layer = torch.nn.Linear(8, 8, device=device)
+    torch.log1p(torch.exp(layer(torch.randn(8, 8, device=device)))).sum().backward()
+    torch.optim.Adam(layer.parameters(), fused=True).step()
+    if with_compile:
+        attempt(lambda: torch.compile(torch.exp)(torch.zeros(2, device=device)))  # its cases will say what fails
+
+
 def attempt(action: Callable[[], object]) -> str | None:
-    """What is wrong. A rival that fails is a result too."""
+    """Why there will be no time. A rival that fails is a result too."""
     try:
         action()
         synchronize()
     except Wrong as error:
-        return str(error)
+        return f"wrong: {error}"
     except Exception as error:
-        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return f"failed: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     return None
 
 
@@ -137,13 +151,13 @@ def measure(subjects: list[Subject], effort: Effort, device: torch.device) -> li
     # 1. First calls before all else: a check would compile what they are to compile.
     for subject, row in zip(subjects, rows):
         start = time.perf_counter()
-        row.wrong = attempt(subject.run)
+        row.untimed = attempt(subject.run)
         row.first_call = time.perf_counter() - start
     # 2. Correctness before time.
     for subject, row in zip(subjects, rows):
-        row.wrong = row.wrong or attempt(subject.check)
+        row.untimed = row.untimed or attempt(subject.check)
     # 3. Time.
-    right = [(subject, row) for subject, row in zip(subjects, rows) if row.wrong is None]
+    right = [(subject, row) for subject, row in zip(subjects, rows) if row.untimed is None]
     for (_, row), timing in zip(right, interleave([subject.run for subject, _ in right], effort)):
         row.seconds = timing
     # 4. Memory and launches, which would disturb the clock.

@@ -1,5 +1,8 @@
 """What the command line asks for, checked before anything is measured."""
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +14,24 @@ from bench import machine
 from bench.cases import CASES
 from bench.peers import load_peers
 from bench.results import Run
-from bench.works import Scale
+from bench.setting import Scale
 
 __all__ = [
     "DTYPES",
-    "check_memory",
     "check_writable",
+    "fit_memory",
     "parse_cases",
     "parse_counts",
     "parse_device",
     "parse_dtype",
     "read_run",
+    "refuse",
+    "write",
 ]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PICTURES = (".png", ".svg", ".pdf")
-FLOATS_NEEDED = 40  # per weight, at most: inputs, eager's graph and the float64 check
+CHECK_BYTES = 160  # per drawn weight: eager's graph or the float64 check, at most 124 when measured
 
 
 def refuse(option: str, reason: str) -> typer.BadParameter:
@@ -35,14 +40,10 @@ def refuse(option: str, reason: str) -> typer.BadParameter:
 
 def parse_counts(option: str, text: str) -> list[int]:
     """Numbers such as 1000 or 2^20, with commas."""
-    try:
-        numbers = [
-            int(base) ** int(power or 1) for base, _, power in (s.strip().partition("^") for s in text.split(","))
-        ]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise refuse(option, f"expected positive numbers such as 1000 or 2^20, with commas, got {text!r}")
+    parts = [re.fullmatch(r"(\d{1,12})(?:\^(\d{1,2}))?", part.strip()) for part in text.split(",")]
+    numbers = [int(part[1]) ** int(part[2] or 1) for part in parts if part]
+    if len(numbers) < len(parts) or not all(1 <= number <= 2**40 for number in numbers):
+        raise refuse(option, f"expected numbers up to 2^40 such as 1000 or 2^20, with commas, got {text!r}")
     return list(dict.fromkeys(numbers))
 
 
@@ -51,7 +52,7 @@ def parse_device(text: str) -> torch.device:
         device = torch.device(text)
     except RuntimeError:
         raise refuse("--device", f"expected cpu or cuda, got {text!r}") from None
-    if device.type == "cpu":
+    if device == torch.device("cpu"):
         return device
     if device.type != "cuda":
         raise refuse("--device", f"expected cpu or cuda, got {text!r}")
@@ -70,11 +71,11 @@ def parse_dtype(text: str) -> torch.dtype:
     return DTYPES[text]
 
 
-def parse_cases(text: str | None) -> tuple[list[str], dict[str, Any], dict[str, str]]:
-    """Cases to run, the peers among them, and those that were asked for but cannot be imported."""
+def parse_cases(text: str | None, usual: list[str]) -> tuple[list[str], dict[str, Any], dict[str, str]]:
+    """Cases to run (`usual` and all peers where `text` is None), the peers among them, and those that do not import."""
     peers, missing = load_peers()
     known = [*CASES, *peers, *missing]
-    names = known if text is None else list(dict.fromkeys(name.strip() for name in text.split(",")))
+    names = [*usual, *peers, *missing] if text is None else list(dict.fromkeys(s.strip() for s in text.split(",")))
     for name in names:
         if name not in known:
             raise refuse("--cases", f"expected some of {', '.join(known)}, got {name!r}")
@@ -97,6 +98,13 @@ def check_writable(option: str, path: Path | None) -> None:
         path.unlink()
 
 
+def write(option: str, path: Path, action: Callable[[Path], None]) -> None:
+    try:
+        action(path)
+    except OSError as error:
+        raise refuse(option, f"cannot write {path}: {error.strerror}") from None
+
+
 def read_run(option: str, path: Path | None) -> Run | None:
     if path is None:
         return None
@@ -106,10 +114,18 @@ def read_run(option: str, path: Path | None) -> Run | None:
         raise refuse(option, str(error)) from None
 
 
-def check_memory(scale: Scale, device: torch.device, dtype: torch.dtype) -> None:
-    largest = max([*scale.sizes, *(count * scale.samples_numel for count in scale.samples)])
-    needed, free = FLOATS_NEEDED * dtype.itemsize * largest, machine.free_bytes(device)
-    if needed > free:
-        raise refuse(
-            "--sizes", f"{largest:,} weights need some {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} are free"
-        )
+def fit_memory(scale: Scale, device: torch.device, dtype: torch.dtype, asked: dict[str, str | None]) -> Scale:
+    """The scale without the points that this machine has no memory for; one that was asked for is refused."""
+    free = machine.free_bytes(device)
+    itemsize = dtype.itemsize
+    rules = {
+        "--sizes": (scale.sizes, 4 * itemsize + CHECK_BYTES),
+        "--samples": (scale.samples, scale.samples_numel * (2 * itemsize + CHECK_BYTES)),
+    }
+    fitting = {}
+    for option, (points, bytes_each) in rules.items():
+        fitting[option] = [point for point in points if point * bytes_each <= free]
+        if asked[option] is not None and fitting[option] != points:
+            needed = max(points) * bytes_each
+            raise refuse(option, f"{max(points):,} need some {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} are free")
+    return replace(scale, sizes=fitting["--sizes"], samples=fitting["--samples"])

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from bench import counts
-from bench.machine import title
-from bench.report import markdown, number
-from bench.results import Run
-from bench.works import AXES
+from bench.report import heading, markdown, number, surroundings
+from bench.results import Measurement, Run
+from bench.setting import AXES
 
 __all__ = ["bench_page", "front_page", "pages", "replace_region"]
 
@@ -20,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 FRONT = "amd-epyc-avx512-1-thread"  # whose results README.md shows
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
-RIVALS = ("eager", "compile")
+RIVALS = ("eager", "compile", "compile-randn")
 
 
 def replace_region(page: str, content: str) -> str:
@@ -32,7 +31,7 @@ def replace_region(page: str, content: str) -> str:
 
 def bench_page(runs: dict[str, Run]) -> str:
     """All tables of all machines, by the names of their files."""
-    parts = [f"## {title(run.machine)}, {run.settings['dtype']}\n\n{markdown(run)}" for run in runs.values()]
+    parts = [f"## {heading(run)}\n\n{surroundings(run)}\n\n{markdown(run)}" for run in runs.values()]
     return "\n".join(parts)
 
 
@@ -43,12 +42,15 @@ def power(count: int) -> str:
 
 def front_row(run: Run, label: str, work: str, point: int, factor: float) -> str:
     """`factor` takes seconds to the label's unit."""
-    row = {case: run.find(work, point, case) for case in (*RIVALS, counts.OURS)}
-    cells = [
-        number(m.seconds and m.seconds.median, factor=factor) if m and not m.wrong else "wrong" for m in row.values()
-    ]
-    ratios = [counts.ratio(m, row[counts.OURS]) if m else None for m in (row[rival] for rival in RIVALS)]
-    return f"| {label} | {' | '.join(cells)} | {', '.join(number(ratio, 'x') for ratio in ratios if ratio)} |"
+
+    def time(row: Measurement | None) -> str:
+        if row is None:
+            return ""
+        return row.untimed.split(":")[0] if row.untimed else number(row.seconds and row.seconds.median, factor=factor)
+
+    rows = [run.find(work, point, case) for case in (*RIVALS, counts.OURS)]
+    ratios = [counts.ratio(row, rows[-1]) for row in rows[:-1] if row]
+    return f"| {label} | {' | '.join(map(time, rows))} | {', '.join(number(r, 'x') for r in ratios if r)} |"
 
 
 def front_table(run: Run) -> str:
@@ -80,7 +82,7 @@ def faster_than_ours(run: Run) -> list[str]:
 def front_page(run: Run) -> str:
     faster = faster_than_ours(run)
     parts = [
-        f"{title(run.machine)}, {run.settings['dtype']}; medians, all cases in turn in one run.",
+        f"{heading(run)}; medians, all cases in turn in one run.",
         front_table(run),
         f"Faster than illia_ext: {', '.join(faster) if faster else 'nothing in this run'}.",
         f"![Time per weight over size, and the training step](bench/results/{FRONT}.png)",

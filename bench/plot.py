@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from bench import counts
-from bench.machine import title
+from bench.report import heading
 from bench.results import Run
 
 __all__ = ["plot"]
@@ -19,11 +19,11 @@ COLOURS = {
     "illia_ext": "#0072B2",
     "eager": "#D55E00",
     "compile": "#E69F00",
+    "compile-randn": "#F0E442",
     "torchbnn": "#009E73",
     "bayesian-torch": "#CC79A7",
     "blitz": "#56B4E9",
     "not Bayesian": "#999999",
-    "torch.randn": "#999999",
 }
 
 
@@ -47,7 +47,8 @@ def _sizes(axes: Axes, run: Run) -> None:
     axes.set(xscale="log", yscale="log", xlabel="weights", ylabel="ns per weight")
     axes.set_title("Sample and log density, forward + backward")
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
 
 
 def _steps(axes: Axes, run: Run) -> None:
@@ -70,6 +71,6 @@ def plot(run: Run, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
     _sizes(left, run)
     _steps(right, run)
-    figure.suptitle(f"{title(run.machine)}, {run.settings['dtype']}", fontsize=10)
+    figure.suptitle(heading(run), fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)

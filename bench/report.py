@@ -10,8 +10,9 @@ from rich.table import Table
 from bench import counts
 from bench.machine import title
 from bench.results import Measurement, Run, Timing
+from bench.setting import AXES
 
-__all__ = ["SECTIONS", "Section", "compared", "markdown", "number", "tables"]
+__all__ = ["SECTIONS", "Section", "compared", "heading", "markdown", "number", "tables"]
 
 Cell = Callable[[Run, Measurement], str]
 
@@ -21,7 +22,6 @@ class Section:
     """One table: the rows of one work."""
 
     work: str
-    axis: str  # what a point counts
     heading: str  # {weights} is filled in
     columns: dict[str, Cell]
 
@@ -40,7 +40,7 @@ class Section:
         rows = self.rows(run)
         columns = {name: cell for name, cell in self.columns.items() if any(cell(run, row) for row in rows)}
         table = Table(box=style)
-        table.add_column(self.axis, justify="right", no_wrap=True)
+        table.add_column(AXES[self.work], justify="right", no_wrap=True)
         table.add_column("case", no_wrap=True)
         for name in columns:
             table.add_column(name, justify="right", no_wrap=style is not box.MARKDOWN)
@@ -59,7 +59,7 @@ def number(value: float | None, unit: str = "", factor: float = 1.0) -> str:
     if value is None:
         return ""
     scaled = value * factor
-    digits = ".0f" if scaled >= 100 or scaled == 0 else "#.3g" if scaled >= 0.1 else ".1g"
+    digits = ".0f" if scaled >= 99.95 or scaled == 0 else "#.3g" if scaled >= 0.1 else ".1g"
     return f"{scaled:{digits}}{unit}"
 
 
@@ -67,7 +67,7 @@ def _time(seconds: Timing | None, factor: float) -> str:
     """Median, and half the width of the middle half in percent of it."""
     if seconds is None:
         return ""
-    return f"{number(seconds.median, factor=factor)} ±{(seconds.high - seconds.low) / 2 / seconds.median:.0%}"
+    return f"{number(seconds.median, factor=factor)} ±{seconds.spread:.0%}"
 
 
 def _per_weight(row: Measurement | None) -> str:
@@ -77,7 +77,9 @@ def _per_weight(row: Measurement | None) -> str:
 def _ratio(run: Run, row: Measurement, to: str) -> str:
     if row.case == "copy":  # another work: only its bandwidth compares
         return ""
-    return "wrong" if row.wrong else number(counts.ratio(row, run.find(row.work, row.point, to)), "x")
+    return (
+        row.untimed.split(":")[0] if row.untimed else number(counts.ratio(row, run.find(row.work, row.point, to)), "x")
+    )
 
 
 COST: dict[str, Cell] = {
@@ -112,24 +114,36 @@ STEP: dict[str, Cell] = {
     "first ms": COST["first ms"],
 }
 SECTIONS = [
-    Section("forward + backward", "weights", "One tensor: sample and log q - log p; per weight", ONE_TENSOR),
-    Section("samples", "samples", "Samples of {weights:,} weights, forward + backward; per drawn weight", SEVERAL),
-    Section("tensors", "tensors", "ResNet-50's parameters, {weights:,} weights, forward + backward", SEVERAL),
-    Section("training step", "batch", "Training step, 784-1024-1024-10, {weights:,} weights, Adam", STEP),
+    Section("forward + backward", "One tensor: sample and log q - log p; per weight", ONE_TENSOR),
+    Section("samples", "Samples of {weights:,} weights, forward + backward; per drawn weight", SEVERAL),
+    Section("tensors", "ResNet-50's parameters, {weights:,} weights, forward + backward", SEVERAL),
+    Section("training step", "Training step, 784-1024-1024-10, {weights:,} weights, Adam", STEP),
 ]
 
 
 def remarks(run: Run) -> list[str]:
     """What a reader of the tables must know besides."""
     busy = run.machine.get("busy")
-    wrong = {f"wrong: {m.case}, {m.work} at {m.point:,}: {m.wrong}": None for m in run.measurements if m.wrong}
-    skipped = [f"skipped: {case}: {reason}" for case, reason in run.skipped.items()]
-    return [*([f"warning: {busy}; times are not to be trusted"] if busy else []), *wrong, *skipped]
+    untimed = {f"{m.case}, {m.work} at {m.point:,}: {m.untimed}": None for m in run.measurements if m.untimed}
+    skipped = [f"{case} is skipped: {reason}" for case, reason in run.skipped.items()]
+    return [*([f"warning: {busy}; do not trust the times"] if busy else []), *untimed, *skipped]
+
+
+def heading(run: Run) -> str:
+    quick = ", quick" if run.settings["quick"] else ""
+    return f"{title(run.machine)}, {run.settings['dtype']}{quick}"
+
+
+def surroundings(run: Run) -> str:
+    about, build = run.machine, run.machine["build"]
+    cuda = f"CUDA {build['cuda']}" if build["cuda"] else "without CUDA"
+    compiler = f"{build['compiler']}, {cuda}, libtorch {build['libtorch_target']}"
+    return f"{about['cores']} cores, {about['memory_gib']} GiB, Python {about['python']}; illia_ext built by {compiler}"
 
 
 def tables(run: Run) -> Group:
     """For the terminal."""
-    parts: list[Table | str] = [f"{title(run.machine)}, {run.settings['dtype']}"]
+    parts: list[Table | str] = [heading(run), surroundings(run)]
     for section in SECTIONS:
         if section.rows(run):
             parts += ["", section.title(run), section.table(run, box.SIMPLE_HEAD)]
@@ -161,7 +175,19 @@ def compared(old: Run, new: Run) -> Group:
         for change in changes
         if change.verdict == "slower"
     ]
-    verdict = "slower than before: " + "; ".join(slower) if slower else "nothing got slower beyond its spread"
-    differing = [name for name in ("cpu", "gpu", "threads", "torch") if old.machine.get(name) != new.machine.get(name)]
-    warning = [f"warning: the two runs differ in {', '.join(differing)}"] if differing else []
-    return Group("", f"Against {title(old.machine)}", table, verdict, *warning)
+    nothing = "nothing got slower beyond its spread" if changes else "the two runs have no point in common"
+    lines = ["slower than before: " + "; ".join(slower) if slower else nothing]
+    lines += [
+        f"no time any more: {row.case}, {row.work} at {row.point:,}: {row.untimed}" for row in counts.lost(old, new)
+    ]
+    facts = [(name, run_facts(old), run_facts(new)) for name in run_facts(old) | run_facts(new)]
+    differing = [name for name, before, now in facts if before.get(name) != now.get(name)]
+    lines += [f"warning: the two runs differ in {', '.join(differing)}"] if differing else []
+    return Group("", f"Against {heading(old)}", table, *lines)
+
+
+def run_facts(run: Run) -> dict[str, object]:
+    """What two runs must share to be compared."""
+    names = ("cpu", "gpu", "capability", "cores", "threads", "torch", "build")
+    about = {name: run.machine.get(name) for name in names}
+    return about | {name: run.settings.get(name) for name in ("device", "dtype", "quick")}

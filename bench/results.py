@@ -3,20 +3,31 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
 
 __all__ = ["FORMAT", "Measurement", "Run", "Timing"]
 
 FORMAT = 2  # of the file; 1 had no works beside forward and backward
+MACHINE = {"cpu", "cores", "memory_gib", "capability", "threads", "torch", "python", "build", "date"}
+SETTINGS = {"device", "dtype", "quick", "cases"}
 
 
 @dataclass
 class Timing:
-    """Seconds a call: median and quartiles over rounds."""
+    """Seconds a call, of every round."""
 
-    median: float
-    low: float
-    high: float
-    rounds: int
+    rounds: list[float]
+
+    @property
+    def median(self) -> float:
+        return median(self.rounds)
+
+    @property
+    def spread(self) -> float:
+        """Half the width of the middle half of the rounds, in parts of the median."""
+        low, _, high = quantiles(self.rounds, n=4, method="inclusive")
+        return (high - low) / 2 / self.median
 
 
 @dataclass
@@ -27,19 +38,19 @@ class Measurement:
     point: int  # counts what `bench.works.AXES[work]` names
     case: str
     weights: int  # how many Gaussian weights one call draws for one sample
-    wrong: str | None = None  # why this case has no time
+    untimed: str | None = None  # why this case has no time: "wrong: ..." or "failed: ..."
     seconds: Timing | None = None
     minimum_bytes: int | None = None  # memory traffic that no implementation can avoid
-    peak_bytes: int | None = None  # held at most during a call, beyond what was there before
-    kept_bytes: int | None = None  # kept between forward and backward, beside the parameters
+    peak_bytes: int | None = None  # held at most of what a call allocated
+    kept_bytes: int | None = None  # kept between forward and backward, beside parameters and data
     launches: int | None = None  # kernels, copies and fills on a GPU
     first_call: float | None = None  # seconds, compilation included
 
 
 @dataclass
 class Run:
-    machine: dict[str, object]
-    settings: dict[str, object]
+    machine: dict[str, Any]
+    settings: dict[str, Any]
     skipped: dict[str, str] = field(default_factory=dict)  # cases that could not run here, and why
     measurements: list[Measurement] = field(default_factory=list)
 
@@ -66,9 +77,11 @@ class Run:
                 raise ValueError(f"not format {FORMAT}")
             rows = content.pop("measurements")
             times = [row.pop("seconds") for row in rows]
-            measurements = [
-                Measurement(**row, seconds=Timing(**seconds) if seconds else None) for row, seconds in zip(rows, times)
-            ]
-            return cls(**content, measurements=measurements)
+            timings = [Timing([float(second) for second in time["rounds"]]) if time else None for time in times]
+            run = cls(**content, measurements=[Measurement(**row, seconds=t) for row, t in zip(rows, timings)])
+            missing = (MACHINE - set(run.machine)) | (SETTINGS - set(run.settings))
+            if missing:
+                raise ValueError(f"without {', '.join(sorted(missing))}")
+            return run
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: no results of this benchmark ({error})") from None

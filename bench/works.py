@@ -1,63 +1,18 @@
-"""What each case has to do: the works, from one tensor of weights to a whole training step."""
+"""Works on tensors: draw weights with their log density, forward and backward."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from bench.cases import CASES, Case, formulas
-from bench.check import check_layer, check_network, check_outputs
-from bench.layers import BayesianLinear, CaseLinear, Network, PlainLinear
+from bench.cases import Case
+from bench.check import check_noise, check_outputs
+from bench.layers import MU_PRIOR, STD_PRIOR
 from bench.measure import Subject
+from bench.setting import Setting
 
-__all__ = ["AXES", "Group", "Inputs", "Scale", "Setting", "minimum_bytes", "plan", "resnet50_numels"]
-
-# The works, and what a point of each counts.
-AXES = {
-    "forward": "weights",
-    "forward + backward": "weights",
-    "samples": "samples",
-    "tensors": "tensors",
-    "training step": "batch",
-}
-PRIOR = (0.0, 0.1)
-CLASSES = 10
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The points of every work."""
-
-    sizes: list[int]  # weights of one tensor
-    samples: list[int]  # of samples_numel weights
-    samples_numel: int
-    tensors: int  # the first so many of ResNet-50
-    batches: list[int]  # of a training step
-
-
-@dataclass(frozen=True)
-class Group:
-    """What is timed together."""
-
-    title: str
-    subjects: Callable[[], list[Subject]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is compared, and where."""
-
-    cases: list[str]
-    peers: dict[str, type[BayesianLinear]]
-    device: torch.device
-    dtype: torch.dtype
-    compile_once: bool = False  # for all sizes: it takes less time, and the code that comes of it may be slower
-
-    def tensor_cases(self) -> list[tuple[str, Case]]:
-        return [(name, CASES[name]) for name in self.cases if name in CASES]
+__all__ = ["Inputs", "minimum_bytes", "one_tensor", "resnet50_numels", "samples", "tensors"]
 
 
 @dataclass
@@ -86,15 +41,21 @@ class Inputs:
         return cls(
             mu=mu,
             rho=rho,
-            mu_prior=torch.full((1,), PRIOR[0], **to),
-            std_prior=torch.full((1,), PRIOR[1], **to),
+            mu_prior=torch.full((1,), MU_PRIOR, **to),
+            std_prior=torch.full((1,), STD_PRIOR, **to),
             grad_x=torch.randn([*samples, numel], **to),
-            grad_log_prob=torch.full(samples, 1e-3, device=setting.device, dtype=density_dtype),
+            grad_log_prob=torch.full(samples, 0.1, device=setting.device, dtype=density_dtype),
             num_samples=num_samples,
         )
 
     def draw(self, case: Case) -> tuple[Tensor, Tensor]:
-        return case(self.mu, self.rho, self.mu_prior, self.std_prior, self.num_samples)
+        several = {} if self.num_samples is None else {"num_samples": self.num_samples}
+        return case(self.mu, self.rho, self.mu_prior, self.std_prior, **several)
+
+    def one_of(self, sample: int) -> "Inputs":
+        """The same weights, drawn for one of the samples."""
+        one = {"grad_x": self.grad_x[sample], "grad_log_prob": self.grad_log_prob[sample]}
+        return replace(self, **one, num_samples=None)
 
     def forward(self, case: Case) -> None:
         with torch.no_grad():
@@ -106,9 +67,12 @@ class Inputs:
         output_grads = (self.grad_x, self.grad_log_prob.to(outputs[1].dtype))
         return outputs, torch.autograd.grad(outputs, (self.mu, self.rho), output_grads)
 
+    def check_result(self, outputs: tuple[Tensor, Tensor], grads: tuple[Tensor, ...]) -> list[Tensor]:
+        return check_outputs(*outputs, (self.mu, self.rho), (self.grad_x, self.grad_log_prob), grads)
+
     def check(self, case: Case) -> None:
-        outputs, grads = self.backward(case)
-        check_outputs(*outputs, (self.mu, self.rho), PRIOR, (self.grad_x, self.grad_log_prob), grads)
+        draws = [eps for _ in range(2) for eps in self.check_result(*self.backward(case))]
+        check_noise(draws, self.mu.dtype)
 
     def subject(self, work: str, point: int, name: str, case: Case) -> Subject:
         backward = work != "forward"
@@ -134,22 +98,45 @@ def minimum_bytes(numel: int, num_samples: int, itemsize: int, backward: bool) -
     return tensors * numel * itemsize
 
 
-def _one_tensor(numel: int, setting: Setting) -> list[Subject]:
+def one_tensor(numel: int, setting: Setting) -> list[Subject]:
     inputs = Inputs.make(numel, setting)
-    target = torch.empty_like(inputs.grad_x)
-    copied = 2 * target.numel() * target.element_size()
+    copied_to = torch.empty_like(inputs.grad_x)
+    copied = 2 * numel * copied_to.element_size()
     subjects = []
     for work in ("forward", "forward + backward"):
         subjects += [inputs.subject(work, numel, name, case) for name, case in setting.tensor_cases()]
-        copy = partial(target.copy_, inputs.grad_x)
+        copy = partial(copied_to.copy_, inputs.grad_x)
         subjects.append(Subject(work, numel, "copy", numel, copy, minimum_bytes=copied))
     randn = partial(torch.randn, numel, device=setting.device, dtype=setting.dtype)
     return [*subjects, Subject("forward", numel, "torch.randn", numel, randn)]
 
 
-def _samples(num_samples: int, numel: int, setting: Setting) -> list[Subject]:
-    inputs = Inputs.make(numel, setting, num_samples)
-    return [inputs.subject("samples", num_samples, name, case) for name, case in setting.tensor_cases()]
+def samples(points: list[int], numel: int, setting: Setting) -> list[Subject]:
+    subjects = []
+    for num_samples in points:
+        inputs = Inputs.make(numel, setting, num_samples)
+        for name, case in setting.tensor_cases():
+            at_once = name == "illia_ext"
+            subject = inputs.subject("samples", num_samples, name, case)
+            subjects.append(subject if at_once else _in_a_loop(inputs, subject, case))
+    return subjects
+
+
+def _in_a_loop(inputs: Inputs, at_once: Subject, case: Case) -> Subject:
+    """One draw and one backward for each sample, as users of plain PyTorch do: faster than broadcasting."""
+    parts = [inputs.one_of(sample) for sample in range(len(inputs.grad_x))]
+    totals = [torch.zeros_like(leaf) for leaf in at_once.own]
+
+    def run() -> None:
+        for part in parts:
+            _, grads = part.backward(case)
+            torch._foreach_add_(totals, list(grads))
+
+    def check() -> None:
+        for part in parts:
+            part.check(case)
+
+    return replace(at_once, run=run, check=check, graph=partial(parts[0].draw, case))
 
 
 def resnet50_numels(count: int) -> list[int]:
@@ -168,26 +155,30 @@ def resnet50_numels(count: int) -> list[int]:
     return [*numels, inputs * 1000, 1000][:count]
 
 
-def _tensors(count: int, setting: Setting) -> list[Subject]:
+def tensors(count: int, setting: Setting) -> list[Subject]:
     """Forward of all tensors, then backward of all, as in a network."""
     setting = replace(setting, compile_once=True)  # not for each of the 161 tensors
-    tensors = [Inputs.make(numel, setting) for numel in resnet50_numels(count)]
-    leaves = [leaf for inputs in tensors for leaf in (inputs.mu, inputs.rho)]
+    parts = [Inputs.make(numel, setting) for numel in resnet50_numels(count)]
+    leaves = [leaf for inputs in parts for leaf in (inputs.mu, inputs.rho)]
 
     def draw(case: Case) -> list[Tensor]:
-        return [output for inputs in tensors for output in inputs.draw(case)]
+        return [output for inputs in parts for output in inputs.draw(case)]
 
-    def run(case: Case) -> None:
+    def run(case: Case) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         outputs = draw(case)
-        grads = [grad for inputs in tensors for grad in (inputs.grad_x, inputs.grad_log_prob)]
-        torch.autograd.grad(outputs, leaves, [grad.to(out.dtype) for grad, out in zip(grads, outputs)])
+        output_grads = [grad for inputs in parts for grad in (inputs.grad_x, inputs.grad_log_prob)]
+        matching = [grad.to(output.dtype) for grad, output in zip(output_grads, outputs)]
+        return outputs, torch.autograd.grad(outputs, leaves, matching)
 
     def check(case: Case) -> None:
-        for inputs in tensors:
-            inputs.check(case)
+        outputs, grads = run(case)
+        for index, inputs in enumerate(parts):
+            pair = slice(2 * index, 2 * index + 2)
+            inputs.check_result(tuple(outputs[pair]), grads[pair])
+        parts[0].check(case)  # and that its noise is new in every call
 
-    numel = sum(inputs.mu.numel() for inputs in tensors)
-    traffic = minimum_bytes(numel, 1, tensors[0].mu.element_size(), backward=True)
+    numel = sum(inputs.mu.numel() for inputs in parts)
+    traffic = minimum_bytes(numel, 1, parts[0].mu.element_size(), backward=True)
     return [
         Subject(
             "tensors",
@@ -202,75 +193,3 @@ def _tensors(count: int, setting: Setting) -> list[Subject]:
         )
         for name, case in setting.tensor_cases()
     ]
-
-
-class Step:
-    """One training step: draw weights, their cost, linear layers, cross entropy, backward, Adam."""
-
-    def __init__(self, make_layer: Callable[..., BayesianLinear], batch: int, setting: Setting, compiled: bool) -> None:
-        to = {"device": setting.device, "dtype": setting.dtype}
-        torch.manual_seed(0)
-        widths = Network.WIDTHS
-        self.network = Network([make_layer(*pair, **to) for pair in pairwise(widths)])
-        self.loss = torch.compile(self.network, fullgraph=True) if compiled else self.network
-        self.x = torch.randn(batch, widths[0], **to)
-        self.target = torch.randint(CLASSES, (batch,), device=setting.device)
-        for data in (self.x, self.target):
-            torch._dynamo.mark_dynamic(data, 0)  # one compilation for all batch sizes
-        self.optimizer = torch.optim.Adam(self.network.parameters(), fused=True)
-
-    def run(self) -> None:
-        self.optimizer.zero_grad()
-        self.loss(self.x, self.target).backward()
-        self.optimizer.step()
-
-    def check(self) -> None:
-        raws = [gaussian.raw for layer in self.network.layers for gaussian in layer.gaussians()]
-        for layer in self.network.layers:
-            check_layer(layer)
-        trained = [raw.detach().clone() for raw in raws]
-        with torch.no_grad():
-            for raw in raws:
-                raw.fill_(-16)
-        check_network(self.loss(self.x, self.target), self.network, self.x, self.target)
-        with torch.no_grad():
-            for raw, values in zip(raws, trained):
-                raw.copy_(values)
-
-    def subject(self, batch: int, name: str) -> Subject:
-        gaussians = [gaussian for layer in self.network.layers for gaussian in layer.gaussians()]
-        own = (*self.network.parameters(), self.x, self.target)
-        return Subject(
-            "training step",
-            batch,
-            name,
-            sum(gaussian.mu.numel() for gaussian in gaussians),
-            self.run,
-            check=self.check if gaussians else lambda: None,
-            graph=lambda: self.loss(self.x, self.target),
-            own=own,
-        )
-
-
-def _steps(batches: list[int], setting: Setting) -> list[Subject]:
-    makers: dict[str, Callable[..., BayesianLinear]] = {"not Bayesian": PlainLinear}
-    makers |= {name: partial(CaseLinear, case) for name, case in setting.tensor_cases()}
-    if "compile" in makers:  # the whole network is compiled, not each tensor's formulas by themselves
-        makers["compile"] = partial(CaseLinear, formulas)
-    makers |= setting.peers
-    return [
-        Step(make_layer, batch, setting, compiled=name == "compile").subject(batch, name)
-        for batch in batches
-        for name, make_layer in makers.items()
-    ]
-
-
-def plan(scale: Scale, setting: Setting) -> list[Group]:
-    """All groups of a run, in their order."""
-    groups = [Group(f"{numel:,} weights", partial(_one_tensor, numel, setting)) for numel in scale.sizes]
-    groups += [
-        Group(f"{count} samples", partial(_samples, count, scale.samples_numel, setting)) for count in scale.samples
-    ]
-    groups.append(Group(f"{scale.tensors} tensors", partial(_tensors, scale.tensors, setting)))
-    groups.append(Group("training steps", partial(_steps, scale.batches, setting)))
-    return groups

@@ -1,17 +1,22 @@
-"""The benchmark's arithmetic: counts, statistics and checks, each against numbers known beforehand."""
+"""The benchmark's arithmetic, against numbers known beforehand, and what its works do."""
 
 import time
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from bench import counts
-from bench.cases import CASES, eager, fused
-from bench.check import Wrong, check_layer, check_network, closed_form, sampled
-from bench.layers import CaseLinear, Network
-from bench.measure import Effort, Subject, interleave, kept_for_backward, launches, measure, peak_bytes, summarise
+from bench.cases import CASES, COMPILE_OPTIONS, eager, formulas, fused
+from bench.check import Wrong
+from bench.layers import CaseLinear
+from bench.measure import Effort, Subject, interleave, kept_for_backward, launches, measure, peak_bytes
+from bench.plan import plan
 from bench.results import Measurement, Run, Timing
-from bench.works import Inputs, Scale, Setting, minimum_bytes, plan, resnet50_numels
+from bench.setting import Scale, Setting
+from bench.steps import Contender
+from bench.works import Inputs, minimum_bytes, resnet50_numels
 
 CPU = torch.device("cpu")
 SETTING = Setting(["eager", "illia_ext"], {}, CPU, torch.float32)
@@ -19,7 +24,7 @@ BRIEF = Effort(seconds=0, min_rounds=3, max_rounds=3, turn=1e-4)
 
 
 def row(case: str, seconds: float | None, **more) -> Measurement:
-    timing = Timing(seconds, seconds * 0.9, seconds * 1.1, 5) if seconds else None
+    timing = Timing([seconds * factor for factor in (0.97, 0.98, 0.99, 1, 1.01, 1.02, 1.03)]) if seconds else None
     return Measurement(**{"work": "forward", "point": 1000, "weights": 1000, "case": case, "seconds": timing, **more})
 
 
@@ -65,21 +70,33 @@ def test_what_is_counted_per_weight_counts_samples() -> None:
     assert counts.nanoseconds(row("not Bayesian", 1e-3, weights=0)) is None
 
 
-def test_median_and_quartiles() -> None:
+def test_median_and_spread() -> None:
     """The inclusive quartiles of 1 to 5 are 2 and 4; the order of rounds does not matter."""
-    assert summarise([5.0, 1.0, 4.0, 2.0, 3.0]) == Timing(3.0, 2.0, 4.0, 5)
+    timing = Timing([5.0, 1.0, 4.0, 2.0, 3.0])
+    assert timing.median == 3
+    assert timing.spread == pytest.approx((4 - 2) / 2 / 3)
 
 
 def test_changes() -> None:
-    """Slower or faster only where the middle halves, here 10 % to either side, do not meet."""
-    old = run_of(row("a", 1e-3), row("b", 1e-3), row("c", 1e-3), row("gone", 1e-3), row("wrong", 1e-3))
-    new = run_of(row("a", 1.3e-3), row("b", 1.1e-3), row("c", 0.5e-3), row("new", 1e-3), row("wrong", None))
-    changes = counts.changes(old, new)
-    assert [(c.new.case, round(c.ratio, 6), c.verdict) for c in changes] == [
+    """Seven rounds 1 % apart: 1.3x and 0.5x are seen, 1.04x is too little, 1.01x is noise."""
+    old = run_of(*(row(case, 1e-3) for case in ("a", "b", "c", "d", "gone", "wrong")))
+    times = {"a": 1.3e-3, "b": 1.04e-3, "c": 0.5e-3, "d": 1.01e-3, "new": 1e-3, "wrong": None}
+    new = run_of(*(row(case, seconds) for case, seconds in times.items()))
+    assert [(c.new.case, round(c.ratio, 6), c.verdict) for c in counts.changes(old, new)] == [
         ("a", 1.3, "slower"),
-        ("b", 1.1, ""),
+        ("b", 1.04, ""),
         ("c", 0.5, "faster"),
+        ("d", 1.01, ""),
     ]
+    assert [lost.case for lost in counts.lost(old, new)] == ["wrong"]
+
+
+def test_few_or_mixed_rounds_give_no_verdict() -> None:
+    few, slow = row("a", 1e-3), row("a", 2e-3)
+    few.seconds, slow.seconds = Timing([1e-3] * 3), Timing([2e-3] * 3)
+    assert counts.changes(run_of(few), run_of(slow))[0].verdict == ""
+    few.seconds, slow.seconds = Timing([1e-3, 3e-3] * 4), Timing([2e-3, 1e-3, 4e-3, 1e-3] * 2)
+    assert counts.changes(run_of(few), run_of(slow))[0].verdict == ""
 
 
 def test_the_same_name_for_other_work_is_not_compared() -> None:
@@ -87,12 +104,19 @@ def test_the_same_name_for_other_work_is_not_compared() -> None:
 
 
 def test_peak_bytes_and_launches() -> None:
-    def memory(ts: float, size: int, device_type: int = 0) -> dict:
-        return {"name": "[memory]", "ts": ts, "args": {"Bytes": size, "Device Type": device_type}}
+    def memory(ts: float, address: int, size: int, device_type: int = 0) -> dict:
+        return {"name": "[memory]", "ts": ts, "args": {"Addr": address, "Bytes": size, "Device Type": device_type}}
 
-    events = [memory(1, 100), memory(4, 300), memory(2, 50), memory(3, -100), memory(5, 999, device_type=1)]
+    events = [
+        memory(1, 7, 100),
+        memory(4, 9, 300),
+        memory(2, 8, 50),
+        memory(3, 7, -100),
+        memory(5, 7, 999, device_type=1),
+    ]
     assert peak_bytes(events, device_type=0) == 350
     assert peak_bytes(events, device_type=1) == 999
+    assert peak_bytes([memory(0, 1, -5000), *events], device_type=0) == 350  # a free of earlier memory
     kinds = ["kernel", "kernel", "gpu_memcpy", "gpu_memset", "cpu_op", "cuda_runtime"]
     assert launches([{"cat": kind} for kind in kinds] + [{"name": "no category"}]) == 4
 
@@ -105,79 +129,25 @@ def test_kept_for_backward() -> None:
     assert kept_for_backward(lambda: inputs.draw(eager), own) == pytest.approx(8 * 4 * 1000, abs=16)
     assert kept_for_backward(lambda: inputs.mu * inputs.rho, ()) == 2 * 4 * 1000
 
+    def product_of_views() -> torch.Tensor:
+        doubled = inputs.mu * 2
+        return doubled[:10] * doubled[10:20]
 
-@pytest.mark.parametrize("num_samples", [None, 3])
-@pytest.mark.parametrize("case", [eager, fused])
-def test_right_cases_pass(case, num_samples: int | None) -> None:
-    Inputs.make(1000, SETTING, num_samples).check(case)
-
-
-def test_wrong_cases_are_found() -> None:
-    def halved(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x, log_prob = fused(*arguments)
-        return x, log_prob / 2
-
-    def detached(mu: torch.Tensor, rho: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return fused(mu, rho * 0 + rho.detach(), *others)
-
-    with pytest.raises(Wrong, match="log_prob is off by"):
-        Inputs.make(1000, SETTING).check(halved)
-    with pytest.raises(Wrong, match="grad_rho is off by"):
-        Inputs.make(1000, SETTING).check(detached)
-
-
-def test_densities() -> None:
-    """One weight, by hand: q = N(1, 2^2), p = N(0, 1), x = 3, that is z = 1 and z_prior = 3."""
-    mu, sigma, x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    log2 = 0.6931471805599453
-    assert float(sampled(x, mu, sigma, 0.0, 1.0)) == pytest.approx(-log2 - 0.5 + 4.5)
-    assert float(closed_form(mu, sigma, 0.0, 1.0)) == pytest.approx(-log2 + (4 + 1) / 2 - 0.5)
-
-
-def test_layers_are_checked() -> None:
-    torch.manual_seed(0)
-    check_layer(CaseLinear(fused, 20, 10))
-
-    class Doubled(CaseLinear):
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            y, cost = super().forward(x)
-            return y, 2 * cost
-
-    class Claimed(CaseLinear):
-        density = "closed form"
-
-    with pytest.raises(Wrong, match="cost is off by"):
-        check_layer(Doubled(fused, 20, 10))
-    with pytest.raises(Wrong, match="cost is off by"):
-        check_layer(Claimed(fused, 20, 10))
-
-
-def test_networks_are_checked() -> None:
-    torch.manual_seed(0)
-    network = Network([CaseLinear(fused, 20, 30), CaseLinear(fused, 30, 10)])
-    for layer in network.layers:
-        for gaussian in layer.gaussians():
-            torch.nn.init.constant_(gaussian.raw, -16)
-    x, target = torch.randn(5, 20), torch.arange(5)
-    check_network(network(x, target), network, x, target)
-    with pytest.raises(Wrong, match="loss is off by"):
-        check_network(network(x, target) + 0.1, network, x, target)
-    extra = network(-x, target)
-    with pytest.raises(Wrong, match=r"gradient of layer 0's weight[.]mu is off by"):
-        check_network(network(x, target) + extra - extra.detach(), network, x, target)
+    assert kept_for_backward(product_of_views, own) == 4 * 1000  # a view keeps all of its memory
 
 
 def test_every_task_gets_its_rounds() -> None:
+    """A turn of 20 ms holds some calls of 2 ms; times are those of one call, which sleeps for at least 2 ms."""
     calls = {"a": 0, "b": 0}
 
     def count(name: str) -> None:
         calls[name] += 1
-        time.sleep(1e-3)
+        time.sleep(2e-3)
 
-    timings = interleave([lambda name=name: count(name) for name in calls], BRIEF)
-    assert [timing.rounds for timing in timings] == [3, 3]
-    assert all(number == 1 + 3 for number in calls.values())  # one to find how many calls fill a turn
-    assert all(1e-3 <= timing.low <= timing.median <= timing.high for timing in timings)
+    timings = interleave([lambda name=name: count(name) for name in calls], replace(BRIEF, turn=0.02))
+    assert [len(timing.rounds) for timing in timings] == [3, 3]
+    assert all(number > 1 + 3 * 2 for number in calls.values())
+    assert all(2e-3 <= timing.median < 0.02 for timing in timings)
 
 
 def test_a_wrong_or_failing_case_gets_no_time_and_stops_nobody() -> None:
@@ -193,16 +163,69 @@ def test_a_wrong_or_failing_case_gets_no_time_and_stops_nobody() -> None:
         Subject("forward", 1, "right", 1, run=lambda: torch.zeros(1000)),
     ]
     rows = {row.case: row for row in measure(subjects, BRIEF, CPU)}
-    assert rows["wrong"].wrong == "x is off by 1.0" and rows["wrong"].seconds is None
-    assert rows["failing"].wrong == "RuntimeError: no compiler" and rows["failing"].seconds is None
-    assert rows["right"].wrong is None and rows["right"].seconds is not None
+    assert rows["wrong"].untimed == "wrong: x is off by 1.0" and rows["wrong"].seconds is None
+    assert rows["failing"].untimed == "failed: RuntimeError: no compiler" and rows["failing"].seconds is None
+    assert rows["right"].untimed is None and rows["right"].seconds is not None
     assert rows["right"].peak_bytes == 4000
 
 
 def test_every_work_measures_every_case() -> None:
     scale = Scale(sizes=[100], samples=[2], samples_numel=50, tensors=4, batches=[3])
+    seen = {}
     for group in plan(scale, SETTING):
         for measured in measure(group.subjects(), BRIEF, CPU):
-            assert measured.wrong is None and measured.seconds is not None, measured
+            assert measured.untimed is None and measured.seconds is not None, measured
             assert measured.peak_bytes is not None and measured.first_call is not None, measured
-    assert set(SETTING.cases) <= set(CASES)
+            has_graph = measured.work != "forward" and measured.case != "copy"
+            assert (measured.kept_bytes is not None) == has_graph, measured
+            seen.setdefault(measured.work, []).append(measured.case)
+    both = ["eager", "illia_ext"]
+    assert seen == {
+        "forward": [*both, "copy", "torch.randn"],
+        "forward + backward": [*both, "copy"],
+        "samples": both,
+        "tensors": both,
+        "training step": ["not Bayesian", *both],
+    }
+
+
+def test_what_a_work_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward runs where it should, a loop runs over all samples, a step moves all parameters and a check none."""
+    calls = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args: calls.append(len(args[0])) or grad(*args))
+    scale = Scale(sizes=[10], samples=[3], samples_numel=10, tensors=4, batches=[])
+    counted = {}
+    for group in plan(scale, SETTING):
+        for subject in group.subjects():
+            calls.clear()
+            subject.run()
+            counted[subject.work, subject.case] = list(calls)
+    assert counted["forward", "eager"] == counted["forward", "illia_ext"] == []
+    assert counted["forward + backward", "eager"] == counted["forward + backward", "illia_ext"] == [2]
+    assert counted["samples", "eager"] == [2, 2, 2] and counted["samples", "illia_ext"] == [2]
+    assert counted["tensors", "eager"] == counted["tensors", "illia_ext"] == [8]
+
+
+def test_a_step() -> None:
+    contender = Contender("illia_ext", partial(CaseLinear, fused), SETTING)
+
+    def values() -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in contender.network.parameters()]
+
+    before = values()
+    contender.check()
+    assert all(map(torch.equal, before, values()))
+    contender.step(*contender.data(3, torch.float32))
+    assert not any(map(torch.equal, before, values()))
+    contender.loss = lambda x, labels: 2 * contender.network(x, labels)
+    with pytest.raises(Wrong, match="loss is off by"):
+        contender.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILE_OPTIONS)
+def test_compiled_cases_are_right(name: str) -> None:
+    setting = replace(SETTING, cases=[name])
+    Inputs.make(1000, setting).check(CASES[name])
+    Contender(name, partial(CaseLinear, formulas), setting).check()

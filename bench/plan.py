@@ -1,0 +1,31 @@
+"""The order of a run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from bench import works
+from bench.measure import Subject
+from bench.setting import Scale, Setting
+from bench.steps import steps
+
+__all__ = ["Group", "plan"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is timed together."""
+
+    title: str
+    subjects: Callable[[], list[Subject]]
+
+
+def plan(scale: Scale, setting: Setting) -> list[Group]:
+    """All groups of a run, in their order; peers have layers only."""
+    groups = []
+    if setting.tensor_cases():
+        groups += [Group(f"{numel:,} weights", partial(works.one_tensor, numel, setting)) for numel in scale.sizes]
+        groups.append(Group("samples", partial(works.samples, scale.samples, scale.samples_numel, setting)))
+        groups.append(Group(f"{scale.tensors} tensors", partial(works.tensors, scale.tensors, setting)))
+    groups.append(Group("training steps", partial(steps, scale.batches, setting)))
+    return groups
