@@ -61,12 +61,11 @@ def without_gradient_to_rho(mu, rho, *prior):
         (with_log_prob(lambda log_prob: log_prob / 2), "log_prob is off by"),
         (with_log_prob(lambda log_prob: log_prob.detach() + 0 * log_prob), "grad_mu is off by"),
         (with_log_prob(lambda log_prob: 2 * log_prob.detach() - log_prob), "grad_mu is off by"),
-        (with_log_prob(lambda log_prob: log_prob.reshape(1)), r"log_prob \[1\]"),
         (without_gradient_to_rho, "grad_rho is off by"),
         (given_noise(torch.zeros(10**4)), "noise: mean square is off by"),
         (given_noise(torch.ones(10**4)), "noise: mean mean is off by"),
         (given_noise(torch.rand(10**4) * 12**0.5 - 3**0.5), "noise: mean fourth power is off by"),
-        (given_noise(torch.randn(10**4)), "noise: two draws have a correlation of 1"),
+        (given_noise(torch.randn(10**4)), "noise: two draws have a correlation of"),
     ],
 )
 def test_wrong_cases_are_found(case, sentence: str) -> None:

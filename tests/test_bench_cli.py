@@ -61,7 +61,7 @@ def test_counts(text: str, numbers: list[int]) -> None:
         (["--samples", "2^30"], "--samples: 1,073,741,824 need some"),
         (["--device", "cpu:3"], "--device: expected cpu or cuda, got 'cpu:3'"),
         (["--samples", "-1"], "--samples: expected numbers up to 2^40"),
-        (["--cases", "eager,rival"], "--cases: expected some of eager, compile, illia_ext,"),
+        (["--cases", "eager,rival"], "--cases: expected some of eager, compile, compile-randn, illia_ext,"),
         (["--cases", ""], "--cases: expected some of"),
         (["--device", "toaster"], "--device: expected cpu or cuda, got 'toaster'"),
         (["--device", "meta"], "--device: expected cpu or cuda, got 'meta'"),
