@@ -43,7 +43,7 @@ CUDA_FLAGS = [
     "--threads=0",
     "-Xcompiler=-fPIC,-fvisibility=hidden,-g0",
 ]
-CUDA_ARCHITECTURES = ["80", "86", "89", "90", "100", "120"]  # as far as nvcc offers them; and PTX of the newest
+CUDA_ARCHITECTURES = ["80", "86", "89", "90", "100", "120"]  # as far as nvcc offers them, and PTX
 
 _PACKAGE = Path(__file__).resolve().parent
 CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / "csrc"  # else: a checkout
@@ -116,26 +116,29 @@ def _find_nvcc() -> str | None:
 
 
 def cuda_targets(offered: list[str]) -> list[str]:
-    """What TORCH_CUDA_ARCH_LIST asks for, such as "8.0;9.0+PTX"; without it, CUDA_ARCHITECTURES.
+    """What TORCH_CUDA_ARCH_LIST asks for, such as "8.0;9.0+PTX"; without it, CUDA_ARCHITECTURES and PTX.
 
-    Raises ValueError for an architecture that is none, or that is not among those `offered`, such as "90".
+    All machine code is made from the PTX of the oldest architecture, which is also what +PTX adds: we use nothing that
+    a newer one has, the code came out the same, and nvcc takes half the time. Raises ValueError for an architecture that is none, or that is not among those `offered`, such as "90".
     """
     asked = re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
     if asked == [""]:
         numbers = [number for number in CUDA_ARCHITECTURES if number in offered] or offered[-1:]
-        return [*(f"sm_{number}" for number in numbers), f"compute_{numbers[-1]}"]
-    targets = []
+        return [*(f"sm_{number}" for number in numbers), f"compute_{numbers[0]}"]
+    numbers, with_ptx = [], False
     for name in asked:
-        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
-        number = match and match[1] + match[2]
-        if not match or number not in offered:
+        match = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", name)
+        number = match[1] + match[2] if match else ""
+        if number not in offered:
             choice = " ".join(f"{n[:-1]}.{n[-1]}" for n in offered)
             raise ValueError(
                 f"TORCH_CUDA_ARCH_LIST: expected architectures that this nvcc offers ({choice}), each perhaps with "
                 f"+PTX, got {name!r}"
             )
-        targets += [f"sm_{number}{match[3]}"] + [f"compute_{number}{match[3]}"] * bool(match[4])
-    return targets
+        numbers.append(number)
+        with_ptx |= name.endswith("+PTX")
+    numbers = sorted(set(numbers), key=int)
+    return [*(f"sm_{number}" for number in numbers), *[f"compute_{numbers[0]}"] * with_ptx]
 
 
 @functools.cache
@@ -180,8 +183,9 @@ def nvcc_command() -> list[str]:
     toolkit = cuda()
     if toolkit is None:
         return []
-    codes = [f"-gencode=arch={target.replace('sm_', 'compute_')},code={target}" for target in toolkit.targets]
-    return [toolkit.nvcc, *CUDA_FLAGS, f"-I{CSRC}", *codes]
+    oldest = toolkit.targets[0].replace("sm_", "compute_")
+    codes = f"-gencode=arch={oldest},code=[{','.join(toolkit.targets)}]"
+    return [toolkit.nvcc, *CUDA_FLAGS, f"-I{CSRC}", codes]
 
 
 def compile_cuda(folder: Path) -> list[str]:
@@ -196,18 +200,18 @@ def compile_cuda(folder: Path) -> list[str]:
     parts = [path.read_bytes() for path in sorted(CSRC.rglob("*.*")) if path.suffix in (".h", ".cu", ".cuh")]
     digest = hashlib.sha256(b"\0".join([shlex.join(command).encode(), *parts])).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    objects = []
-    for name in sources(".cu"):
-        target = folder.resolve() / f"{Path(name).stem}-{digest}.o"
-        objects.append(str(target))
-        if target.exists():
-            continue
-        partial = target.with_suffix(".partial.o")
-        result = subprocess.run([*command, "-c", str(CSRC / name), "-o", str(partial)], capture_output=True, text=True)
-        if result.returncode:
-            raise RuntimeError(f"nvcc cannot compile {name}:\n{result.stdout}{result.stderr}")
-        partial.rename(target)
-    return objects
+    objects = {name: folder.resolve() / f"{Path(name).stem}-{digest}.o" for name in sources(".cu")}
+    running = {}
+    for name, target in objects.items():
+        if not target.exists():
+            compile_one = [*command, "-c", str(CSRC / name), "-o", str(target.with_suffix(".partial.o"))]
+            running[name] = subprocess.Popen(compile_one, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output = {name: process.communicate()[0] for name, process in running.items()}
+    for name, process in running.items():
+        if process.returncode:
+            raise RuntimeError(f"nvcc cannot compile {name}:\n{output[name]}")
+        objects[name].with_suffix(".partial.o").rename(objects[name])
+    return [str(target) for target in objects.values()]
 
 
 def _require_ninja_and_compiler() -> str:

@@ -1,7 +1,7 @@
 // From storage types to a kernel, and a grid for it.
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #include <algorithm>
 
@@ -59,20 +59,26 @@ bool rows_aligned(const void* data, int64_t num_samples = 1, int64_t numel = 0) 
   return first && (num_samples <= 1 || numel * static_cast<int64_t>(sizeof(stored_t)) % kBytes == 0);
 }
 
-// The message of a launch that failed. Our copy of the CUDA runtime keeps its own last error, so this is never one that
-// a launch of torch left.
-inline const char* launch_error() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+// nullptr, or the message of a launch that failed. That error is then forgotten: our copy of the CUDA runtime remembers
+// it for nobody else.
+template <typename... parameters_t, typename... args_t>
+const char* start(const Launch& launch, void (*kernel)(parameters_t...), dim3 grid, int threads, args_t... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = static_cast<cudaStream_t>(launch.stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
 }
 
+// A kernel over tiles.
 template <typename tile_t, typename args_t>
-const char* start(void (*kernel)(const args_t, bool), const Launch& launch, const args_t& args, bool aligned,
-                  int64_t num_samples = 1) {
+const char* start_tiles(const Launch& launch, void (*kernel)(const args_t, bool), const args_t& args, bool aligned,
+                        int64_t num_samples = 1) {
   if (args.numel == 0 || num_samples == 0) return nullptr;
-  const dim3 grid = make_grid(tile_t::cover(args.numel), num_samples);
-  kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(launch.stream)>>>(args, aligned);
-  return launch_error();
+  return start(launch, kernel, make_grid(tile_t::cover(args.numel), num_samples), kThreads, args, aligned);
 }
 
 // The second stage of a sum, where there are several tiles or none: a kernel whose one tile is all finishes the sum.
@@ -82,10 +88,8 @@ const char* sum_tiles(const Launch& launch, const double* partials, int64_t num_
   const int64_t num_tiles = ForwardTile<scalar_t, true>::cover(numel);
   if (num_tiles == 1 || num_samples == 0) return nullptr;
   using acc_t = AccType<scalar_t>;
-  sum_tiles_kernel<acc_t><<<static_cast<unsigned>(num_samples), kSumThreads, 0,
-                            static_cast<cudaStream_t>(launch.stream)>>>(partials, num_tiles, std_prior, numel, constant,
-                                                                        static_cast<acc_t*>(result));
-  return launch_error();
+  return start(launch, sum_tiles_kernel<acc_t>, dim3(static_cast<unsigned>(num_samples)), kSumThreads, partials,
+               num_tiles, std_prior, numel, constant, static_cast<acc_t*>(result));
 }
 
 }  // namespace cuda

@@ -161,7 +161,7 @@ const char* launch_log_prob(const Launch& launch, const LogProbArgs& args) {
     using sample_t = typename decltype(sample_tag)::type;
     const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
-    const char* error = start<ForwardTile<scalar_t, true>>(log_prob_kernel<scalar_t, sample_t>, launch, args, aligned,
+    const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, log_prob_kernel<scalar_t, sample_t>, args, aligned,
                                                            args.num_samples);
     if (error) return error;
     return sum_tiles<scalar_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std, kLogProbConstant,
@@ -178,7 +178,7 @@ const char* launch_log_prob_backward(const Launch& launch, const LogProbBackward
                          rows_aligned<scalar_t, scalar_t>(args.grad_rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel) &&
                          rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
-    return start<BackwardTile<scalar_t, true>>(log_prob_backward_kernel<scalar_t, sample_t>, launch, args, aligned);
+    return start_tiles<BackwardTile<scalar_t, true>>(launch, log_prob_backward_kernel<scalar_t, sample_t>, args, aligned);
   });
 }
 
@@ -187,7 +187,7 @@ const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& a
     using scalar_t = typename decltype(tag)::type;
     const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho);
     const char* error =
-        start<ForwardTile<scalar_t, true>>(kl_divergence_kernel<scalar_t>, launch, args, aligned);
+        start_tiles<ForwardTile<scalar_t, true>>(launch, kl_divergence_kernel<scalar_t>, args, aligned);
     if (error) return error;
     return sum_tiles<scalar_t>(launch, args.partials, 1, args.numel, args.prior.std, kKlConstant, args.kl_divergence);
   });
@@ -199,7 +199,7 @@ const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergen
     const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
                          rows_aligned<scalar_t, scalar_t>(args.grad_mu) &&
                          rows_aligned<scalar_t, scalar_t>(args.grad_rho);
-    return start<BackwardTile<scalar_t, true>>(kl_divergence_backward_kernel<scalar_t>, launch, args, aligned);
+    return start_tiles<BackwardTile<scalar_t, true>>(launch, kl_divergence_backward_kernel<scalar_t>, args, aligned);
   });
 }
 

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_backward_kernel(const Samp
       rho_sum[i] *= sigmoid(rho[i], sigma[i], h[i]);
       if constexpr (kLogProb) rho_sum[i] = std::fma(-h_scale, h[i], rho_sum[i]);
     }
-    if constexpr (kLogProb) tile.store(static_cast<scalar_t*>(args.grad_mu), grad_mu);
+    tile.store(static_cast<scalar_t*>(args.grad_mu), grad_mu);
     tile.store(static_cast<scalar_t*>(args.grad_rho), rho_sum);
   });
 }
@@ -146,7 +146,7 @@ const char* launch_standard_normal(const Launch& launch, const StandardNormalArg
   return dispatch(launch.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const bool aligned = rows_aligned<scalar_t, scalar_t>(args.eps, args.num_samples, args.numel);
-    return start<ForwardTile<scalar_t, true>>(standard_normal_kernel<scalar_t>, launch, args, aligned,
+    return start_tiles<ForwardTile<scalar_t, true>>(launch, standard_normal_kernel<scalar_t>, args, aligned,
                                               args.num_samples);
   });
 }
@@ -158,7 +158,7 @@ const char* launch_sample(const Launch& launch, const SampleArgs& args) {
     const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
     const auto kernel = args.log_prob ? sample_kernel<scalar_t, sample_t, true> : sample_kernel<scalar_t, sample_t, false>;
-    const char* error = start<ForwardTile<scalar_t, true>>(kernel, launch, args, aligned, args.num_samples);
+    const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, kernel, args, aligned, args.num_samples);
     if (error || !args.log_prob) return error;
     return sum_tiles<scalar_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std, kLogProbConstant,
                                args.log_prob);
@@ -175,7 +175,7 @@ const char* launch_sample_backward(const Launch& launch, const SampleBackwardArg
                          rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
     const auto kernel = args.grad_log_prob ? sample_backward_kernel<scalar_t, sample_t, true>
                                            : sample_backward_kernel<scalar_t, sample_t, false>;
-    return start<BackwardTile<scalar_t, true>>(kernel, launch, args, aligned);
+    return start_tiles<BackwardTile<scalar_t, true>>(launch, kernel, args, aligned);
   });
 }
 

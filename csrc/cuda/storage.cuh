@@ -69,7 +69,7 @@ __device__ __forceinline__ void load_vector(const scalar_t* data, acc_t* values)
   using access_t = typename Access<kWidth * sizeof(scalar_t)>::type;
   const access_t words = __ldg(reinterpret_cast<const access_t*>(data));
   scalar_t stored[kWidth];
-  memcpy(stored, &words, sizeof(words));
+  memcpy(static_cast<void*>(stored), &words, sizeof(words));
   ILLIA_UNROLL
   for (int k = 0; k < kWidth; ++k) values[k] = to_arithmetic<acc_t>(stored[k]);
 }
