@@ -85,7 +85,14 @@ def compile_flags() -> list[str]:
     # torch bundles an older pybind11: behind -idirafter it is found after the one just imported
     toolkit = cuda()
     features = toolkit.features if toolkit else []
-    return [*CXX_FLAGS, *features, *anonymous, f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-idirafter{torch / 'include'}"]
+    return [
+        *CXX_FLAGS,
+        *features,
+        *anonymous,
+        f"-I{CSRC}",
+        f"-I{pybind11.get_include()}",
+        f"-idirafter{torch / 'include'}",
+    ]
 
 
 def link_flags() -> list[str]:
@@ -232,14 +239,18 @@ def _require_ninja_and_compiler() -> str:
 def load_jit() -> ModuleType:
     """Compiles the library for the running torch, seconds when nothing changed, and loads it.
 
+    Beside a torch without CUDA it leaves the CUDA kernels out, which nobody could call, unless ILLIA_EXT_CUDA=1.
+
     Raises ImportError when a tool is missing or the operators are in this process already,
     and RuntimeError with the compiler's output when the compilation fails.
     """
-    flags = [shlex.quote(flag) for flag in compile_flags()]
-    os.environ["PATH"] = _require_ninja_and_compiler()
-
     import torch
     from torch.utils import cpp_extension
+
+    if torch.version.cuda is None:
+        os.environ.setdefault("ILLIA_EXT_CUDA", "0")
+    flags = [shlex.quote(flag) for flag in compile_flags()]
+    os.environ["PATH"] = _require_ninja_and_compiler()
 
     if hasattr(torch.ops.illia_ext, "standard_normal"):
         raise ImportError("illia_ext's operators are in this process already; a second copy would crash it")

@@ -22,9 +22,9 @@ __device__ __forceinline__ float at_least(float bound, float x) {
 }
 #endif
 
-// sqrt(x) from an estimate of 1 / sqrt(x): one Newton step, in which `residual` is exact. nvcc makes these four operations
-// of sqrt.rn wherever x is far from the ends of the exponents, so with the estimate of the same instruction the
-// result is correctly rounded by the word of the same manual. tests/cpp/square_root_test.cpp says how much of that
+// sqrt(x) from an estimate of 1 / sqrt(x): one Newton step, in which `residual` is exact. nvcc makes these four
+// operations of sqrt.rn wherever x is far from the ends of the exponents, so with the estimate of the same instruction
+// the result is correctly rounded by the word of the same manual. tests/cpp/square_root_test.cpp says how much of that
 // can be had without trusting it.
 ILLIA_FUNCTION float square_root_from_estimate(float x, float estimate) {
   const float root = x * estimate;

@@ -62,8 +62,7 @@ const Key* keys_of(const Tensor& key) { return static_cast<const Key*>(key.const
 // Scratch for the sums of the tiles: [num_samples, num_tiles]. It returns to torch's allocator when the op ends, which
 // hands it on in the order of the stream.
 Tensor empty_partials(const Device& device, const Tensor& mu, int64_t num_samples) {
-  const int64_t num_tiles = count_tiles(storage_of(mu.scalar_type()), mu.numel());
-  return device.empty(num_tiles == 1 ? Sizes{0} : Sizes{num_samples, num_tiles}, ScalarType::Double);
+  return device.empty(Sizes{num_samples, count_tiles(storage_of(mu.scalar_type()), mu.numel())}, ScalarType::Double);
 }
 
 double* partials_of(const Tensor& partials) { return static_cast<double*>(partials.mutable_data_ptr()); }
@@ -89,9 +88,15 @@ Tensor gaussian_sample_cuda(Tensor mu, Tensor rho, Tensor key, std::optional<Sca
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho), keys = as_contiguous(key);
   const ScalarType sample_dtype = dtype.value_or(mu.scalar_type());
   const Tensor x = device.empty(sample_sizes(key, mu.sizes()), sample_dtype);
-  const SampleArgs args{data_of(mu_input),       data_of(rho_input), keys_of(keys),
-                        count_samples(key),      mu.numel(),         PriorScalars{},
-                        x.mutable_data_ptr(), nullptr,            nullptr};
+  const SampleArgs args{data_of(mu_input),
+                        data_of(rho_input),
+                        keys_of(keys),
+                        count_samples(key),
+                        mu.numel(),
+                        PriorScalars{},
+                        x.mutable_data_ptr(),
+                        nullptr,
+                        nullptr};
   device.check_launch("gaussian_sample", launch_sample(device.launch(mu.scalar_type(), sample_dtype), args));
   return x;
 }
@@ -109,9 +114,11 @@ std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cuda(Tensor mu, Tensor r
   const Tensor x = device.empty(sample_sizes(key, mu.sizes()), sample_dtype);
   const Tensor log_prob = device.empty(log_prob_sizes(key), log_prob_dtype(mu.scalar_type()));
   const Tensor partials = empty_partials(device, mu, num_samples);
-  const SampleArgs args{data_of(mu_input),    data_of(rho_input),          keys_of(keys),
-                        num_samples,          mu.numel(),                  scalars_of(mu_prior, std_prior),
-                        x.mutable_data_ptr(), log_prob.mutable_data_ptr(), partials_of(partials)};
+  const SampleArgs args{data_of(mu_input),    data_of(rho_input),
+                        keys_of(keys),        num_samples,
+                        mu.numel(),           scalars_of(mu_prior, std_prior),
+                        x.mutable_data_ptr(), log_prob.mutable_data_ptr(),
+                        partials_of(partials)};
   device.check_launch("gaussian_sample_and_log_prob",
                       launch_sample(device.launch(mu.scalar_type(), sample_dtype), args));
   return {x, log_prob};
@@ -184,9 +191,10 @@ Tensor gaussian_log_prob_cuda(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, 
   return log_prob;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cuda(
-    Tensor grad_log_prob, Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior,
-    std::vector<bool> output_mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cuda(Tensor grad_log_prob, Tensor x,
+                                                                                   Tensor mu, Tensor rho,
+                                                                                   Tensor mu_prior, Tensor std_prior,
+                                                                                   std::vector<bool> output_mask) {
   check_gaussian_log_prob_backward(grad_log_prob, x, mu, rho, mu_prior, std_prior, output_mask);
 
   const Device device(mu);

@@ -40,7 +40,7 @@ struct SampleArgs {
   PriorScalars prior;
   void* x;           // [num_samples, numel]
   void* log_prob;    // [num_samples]; nullptr: not asked for
-  double* partials;  // [num_samples, num_tiles]; not used where num_tiles is 1
+  double* partials;  // [num_samples, num_tiles]
 };
 
 struct SampleBackwardArgs {

@@ -40,13 +40,14 @@ auto dispatch(const Launch& launch, function_t function) {
   return dispatch(launch.parameters, [&](auto tag) { return function(tag, tag); });
 }
 
-// Blocks for `num_tiles` tiles of each of `num_samples` samples. Up to kEnoughBlocks, some 30 for each multiprocessor of
-// the largest GPUs, every tile has its own; above that each block takes up to four, which saves three of four
+// Blocks for `num_tiles` tiles of each of `num_samples` samples. Up to kEnoughBlocks, some 30 for each multiprocessor
+// of the largest GPUs, every tile has its own; above that each block takes up to four, which saves three of four
 // prologues and still leaves thousands of blocks, so that no multiprocessor waits for the last. Spare blocks share
 // the samples.
 inline dim3 make_grid(int64_t num_tiles, int64_t num_samples = 1) {
   constexpr int64_t kEnoughBlocks = 4096, kTilesPerBlock = 4, kMostBlocks = 0x7FFFFFFF;
-  const int64_t blocks = std::min(num_tiles, std::max(kEnoughBlocks, (num_tiles + kTilesPerBlock - 1) / kTilesPerBlock));
+  const int64_t blocks =
+      std::min(num_tiles, std::max(kEnoughBlocks, (num_tiles + kTilesPerBlock - 1) / kTilesPerBlock));
   const int64_t groups = std::min(num_samples, std::max<int64_t>(1, kEnoughBlocks / blocks));
   return dim3(static_cast<unsigned>(std::min(blocks, kMostBlocks)), static_cast<unsigned>(groups));
 }

@@ -14,7 +14,8 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
   const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
 
   for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t index) {
-    constexpr int kCount = std::decay_t<decltype(tile)>::kCount;
+    using tile_t = std::decay_t<decltype(tile)>;
+    constexpr int kCount = tile_t::kCount;
     // 1. What all samples share.
     acc_t mu[kCount], rho[kCount], sigma[kCount];
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
@@ -42,11 +43,11 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
       // 3. Its sum over the tile.
       const double squares = static_cast<double>(prior_squares) - static_cast<double>(posterior_squares);
       const double sum = block_sum(0.5 * squares - log_sigma_total);
-      if (threadIdx.x == 0)
-        store_sum(tile, sum, index, s, args.prior.std, kLogProbConstant, args.partials,
-                  static_cast<acc_t*>(args.log_prob));
+      if (threadIdx.x == 0) args.partials[s * tile_t::cover(args.numel) + index] = sum;
     }
   });
+  finish_single_tile<ForwardTile<scalar_t, true>>(args.partials, args.num_samples, args.prior.std, args.numel,
+                                                  kLogProbConstant, static_cast<acc_t*>(args.log_prob));
 }
 
 // grad_x of each sample, and grad_mu and grad_rho summed over the samples in their order.
@@ -122,10 +123,10 @@ __global__ void __launch_bounds__(kThreads, 2) kl_divergence_kernel(const KlDive
     }
     const double squares = static_cast<double>(mu_squares) + static_cast<double>(sigma_squares);
     const double sum = block_sum(0.5 * squares - log_sigma.total(tile.count()));
-    if (threadIdx.x == 0)
-      store_sum(tile, sum, index, 0, args.prior.std, kKlConstant, args.partials,
-                static_cast<acc_t*>(args.kl_divergence));
+    if (threadIdx.x == 0) args.partials[index] = sum;
   });
+  finish_single_tile<ForwardTile<scalar_t, true>>(args.partials, 1, args.prior.std, args.numel, kKlConstant,
+                                                  static_cast<acc_t*>(args.kl_divergence));
 }
 
 template <typename scalar_t>
@@ -145,8 +146,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int i = 0; i < kCount; ++i) {
       const Softplus<acc_t> s = softplus(rho[i]);
       const acc_t h = log_sigma_derivative(s);
-      const GaussianGrads<acc_t> grads = gaussian_kl_divergence_grads(
-          grad, mu[i], s.sigma, sigmoid(rho[i], s.sigma, h), h, prior.mu, prior_scale);
+      const GaussianGrads<acc_t> grads =
+          gaussian_kl_divergence_grads(grad, mu[i], s.sigma, sigmoid(rho[i], s.sigma, h), h, prior.mu, prior_scale);
       grad_mu[i] = grads.mu;
       grad_rho[i] = grads.rho;
     }
@@ -161,8 +162,8 @@ const char* launch_log_prob(const Launch& launch, const LogProbArgs& args) {
     using sample_t = typename decltype(sample_tag)::type;
     const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
-    const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, log_prob_kernel<scalar_t, sample_t>, args, aligned,
-                                                           args.num_samples);
+    const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, log_prob_kernel<scalar_t, sample_t>, args,
+                                                                 aligned, args.num_samples);
     if (error) return error;
     return sum_tiles<scalar_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std, kLogProbConstant,
                                args.log_prob);
@@ -178,7 +179,8 @@ const char* launch_log_prob_backward(const Launch& launch, const LogProbBackward
                          rows_aligned<scalar_t, scalar_t>(args.grad_rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel) &&
                          rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
-    return start_tiles<BackwardTile<scalar_t, true>>(launch, log_prob_backward_kernel<scalar_t, sample_t>, args, aligned);
+    return start_tiles<BackwardTile<scalar_t, true>>(launch, log_prob_backward_kernel<scalar_t, sample_t>, args,
+                                                     aligned);
   });
 }
 
@@ -186,8 +188,7 @@ const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& a
   return dispatch(launch.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho);
-    const char* error =
-        start_tiles<ForwardTile<scalar_t, true>>(launch, kl_divergence_kernel<scalar_t>, args, aligned);
+    const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, kl_divergence_kernel<scalar_t>, args, aligned);
     if (error) return error;
     return sum_tiles<scalar_t>(launch, args.partials, 1, args.numel, args.prior.std, kKlConstant, args.kl_divergence);
   });

@@ -71,18 +71,14 @@ __device__ inline double sum_of_constants(const Scalar& std_prior, int64_t numel
   return numel == 0 ? 0 : static_cast<double>(numel) * (log_any(read_scalar(std_prior)) + constant);
 }
 
-// Where a tile's sum goes: it waits for sum_tiles_kernel, or is the result where there is but one tile.
+// Ends a kernel whose one tile is all: the block that summed a sample up needs no second kernel.
 template <typename tile_t, typename acc_t>
-__device__ __forceinline__ void store_sum(const tile_t& tile, double sum, int64_t index, int64_t sample,
-                                          const Scalar& std_prior, double constant,
-                                          double* partials,   // [num_samples, num_tiles]
-                                          acc_t* result) {  // [num_samples]
-  const int64_t num_tiles = tile_t::cover(tile.numel);
-  if (num_tiles == 1) {
-    result[sample] = static_cast<acc_t>(sum + sum_of_constants(std_prior, tile.numel, constant));
-  } else {
-    partials[sample * num_tiles + index] = sum;
-  }
+__device__ __forceinline__ void finish_single_tile(const double* partials,  // [num_samples, 1]
+                                                   int64_t num_samples, const Scalar& std_prior, int64_t numel,
+                                                   double constant, acc_t* result) {  // [num_samples]
+  if (tile_t::cover(numel) != 1 || threadIdx.x != 0) return;
+  const double constants = sum_of_constants(std_prior, numel, constant);
+  for (int64_t s = blockIdx.y; s < num_samples; s += gridDim.y) result[s] = static_cast<acc_t>(partials[s] + constants);
 }
 
 // result[s] = the sum of sample s over its tiles, and numel times the constants. One block a sample.
@@ -91,7 +87,7 @@ __global__ void __launch_bounds__(kSumThreads)
     sum_tiles_kernel(const double* __restrict__ partials,  // [num_samples, num_tiles]
                      int64_t num_tiles, Scalar std_prior, int64_t numel, double constant,
                      acc_t* __restrict__ result) {  // [num_samples]
-  constexpr int kLoads = 8;  // in flight
+  constexpr int kLoads = 8;                         // in flight
   __shared__ typename BlockSum<kSumThreads>::Buffers buffers;
   const double* row = partials + blockIdx.x * num_tiles;
   double sum = 0;
@@ -106,8 +102,7 @@ __global__ void __launch_bounds__(kSumThreads)
     for (double value : values) sum += value;
   }
   sum = BlockSum<kSumThreads>(buffers)(sum);
-  if (threadIdx.x == 0)
-    result[blockIdx.x] = static_cast<acc_t>(sum + sum_of_constants(std_prior, numel, constant));
+  if (threadIdx.x == 0) result[blockIdx.x] = static_cast<acc_t>(sum + sum_of_constants(std_prior, numel, constant));
 }
 
 }  // namespace cuda

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
       if (kLogProb && tile.holds(i)) log_sigma.add(s);
       sigma[i] = s.sigma;
     }
-    const double log_sigma_total = kLogProb ? log_sigma.total(tile.count()) : 0;
+    [[maybe_unused]] const double log_sigma_total = kLogProb ? log_sigma.total(tile.count()) : 0;
 
     for (int64_t s = blockIdx.y; s < args.num_samples; s += gridDim.y) {
       // 2. One sample.
@@ -69,12 +69,13 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
       if constexpr (kLogProb) {
         const double squares = static_cast<double>(prior_squares) - static_cast<double>(eps_squares);
         const double sum = block_sum(0.5 * squares - log_sigma_total);
-        if (threadIdx.x == 0)
-          store_sum(tile, sum, index, s, args.prior.std, kLogProbConstant, args.partials,
-                    static_cast<acc_t*>(args.log_prob));
+        if (threadIdx.x == 0) args.partials[s * tile_t::cover(args.numel) + index] = sum;
       }
     }
   });
+  if constexpr (kLogProb)
+    finish_single_tile<ForwardTile<scalar_t, true>>(args.partials, args.num_samples, args.prior.std, args.numel,
+                                                    kLogProbConstant, static_cast<acc_t*>(args.log_prob));
 }
 
 // grad_mu = sum of g and grad_rho = d sigma / d rho * sum of g eps - h * sum of grad_log_prob, over the samples in
@@ -94,7 +95,8 @@ __global__ void __launch_bounds__(kThreads, 2) sample_backward_kernel(const Samp
     using tile_t = std::decay_t<decltype(tile)>;
     constexpr int kWidth = tile_t::kWidth, kCount = tile_t::kCount;
     // 1. What all samples share.
-    acc_t mu[kCount], rho[kCount], sigma[kCount], h[kCount], g[kCount], grad_mu[kCount] = {}, rho_sum[kCount] = {};
+    [[maybe_unused]] acc_t mu[kCount];
+    acc_t rho[kCount], sigma[kCount], h[kCount], g[kCount], grad_mu[kCount] = {}, rho_sum[kCount] = {};
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     if constexpr (kLogProb) tile.load(static_cast<const scalar_t*>(args.mu), mu);
     tile.load(grad_x, g);
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_backward_kernel(const Samp
       acc_t next[kCount];
       tile.load(grad_x && s + 1 < args.num_samples ? grad_x + (s + 1) * args.numel : nullptr, next);
       const auto words = tile.words(args.keys[s]);
-      const acc_t prior_scale = kLogProb ? prior.scale(static_cast<double>(grad_log_prob[s])) : 0;
+      [[maybe_unused]] const acc_t prior_scale = kLogProb ? prior.scale(static_cast<double>(grad_log_prob[s])) : 0;
       ILLIA_UNROLL
       for (int j = 0; j < tile_t::kVectors; ++j) {
         acc_t eps[kWidth];
@@ -147,7 +149,7 @@ const char* launch_standard_normal(const Launch& launch, const StandardNormalArg
     using scalar_t = typename decltype(tag)::type;
     const bool aligned = rows_aligned<scalar_t, scalar_t>(args.eps, args.num_samples, args.numel);
     return start_tiles<ForwardTile<scalar_t, true>>(launch, standard_normal_kernel<scalar_t>, args, aligned,
-                                              args.num_samples);
+                                                    args.num_samples);
   });
 }
 
@@ -157,7 +159,8 @@ const char* launch_sample(const Launch& launch, const SampleArgs& args) {
     using sample_t = typename decltype(sample_tag)::type;
     const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
-    const auto kernel = args.log_prob ? sample_kernel<scalar_t, sample_t, true> : sample_kernel<scalar_t, sample_t, false>;
+    const auto kernel =
+        args.log_prob ? sample_kernel<scalar_t, sample_t, true> : sample_kernel<scalar_t, sample_t, false>;
     const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, kernel, args, aligned, args.num_samples);
     if (error || !args.log_prob) return error;
     return sum_tiles<scalar_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std, kLogProbConstant,

@@ -42,8 +42,8 @@ struct LaneProduct<WordLanes<kCount>> {
 // One of the blocks.
 template <int kCount>
 ILLIA_FUNCTION PhiloxBlock<uint32_t> lane_block(const PhiloxBlock<WordLanes<kCount>>& block, int lane) {
-  return {{block.words[0].lanes[lane], block.words[1].lanes[lane], block.words[2].lanes[lane],
-           block.words[3].lanes[lane]}};
+  return {
+      {block.words[0].lanes[lane], block.words[1].lanes[lane], block.words[2].lanes[lane], block.words[3].lanes[lane]}};
 }
 
 ILLIA_NAMESPACE_END

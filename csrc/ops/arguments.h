@@ -55,10 +55,12 @@ inline void check_gaussian_sample_and_log_prob(const Tensor& mu, const Tensor& r
   refuse_stick_the_landing(stick_the_landing);
 }
 
-inline void check_gaussian_sample_and_log_prob_backward(
-    const std::optional<Tensor>& grad_x, const std::optional<Tensor>& grad_log_prob, const Tensor& mu,
-    const Tensor& rho, const Tensor& mu_prior, const Tensor& std_prior, const Tensor& key, bool stick_the_landing,
-    const std::optional<Sizes>& full_size, const std::optional<Sizes>& origin, bool prior_grads) {
+inline void check_gaussian_sample_and_log_prob_backward(const std::optional<Tensor>& grad_x,
+                                                        const std::optional<Tensor>& grad_log_prob, const Tensor& mu,
+                                                        const Tensor& rho, const Tensor& mu_prior,
+                                                        const Tensor& std_prior, const Tensor& key,
+                                                        bool stick_the_landing, const std::optional<Sizes>& full_size,
+                                                        const std::optional<Sizes>& origin, bool prior_grads) {
   check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, std::nullopt, stick_the_landing, full_size,
                                      origin);
   refuse_prior_gradients("prior_grads", prior_grads);

@@ -2,9 +2,6 @@
 // same bits, sums agree, and nothing is written outside. Prints each check that failed, and then returns 1.
 #include "cuda_on_host.h"
 // The order matters: the kernels are compiled as what the header above makes of them.
-#include "cuda/log_prob_kernel.cu"
-#include "cuda/sample_kernel.cu"
-
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -12,6 +9,8 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "cuda/log_prob_kernel.cu"
+#include "cuda/sample_kernel.cu"
 
 namespace illia {
 namespace {
@@ -24,9 +23,7 @@ void expect(bool holds, const std::string& what) {
   std::fprintf(stderr, "failed: %s\n", what.c_str());
 }
 
-size_t width_of(Storage storage) {
-  return storage == Storage::kDouble ? 8 : storage == Storage::kFloat ? 4 : 2;
-}
+size_t width_of(Storage storage) { return storage == Storage::kDouble ? 8 : storage == Storage::kFloat ? 4 : 2; }
 
 // Memory of `numel` elements `shift` elements behind a 64-byte boundary, between sentinels.
 class Array {
@@ -148,7 +145,7 @@ void test_case(const Case& c) {
     Array other = array(c.sample, total), theirs = array(c.sample, total);
     Array log_prob(acc, c.num_samples), other_log_prob(acc, c.num_samples);
     std::vector<double> scratch(c.num_samples * num_tiles), partials(c.num_samples * cpu_chunks);
-    cuda::SampleArgs args{mu.data(), rho.data(), keys.data(), c.num_samples,   c.numel,
+    cuda::SampleArgs args{mu.data(), rho.data(), keys.data(),     c.num_samples, c.numel,
                           scalars,   x.data(),   log_prob.data(), scratch.data()};
     host_launches = 0;
     launch_sample(launch, args);
@@ -173,14 +170,14 @@ void test_case(const Case& c) {
       Array grad_mu = array(c.parameters, c.numel), grad_rho = array(c.parameters, c.numel);
       Array their_mu = array(c.parameters, c.numel), their_rho = array(c.parameters, c.numel);
       host_launches = 0;
-      launch_sample_backward(launch, {with_x ? grad_x.data() : nullptr, with_log_prob ? grad_log_prob.data() : nullptr,
-                                      mu.data(), rho.data(), keys.data(), c.num_samples, c.numel, scalars,
-                                      grad_mu.data(), grad_rho.data()});
+      launch_sample_backward(
+          launch, {with_x ? grad_x.data() : nullptr, with_log_prob ? grad_log_prob.data() : nullptr, mu.data(),
+                   rho.data(), keys.data(), c.num_samples, c.numel, scalars, grad_mu.data(), grad_rho.data()});
       expect(host_launches <= 1, c.name("launches of the backward"));
-      cpu.sample_backward({with_x ? grad_x.view() : ConstView{}, with_log_prob ? log_prob_grads.data() : nullptr,
-                           mu.view(), rho.view(), keys.data(), c.num_samples, c.numel, prior, their_mu.target(),
-                           their_rho.target()},
-                          0, cpu_chunks);
+      cpu.sample_backward(
+          {with_x ? grad_x.view() : ConstView{}, with_log_prob ? log_prob_grads.data() : nullptr, mu.view(), rho.view(),
+           keys.data(), c.num_samples, c.numel, prior, their_mu.target(), their_rho.target()},
+          0, cpu_chunks);
       check_equal(grad_mu, their_mu, "grad_mu of the sample");
       check_equal(grad_rho, their_rho, "grad_rho of the sample");
     }
@@ -188,8 +185,8 @@ void test_case(const Case& c) {
   {
     Array log_prob(acc, c.num_samples);
     std::vector<double> scratch(c.num_samples * num_tiles), partials(c.num_samples * cpu_chunks);
-    launch_log_prob(launch, {x.data(), mu.data(), rho.data(), c.num_samples, c.numel, scalars, log_prob.data(),
-                             scratch.data()});
+    launch_log_prob(
+        launch, {x.data(), mu.data(), rho.data(), c.num_samples, c.numel, scalars, log_prob.data(), scratch.data()});
     cpu.log_prob({x.view(), mu.view(), rho.view(), c.num_samples, c.numel, prior, partials.data()}, 0, cpu_chunks);
     check_sums(log_prob, partials, c.num_samples, "log_prob");
     Array ours[] = {array(c.sample, total), array(c.parameters, c.numel), array(c.parameters, c.numel)};
@@ -210,11 +207,11 @@ void test_case(const Case& c) {
     check_sums(kl, partials, 1, "kl_divergence");
     Array grad_mu = array(c.parameters, c.numel), grad_rho = array(c.parameters, c.numel);
     Array their_mu = array(c.parameters, c.numel), their_rho = array(c.parameters, c.numel);
-    launch_kl_divergence_backward(launch, {grad_log_prob.data(), mu.data(), rho.data(), c.numel, scalars,
-                                           grad_mu.data(), grad_rho.data()});
-    cpu.kl_divergence_backward({log_prob_grads[0], mu.view(), rho.view(), c.numel, prior, their_mu.target(),
-                                their_rho.target()},
-                               0, cpu_chunks);
+    launch_kl_divergence_backward(
+        launch, {grad_log_prob.data(), mu.data(), rho.data(), c.numel, scalars, grad_mu.data(), grad_rho.data()});
+    cpu.kl_divergence_backward(
+        {log_prob_grads[0], mu.view(), rho.view(), c.numel, prior, their_mu.target(), their_rho.target()}, 0,
+        cpu_chunks);
     check_equal(grad_mu, their_mu, "grad_mu of kl_divergence");
     check_equal(grad_rho, their_rho, "grad_rho of kl_divergence");
   }
@@ -226,9 +223,9 @@ void test_case(const Case& c) {
 int main() {
   using illia::Storage;
   const std::pair<Storage, Storage> types[] = {
-      {Storage::kFloat, Storage::kFloat},   {Storage::kDouble, Storage::kDouble},
-      {Storage::kHalf, Storage::kHalf},     {Storage::kBFloat16, Storage::kBFloat16},
-      {Storage::kFloat, Storage::kHalf},    {Storage::kFloat, Storage::kBFloat16}};
+      {Storage::kFloat, Storage::kFloat}, {Storage::kDouble, Storage::kDouble},
+      {Storage::kHalf, Storage::kHalf},   {Storage::kBFloat16, Storage::kBFloat16},
+      {Storage::kFloat, Storage::kHalf},  {Storage::kFloat, Storage::kBFloat16}};
   for (const auto& [parameters, sample] : types) {
     // one tile, less, more, ends within and between vectors, rows off the alignment, none
     for (const auto& [numel, num_samples, shift] : {std::tuple<int64_t, int64_t, int>{1, 1, 0},
