@@ -125,8 +125,9 @@ def _find_nvcc() -> str | None:
 def cuda_targets(offered: list[str]) -> list[str]:
     """What TORCH_CUDA_ARCH_LIST asks for, such as "8.0;9.0+PTX"; without it, CUDA_ARCHITECTURES and PTX.
 
-    All machine code is made from the PTX of the oldest architecture, which is also what +PTX adds: we use nothing that
-    a newer one has, the code came out the same, and nvcc takes half the time. Raises ValueError for an architecture that is none, or that is not among those `offered`, such as "90".
+    All machine code is made from the PTX of the oldest architecture, which is also what +PTX adds: we use nothing
+    that a newer one has, its code came out the same, and nvcc takes half the time. Raises ValueError for an
+    architecture that is none, or that is not among those `offered`, such as "90".
     """
     asked = re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
     if asked == [""]:

@@ -10,17 +10,14 @@ ILLIA_NAMESPACE_BEGIN
 // x, but at least `bound`; NaN stays. The sign of a zero is open.
 template <typename acc_t>
 ILLIA_FUNCTION acc_t at_least(acc_t bound, acc_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (sizeof(acc_t) == sizeof(float)) {
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(x) : "f"(x), "f"(bound));
+    return x;
+  }
+#endif
   return x < bound ? bound : x;
 }
-
-#if defined(__CUDA_ARCH__)
-template <>
-__device__ __forceinline__ float at_least(float bound, float x) {
-  float result;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(bound));
-  return result;
-}
-#endif
 
 // sqrt(x) from an estimate of 1 / sqrt(x): one Newton step, in which `residual` is exact. nvcc makes these four
 // operations of sqrt.rn wherever x is far from the ends of the exponents, so with the estimate of the same instruction

@@ -24,7 +24,8 @@ int main() {
       wrong_when_nearest += is_wrong && step == 0;
     }
     for (int power : {-30, 30}) {  // powers of two change no rounding
-      const float scaled = square_root_from_estimate(std::ldexp(x, 2 * power), std::ldexp(static_cast<float>(exact), -power));
+      const float scaled =
+          square_root_from_estimate(std::ldexp(x, 2 * power), std::ldexp(static_cast<float>(exact), -power));
       wrong_when_scaled += scaled != std::ldexp(root, power);
     }
   }
