@@ -15,6 +15,7 @@ class BuildLibrary(build_ext):
     """Looks for torch only when it compiles: metadata and sdist need none."""
 
     def build_extension(self, ext: Extension) -> None:
+        self.force = True  # ILLIA_EXT_CUDA may have changed, which no file's date shows
         ext.extra_compile_args += build.compile_flags()
         ext.extra_link_args += build.link_flags()
         ext.extra_objects += build.compile_cuda(Path(self.build_temp))

@@ -52,7 +52,7 @@ inline dim3 make_grid(int64_t num_tiles, int64_t num_samples = 1) {
   return dim3(static_cast<unsigned>(std::min(blocks, kMostBlocks)), static_cast<unsigned>(groups));
 }
 
-// Whether vectors of the parameters' width may be read at each row of stored_t. No memory is aligned.
+// Whether each row of stored_t may be accessed by vectors as wide as those of the parameters. nullptr may.
 template <typename scalar_t, typename stored_t>
 bool rows_aligned(const void* data, int64_t num_samples = 1, int64_t numel = 0) {
   constexpr int64_t kBytes = Tile<scalar_t, 1, true>::kWidth * sizeof(stored_t);

@@ -1,5 +1,6 @@
 // Sums in a fixed order: each thread adds its at most 16 elements of a tile in acc_t, the block adds its threads in
-// double, and a second kernel adds the tiles. Neither the grid nor the run changes a bit.
+// double, and a second kernel adds the tiles. Neither the grid nor the run changes a bit. The 16 roundings to float
+// lose at most 16 * 2^-24 = 0.95e-6 of the sum of absolute values.
 #pragma once
 
 #include "cuda/tile.cuh"
