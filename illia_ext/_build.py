@@ -71,8 +71,11 @@ def _require_torch() -> Path:
     return torch
 
 
-def compile_flags() -> list[str]:
-    """Flags of a C++ source, include folders too. Raises ModuleNotFoundError without torch or pybind11."""
+def compile_flags(auto: bool = True) -> list[str]:
+    """Flags of a C++ source, include folders too; `auto` as for `cuda`.
+
+    Raises ModuleNotFoundError without torch or pybind11.
+    """
     torch = _require_torch()
     if importlib.util.find_spec("pybind11") is None:
         raise ModuleNotFoundError(
@@ -83,7 +86,7 @@ def compile_flags() -> list[str]:
     # messages of torch's headers name their file: without the folders of this machine
     anonymous = [f"-ffile-prefix-map={folder}/=" for folder in (CSRC, torch / "include", pybind11.get_include())]
     # torch bundles an older pybind11: behind -idirafter it is found after the one just imported
-    toolkit = cuda()
+    toolkit = cuda(auto)
     features = toolkit.features if toolkit else []
     return [
         *CXX_FLAGS,
@@ -95,9 +98,9 @@ def compile_flags() -> list[str]:
     ]
 
 
-def link_flags() -> list[str]:
-    """Flags of the link step; no rpath, because torch is always imported before the library."""
-    toolkit = cuda()
+def link_flags(auto: bool = True) -> list[str]:
+    """Flags of the link step, `auto` as for `cuda`; no rpath, because torch is always imported before the library."""
+    toolkit = cuda(auto)
     runtime = [f"-L{toolkit.libraries}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"] if toolkit else []
     return [f"-L{_require_torch() / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", *runtime]
 
@@ -150,18 +153,18 @@ def cuda_targets(offered: list[str]) -> list[str]:
 
 
 @functools.cache
-def cuda() -> Toolkit | None:
+def cuda(auto: bool = True) -> Toolkit | None:
     """The CUDA toolkit to build with, or None.
 
     ILLIA_EXT_CUDA decides: 0 never, 1 always, auto (the default) where nvcc is on PATH, in CUDA_HOME or in
-    /usr/local/cuda. Whether a GPU is visible plays no part. Raises ValueError for another value, and RuntimeError
-    when CUDA is asked for and cannot be had.
+    /usr/local/cuda and the caller has a use for it, `auto`. Whether a GPU is visible plays no part. Raises ValueError
+    for another value, and RuntimeError when CUDA is asked for and cannot be had.
     """
     switch = os.environ.get("ILLIA_EXT_CUDA", "auto")
     if switch not in ("0", "1", "auto"):
         raise ValueError(f"ILLIA_EXT_CUDA: expected 0, 1 or auto, got {switch!r}")
     nvcc = _find_nvcc()
-    if switch == "0" or (switch == "auto" and nvcc is None):
+    if switch == "0" or (switch == "auto" and not (auto and nvcc)):
         return None
     if nvcc is None:
         raise RuntimeError(
@@ -186,9 +189,9 @@ def cuda() -> Toolkit | None:
     return Toolkit(nvcc, libraries[0], version[1] if version else "unknown", cuda_targets(offered))
 
 
-def nvcc_command() -> list[str]:
-    """The command that compiles a .cu, but for `-c SOURCE -o OBJECT`; empty in a build without CUDA."""
-    toolkit = cuda()
+def nvcc_command(auto: bool = True) -> list[str]:
+    """The command that compiles a .cu, but for `-c SOURCE -o OBJECT`; empty in a build without CUDA: see `cuda`."""
+    toolkit = cuda(auto)
     if toolkit is None:
         return []
     oldest = toolkit.targets[0].replace("sm_", "compute_")
@@ -196,13 +199,13 @@ def nvcc_command() -> list[str]:
     return [toolkit.nvcc, *CUDA_FLAGS, f"-I{CSRC}", codes]
 
 
-def compile_cuda(folder: Path) -> list[str]:
-    """Compiles the .cu sources into `folder`, and returns the object files; none in a build without CUDA.
+def compile_cuda(folder: Path, auto: bool = True) -> list[str]:
+    """Compiles the .cu sources into `folder`, and returns the object files; none in a build without CUDA: see `cuda`.
 
     torch's builders refuse a .cu beside a torch without CUDA, which ours need not know of. An object is named after
     all that goes into it, so an existing one is up to date.
     """
-    command = nvcc_command()
+    command = nvcc_command(auto)
     if not command:
         return []
     parts = [path.read_bytes() for path in sorted(CSRC.rglob("*.*")) if path.suffix in (".h", ".cu", ".cuh")]
@@ -248,9 +251,8 @@ def load_jit() -> ModuleType:
     import torch
     from torch.utils import cpp_extension
 
-    if torch.version.cuda is None:
-        os.environ.setdefault("ILLIA_EXT_CUDA", "0")
-    flags = [shlex.quote(flag) for flag in compile_flags()]
+    auto = torch.version.cuda is not None
+    flags = [shlex.quote(flag) for flag in compile_flags(auto)]
     os.environ["PATH"] = _require_ninja_and_compiler()
 
     if hasattr(torch.ops.illia_ext, "standard_normal"):
@@ -267,6 +269,6 @@ def load_jit() -> ModuleType:
             name="illia_ext_C",
             sources=[str(CSRC / name) for name in sources(".cpp")],
             extra_cflags=flags,
-            extra_ldflags=[shlex.quote(flag) for flag in [*compile_cuda(folder), *link_flags()]],
+            extra_ldflags=[shlex.quote(flag) for flag in [*compile_cuda(folder, auto), *link_flags(auto)]],
             build_directory=str(folder),
         )

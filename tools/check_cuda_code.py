@@ -70,8 +70,10 @@ def machine_code(library: str, architecture: str) -> dict[str, list[tuple[int, s
 
 
 def main_loop(lines: list[tuple[int, str]]) -> int:
-    """Instructions of one pass over a full tile."""
+    """Instructions of one pass over a full tile; 0 without vector accesses, by which it is found."""
     vectors = [at for at, text in lines if re.search(r"LDG\.E\.128|STG\.E\.(128|64)", text)]
+    if not vectors:
+        return 0
     branches = [(at, int(found[1], 16)) for at, text in lines if (found := re.search(r"BRA.* 0x([0-9a-f]+)", text))]
     end, target = next((at, to) for at, to in branches if to <= at and at > max(vectors))
     wide_loads = [at for at, text in lines if "LDG.E.128" in text]
