@@ -15,8 +15,10 @@ class BuildLibrary(build_ext):
     """Looks for torch only when it compiles: metadata and sdist need none."""
 
     def build_extension(self, ext: Extension) -> None:
+        self.force = True  # ILLIA_EXT_CUDA may have changed, which no file's date shows
         ext.extra_compile_args += build.compile_flags()
         ext.extra_link_args += build.link_flags()
+        ext.extra_objects += build.compile_cuda(Path(self.build_temp))
         super().build_extension(ext)
 
 
@@ -25,8 +27,8 @@ setup(
     ext_modules=[
         Extension(
             "illia_ext._C",
-            [f"csrc/{name}" for name in build.sources()],
-            depends=["illia_ext/_build.py", *map(str, Path("csrc").rglob("*.h"))],
+            [f"csrc/{name}" for name in build.sources(".cpp")],
+            depends=["illia_ext/_build.py", *map(str, Path("csrc").rglob("*.*"))],
             define_macros=[("TORCH_EXTENSION_NAME", "_C")],
             extra_compile_args=["-g0"],  # Python's own flags ask for debug information: 20 times the size
             language="c++",

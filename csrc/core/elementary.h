@@ -10,7 +10,7 @@
 #include <cmath>
 #include <limits>
 
-#include "core/macros.h"
+#include "core/intrinsics.h"
 
 ILLIA_NAMESPACE_BEGIN
 
@@ -67,6 +67,8 @@ struct Constants<double> {
   static constexpr double kTwoThirds = 0x1.5555555555555p-1;
   static constexpr double kExpZero = -746.0;
   static constexpr double kMax = std::numeric_limits<double>::max();
+  static constexpr double kMinNormal = std::numeric_limits<double>::min();
+  static constexpr double kInfinity = std::numeric_limits<double>::infinity();
   static constexpr int kSubnormalShift = 54;
   static constexpr double kSubnormalScale = 0x1p-54;
   ILLIA_FUNCTION static double exp_polynomial(double r) {
@@ -106,7 +108,7 @@ ILLIA_FUNCTION acc_t exp_nonpositive(acc_t x) {
   using K = Constants<acc_t>;
   using Format = FloatFormat<acc_t>;
   using uint_t = typename Format::uint_t;
-  x = x < K::kExpZero ? K::kExpZero : x;
+  x = at_least(acc_t{K::kExpZero}, x);
   const acc_t shifted = std::fma(x, K::kLog2E, K::kRound);
   const acc_t n = shifted - K::kRound;
   const acc_t r = std::fma(n, -K::kLn2Low, std::fma(n, -K::kLn2High, x));
@@ -135,6 +137,15 @@ ILLIA_FUNCTION acc_t log_normal(acc_t x) {
   const acc_t f2 = f * f;
   const acc_t log_mantissa = f + std::fma(f2 * f, K::log_polynomial(f), acc_t(-0.5) * f2);
   return std::fma(static_cast<acc_t>(exponent), K::kLn2, log_mantissa);
+}
+
+// log(x) of any double, for arguments of an op: that of a C library has other bits on other machines.
+// Error: that of log_normal, and 1 ulp more where x is subnormal.
+ILLIA_FUNCTION double log_any(double x) {
+  using K = Constants<double>;
+  if (!(x > 0)) return x == 0 ? -K::kInfinity : K::kInfinity - K::kInfinity;
+  if (x > K::kMax) return x;
+  return x < K::kMinNormal ? log_normal(x / K::kSubnormalScale) - K::kSubnormalShift * K::kLn2 : log_normal(x);
 }
 
 // sin and cos of `turns` full turns, |turns| <= 2^20; the reduction to an eighth of a turn is exact.

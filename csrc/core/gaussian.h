@@ -17,19 +17,16 @@ struct Prior {
   double inverse_variance;
   double log_std;
 
-  static Prior make(double mu, double std) {
-    // our own logarithm wherever it is defined: that of the C library has other bits on other machines
-    const bool normal = std >= std::numeric_limits<double>::min() && std <= std::numeric_limits<double>::max();
-    const double log_std = normal ? log_normal(std) : std::log(std);
-    return {static_cast<acc_t>(mu), in_range(1 / std, std), 1 / std / std, log_std};
+  ILLIA_FUNCTION static Prior make(double mu, double std) {
+    return {static_cast<acc_t>(mu), in_range(1 / std, std), 1 / std / std, log_any(std)};
   }
 
   // grad / std_prior^2
-  acc_t scale(double grad) const { return in_range(grad * inverse_variance, inverse_variance); }
+  ILLIA_FUNCTION acc_t scale(double grad) const { return in_range(grad * inverse_variance, inverse_variance); }
 
  private:
   // Of a positive std_prior however small the quotient stays finite: (x - mu_prior) * quotient is 0 at x = mu_prior.
-  static acc_t in_range(double quotient, double positive) {
+  ILLIA_FUNCTION static acc_t in_range(double quotient, double positive) {
     constexpr double kMax = Constants<acc_t>::kMax;
     if (!(positive > 0)) return static_cast<acc_t>(quotient);
     return static_cast<acc_t>(quotient > kMax ? kMax : quotient < -kMax ? -kMax : quotient);

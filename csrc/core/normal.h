@@ -12,7 +12,7 @@ template <typename acc_t>
 constexpr int kNormalsPerBlock = sizeof(acc_t) == sizeof(float) ? 4 : 2;
 
 // A word in (0, 1]: it can round to 1, never to 0.
-ILLIA_FUNCTION float uniform(uint32_t word) { return static_cast<float>(word) * 0x1p-32f + 0x1p-33f; }
+ILLIA_FUNCTION float uniform(uint32_t word) { return std::fma(static_cast<float>(word), 0x1p-32f, 0x1p-33f); }
 
 // Two words in (0, 1].
 ILLIA_FUNCTION double uniform(uint32_t high, uint32_t low) {
@@ -22,7 +22,7 @@ ILLIA_FUNCTION double uniform(uint32_t high, uint32_t low) {
 // radius_uniform in (0, 1], angle_uniform in (0, 1]. A radius_uniform of 1 gives 0, not NaN.
 template <typename acc_t>
 ILLIA_FUNCTION void box_muller(acc_t radius_uniform, acc_t angle_uniform, acc_t* cosine_normal, acc_t* sine_normal) {
-  const acc_t radius = std::sqrt(acc_t{-2} * log_normal(radius_uniform));
+  const acc_t radius = square_root(acc_t{-2} * log_normal(radius_uniform));
   acc_t sine, cosine;
   sin_cos_turns(angle_uniform, &sine, &cosine);
   *cosine_normal = radius * cosine;

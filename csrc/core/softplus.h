@@ -15,14 +15,16 @@ struct Softplus {
   acc_t sigma;   // Error: <= 2.11 / 2.4 ulp.
   acc_t factor;  // in [log 2, inf]
   acc_t t;       // in [0, 1]
+  acc_t linear;  // the part of log sigma that is not log(factor): min(rho, 0), but NaN where rho is inf or NaN
 };
 
 template <typename acc_t>
 ILLIA_FUNCTION Softplus<acc_t> softplus(acc_t rho) {
   const acc_t t = exp_nonpositive(-std::fabs(rho));
   const acc_t q = log1p_ratio(t);
-  const acc_t sigma = std::fma(t, q, rho > 0 ? rho : acc_t{0});
-  return {sigma, rho < 0 ? q : sigma, t};
+  const acc_t positive = at_least(acc_t{0}, rho);
+  const acc_t sigma = std::fma(t, q, positive);
+  return {sigma, rho < 0 ? q : sigma, t, rho - positive};
 }
 
 // h = d log sigma / d rho = sigmoid(rho) / sigma. Error: <= 3.32 / 3.6 ulp.
@@ -34,8 +36,8 @@ ILLIA_FUNCTION acc_t log_sigma_derivative(const Softplus<acc_t>& s) {
 // sigmoid(rho) = d sigma / d rho, from h = log_sigma_derivative. Error: <= 4.50 / 4.6 ulp.
 // Where rho is large it is 1, and sigma * h would be inf * 0.
 template <typename acc_t>
-ILLIA_FUNCTION acc_t sigmoid(acc_t rho, const Softplus<acc_t>& s, acc_t h) {
-  return rho > acc_t{64} ? acc_t{1} : s.sigma * h;
+ILLIA_FUNCTION acc_t sigmoid(acc_t rho, acc_t sigma, acc_t h) {
+  return rho > acc_t{64} ? acc_t{1} : sigma * h;
 }
 
 // The part of log sigma that is not log(factor): min(rho, 0). An infinite or NaN rho is passed on, because

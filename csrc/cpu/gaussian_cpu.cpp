@@ -2,20 +2,14 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/launch.h"
+#include "ops/arguments.h"
 
 namespace illia {
 namespace {
 
-// [] for one sample, [num_samples] for a batch.
-Sizes log_prob_sizes(bool batch, int64_t num_samples) { return batch ? Sizes{num_samples} : Sizes{}; }
-
 Tensor standard_normal_cpu(Tensor key, Sizes size, ScalarType dtype, std::optional<Sizes> full_size,
                            std::optional<Sizes> origin) {
-  check_key(key);
-  check_floating("dtype", dtype);
-  check(std::all_of(size.begin(), size.end(), [](int64_t n) { return n >= 0; }),
-        "size: expected no negative dimension, got ", Shape{size});
-  refuse_blocks(full_size, origin);
+  check_standard_normal(key, size, dtype, full_size, origin);
 
   const std::vector<Key> keys = read_keys(key);
   const Output eps(sample_sizes(key, size), dtype);
@@ -38,18 +32,9 @@ Tensor sample(const Tensor& mu, const Tensor& rho, const Tensor& key, std::optio
   return x.tensor();
 }
 
-void check_sampling(const Tensor& mu, const Tensor& rho, const Tensor& key, std::optional<ScalarType> dtype,
-                    const std::optional<Sizes>& full_size, const std::optional<Sizes>& origin) {
-  check_parameters(mu, rho);
-  check_key(key);
-  check_same_device("key", key, "mu", mu);
-  if (dtype) check_sample_dtype("dtype", *dtype, mu.scalar_type());
-  refuse_blocks(full_size, origin);
-}
-
 Tensor gaussian_sample_cpu(Tensor mu, Tensor rho, Tensor key, std::optional<ScalarType> dtype,
                            std::optional<Sizes> full_size, std::optional<Sizes> origin) {
-  check_sampling(mu, rho, key, dtype, full_size, origin);
+  check_gaussian_sample(mu, rho, key, dtype, full_size, origin);
   return sample(mu, rho, key, dtype, PriorValues{0, 1}, nullptr, read_keys(key));
 }
 
@@ -57,26 +42,20 @@ std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cpu(Tensor mu, Tensor rh
                                                             Tensor key, std::optional<ScalarType> dtype,
                                                             bool stick_the_landing, std::optional<Sizes> full_size,
                                                             std::optional<Sizes> origin) {
-  check_sampling(mu, rho, key, dtype, full_size, origin);
-  check_priors(mu_prior, std_prior, mu);
-  refuse_stick_the_landing(stick_the_landing);
+  check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing, full_size, origin);
 
   const std::vector<Key> keys = read_keys(key);
   const int64_t num_samples = static_cast<int64_t>(keys.size());
   Partials partials(num_samples, mu.numel());
   const Tensor x = sample(mu, rho, key, dtype, read_prior(mu_prior, std_prior), &partials, keys);
-  const Output log_prob(log_prob_sizes(is_batch_of_keys(key), num_samples), log_prob_dtype(mu.scalar_type()));
+  const Output log_prob(log_prob_sizes(key), log_prob_dtype(mu.scalar_type()));
   partials.sum_into(log_prob.tensor());
   return {x, log_prob.tensor()};
 }
 
 Tensor gaussian_sample_backward_cpu(Tensor grad_x, Tensor rho, Tensor key, std::optional<Sizes> full_size,
                                     std::optional<Sizes> origin) {
-  check_floating("rho", rho.scalar_type());
-  check_key(key);
-  check_same_device("key", key, "rho", rho);
-  check_sample_gradient(grad_x, key, rho);
-  refuse_blocks(full_size, origin);
+  check_gaussian_sample_backward(grad_x, rho, key, full_size, origin);
 
   const std::vector<Key> keys = read_keys(key);
   const Input grad_x_input(grad_x), rho_input(rho);
@@ -92,16 +71,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
     std::optional<Tensor> grad_x, std::optional<Tensor> grad_log_prob, Tensor mu, Tensor rho, Tensor mu_prior,
     Tensor std_prior, Tensor key, bool stick_the_landing, std::optional<Sizes> full_size, std::optional<Sizes> origin,
     bool prior_grads) {
-  check_sampling(mu, rho, key, std::nullopt, full_size, origin);
-  check_priors(mu_prior, std_prior, mu);
-  refuse_stick_the_landing(stick_the_landing);
-  refuse_prior_gradients("prior_grads", prior_grads);
+  check_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key,
+                                              stick_the_landing, full_size, origin, prior_grads);
+
   const std::vector<Key> keys = read_keys(key);
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = mu.numel();
-  if (grad_x) check_sample_gradient(*grad_x, key, rho);
-  if (grad_log_prob)
-    check_log_prob_gradient("grad_log_prob", *grad_log_prob, log_prob_sizes(is_batch_of_keys(key), num_samples), mu);
-
   const std::optional<Input> grad_x_input = grad_x ? std::optional<Input>(*grad_x) : std::nullopt;
   const std::vector<double> log_prob_grads =
       grad_log_prob ? read_values(*grad_log_prob) : std::vector<double>(keys.size());
@@ -122,18 +96,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
 }
 
 Tensor gaussian_log_prob_cpu(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) {
-  check_parameters(mu, rho);
-  check_x(x, mu);
-  check_priors(mu_prior, std_prior, mu);
+  check_gaussian_log_prob(x, mu, rho, mu_prior, std_prior);
 
-  const bool batch = x.dim() > mu.dim();
-  const int64_t num_samples = batch ? x.size(0) : 1, numel = mu.numel();
+  const int64_t num_samples = count_samples(x, mu), numel = mu.numel();
   const Input x_input(x), mu_input(mu), rho_input(rho);
   Partials partials(num_samples, numel);
   const LogProbArgs args{x_input,        mu_input, rho_input, num_samples, numel, read_prior(mu_prior, std_prior),
                          partials.data()};
   launch(kernels_for(mu.scalar_type()).log_prob, args, numel, num_samples);
-  const Output log_prob(log_prob_sizes(batch, num_samples), log_prob_dtype(mu.scalar_type()));
+  const Output log_prob(log_prob_sizes(x, mu), log_prob_dtype(mu.scalar_type()));
   partials.sum_into(log_prob.tensor());
   return log_prob.tensor();
 }
@@ -142,15 +113,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cp
                                                                                   Tensor mu, Tensor rho,
                                                                                   Tensor mu_prior, Tensor std_prior,
                                                                                   std::vector<bool> output_mask) {
-  check_parameters(mu, rho);
-  check_x(x, mu);
-  check_priors(mu_prior, std_prior, mu);
-  check(output_mask.size() == 5, "output_mask: expected 5 values, got ", output_mask.size());
-  refuse_prior_gradients("output_mask", output_mask[3] || output_mask[4]);
-  const bool batch = x.dim() > mu.dim();
-  const int64_t num_samples = batch ? x.size(0) : 1, numel = mu.numel();
-  check_log_prob_gradient("grad_log_prob", grad_log_prob, log_prob_sizes(batch, num_samples), mu);
+  check_gaussian_log_prob_backward(grad_log_prob, x, mu, rho, mu_prior, std_prior, output_mask);
 
+  const int64_t num_samples = count_samples(x, mu), numel = mu.numel();
   const std::vector<double> log_prob_grads = read_values(grad_log_prob);
   const Input x_input(x), mu_input(mu), rho_input(rho);
   const auto output = [&](bool asked, const Tensor& like) {
@@ -168,8 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cp
 }
 
 Tensor gaussian_kl_divergence_cpu(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) {
-  check_parameters(mu, rho);
-  check_priors(mu_prior, std_prior, mu);
+  check_gaussian_kl_divergence(mu, rho, mu_prior, std_prior);
 
   const Input mu_input(mu), rho_input(rho);
   Partials partials(1, mu.numel());
@@ -183,10 +147,7 @@ Tensor gaussian_kl_divergence_cpu(Tensor mu, Tensor rho, Tensor mu_prior, Tensor
 std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_divergence_backward_cpu(Tensor grad, Tensor mu, Tensor rho,
                                                                                Tensor mu_prior, Tensor std_prior,
                                                                                bool prior_grads) {
-  check_parameters(mu, rho);
-  check_priors(mu_prior, std_prior, mu);
-  check_log_prob_gradient("grad", grad, Sizes{}, mu);
-  refuse_prior_gradients("prior_grads", prior_grads);
+  check_gaussian_kl_divergence_backward(grad, mu, rho, mu_prior, std_prior, prior_grads);
 
   const Input mu_input(mu), rho_input(rho);
   const Output grad_mu(mu.sizes(), mu.scalar_type()), grad_rho(rho.sizes(), rho.scalar_type());

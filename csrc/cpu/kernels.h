@@ -4,15 +4,13 @@
 // its own, so that threads may share them out in any way without changing a bit of the result.
 #pragma once
 
-#include <cstdint>
+#include "ops/memory.h"
 
 namespace illia {
 
 constexpr int64_t kChunkSize = 1024;
 
 constexpr int64_t count_chunks(int64_t numel) { return (numel + kChunkSize - 1) / kChunkSize; }
-
-enum class Storage { kFloat, kDouble, kHalf, kBFloat16 };
 
 struct ConstView {
   const void* data = nullptr;  // nullptr: not given
@@ -22,10 +20,6 @@ struct ConstView {
 struct MutableView {
   void* data = nullptr;  // nullptr: not asked for
   Storage storage = Storage::kFloat;
-};
-
-struct Key {
-  uint64_t seed, offset;
 };
 
 struct PriorValues {

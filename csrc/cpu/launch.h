@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "ops/checks.h"
+#include "ops/tensors.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -23,23 +23,10 @@ inline const KernelTable& kernels_for(ScalarType parameters) {
   return parameters == ScalarType::Double ? kernels.in_double : kernels.in_float;
 }
 
-inline Storage storage_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return Storage::kDouble;
-    case ScalarType::Half:
-      return Storage::kHalf;
-    case ScalarType::BFloat16:
-      return Storage::kBFloat16;
-    default:
-      return Storage::kFloat;
-  }
-}
-
 // A contiguous tensor (a copy where the argument is strided), kept alive with its view.
 class Input {
  public:
-  explicit Input(const Tensor& tensor) : tensor_(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor)) {}
+  explicit Input(const Tensor& tensor) : tensor_(as_contiguous(tensor)) {}
   operator ConstView() const { return {tensor_.const_data_ptr(), storage_of(tensor_.scalar_type())}; }
 
  private:
@@ -59,27 +46,9 @@ inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size
 #endif
 }
 
-// A new contiguous CPU tensor, straight from torch's allocator: new_empty would go through the dispatcher.
-inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
-  Sizes strides(sizes.size());
-  int64_t stride = 1;
-  bool overflow = false;
-  for (size_t dim = sizes.size(); dim-- > 0;) {
-    strides[dim] = stride;
-    overflow |= __builtin_mul_overflow(stride, std::max<int64_t>(sizes[dim], 1), &stride);
-  }
-  const int32_t shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle handle = nullptr;
-  const bool allocated =
-      !overflow && aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                            shim_dtype, aoti_torch_device_type_cpu(), 0, &handle) == TORCH_SUCCESS;
-  check(allocated, "out of memory: cannot allocate a ", dtype, " tensor of shape ", Shape{sizes});
-  return Tensor(handle);
-}
-
 class Output {
  public:
-  Output(IntHeaderOnlyArrayRef sizes, ScalarType dtype) : tensor_(empty(sizes, dtype)) {
+  Output(IntHeaderOnlyArrayRef sizes, ScalarType dtype) : tensor_(empty(sizes, dtype, host())) {
     const size_t width = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
     advise_huge_pages(tensor_.mutable_data_ptr(), static_cast<size_t>(tensor_.numel()) * width);
   }
@@ -90,27 +59,14 @@ class Output {
   Tensor tensor_;
 };
 
-inline Tensor not_asked_for(const Tensor& like) { return empty(Sizes{0}, like.scalar_type()); }
-
-// The values of a small floating tensor: a prior, or the gradients of log_prob.
-inline std::vector<double> read_values(const Tensor& argument) {
-  const auto copy = [](const auto* data, int64_t count) { return std::vector<double>(data, data + count); };
-  if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Float)
-    return copy(argument.const_data_ptr<float>(), argument.numel());
-  if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Double)
-    return copy(argument.const_data_ptr<double>(), argument.numel());
-  const Tensor values = torch::stable::contiguous(torch::stable::to(argument, ScalarType::Double));
-  return copy(values.const_data_ptr<double>(), values.numel());
-}
-
-inline double read_value(const Tensor& tensor) { return read_values(tensor)[0]; }
+inline Tensor not_asked_for(const Tensor& like) { return not_asked_for(like, host()); }
 
 inline PriorValues read_prior(const Tensor& mu_prior, const Tensor& std_prior) {
   return {read_value(mu_prior), read_value(std_prior)};
 }
 
 inline std::vector<Key> read_keys(const Tensor& key) {
-  const Tensor words = torch::stable::contiguous(key);
+  const Tensor words = as_contiguous(key);
   const Key* data = static_cast<const Key*>(words.const_data_ptr());
   return std::vector<Key>(data, data + words.numel() / 2);
 }

@@ -66,11 +66,11 @@ struct LogSigmaSum {
     for (acc_t& mantissa : mantissas) mantissa = 1;
   }
 
-  ILLIA_FUNCTION void add(int64_t lane, acc_t rho, acc_t factor) {
+  ILLIA_FUNCTION void add(int64_t lane, const Softplus<acc_t>& s) {
     int_t exponent;
-    mantissas[lane] *= split_mantissa(factor, &exponent);
+    mantissas[lane] *= split_mantissa(s.factor, &exponent);
     exponents[lane] += exponent;
-    linear.lanes[lane] += linear_log_sigma(rho);
+    linear.lanes[lane] += s.linear;
   }
 
   double total(int64_t count) const {
@@ -109,7 +109,7 @@ double softplus_piece(const acc_t* __restrict rho, int64_t count, acc_t* __restr
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const Softplus<acc_t> s = softplus(rho[first + lane]);
       sigma[first + lane] = s.sigma;
-      if constexpr (kLogProb) sum.add(lane, rho[first + lane], s.factor);
+      if constexpr (kLogProb) sum.add(lane, s);
     }
   });
   return kLogProb ? sum.total(count) : 0;
@@ -123,7 +123,7 @@ void softplus_backward_piece(const acc_t* __restrict rho, int64_t count, acc_t* 
     const Softplus<acc_t> s = softplus(rho[i]);
     const acc_t h_i = log_sigma_derivative(s);
     sigma[i] = s.sigma;
-    dsigma[i] = sigmoid(rho[i], s, h_i);
+    dsigma[i] = sigmoid(rho[i], s.sigma, h_i);
     h[i] = h_i;
   }
 }

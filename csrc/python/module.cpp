@@ -15,6 +15,18 @@ using namespace illia::base;
 
 namespace {
 
+// False, or with which compiler and for which targets the CUDA kernels were built.
+py::object cuda_info() {
+#if defined(ILLIA_CUDA_VERSION)
+#define ILLIA_STRING(...) #__VA_ARGS__
+#define ILLIA_EXPANDED_STRING(...) ILLIA_STRING(__VA_ARGS__)
+  return py::dict("version"_a = ILLIA_EXPANDED_STRING(ILLIA_CUDA_VERSION),
+                  "targets"_a = py::str(ILLIA_EXPANDED_STRING(ILLIA_CUDA_TARGETS)).attr("split")(","));
+#else
+  return py::bool_(false);
+#endif
+}
+
 py::dict build_info() {
 #if defined(__clang__)
   const char* compiler = "clang " __clang_version__;
@@ -27,7 +39,7 @@ py::dict build_info() {
   const std::vector<std::string> capabilities{"base"};
 #endif
   return py::dict("compiler"_a = compiler, "cxx_standard"_a = __cplusplus, "cpu_capabilities"_a = capabilities,
-                  "cuda"_a = false, "libtorch_target"_a = "2.10");
+                  "cuda"_a = cuda_info(), "libtorch_target"_a = "2.10");
 }
 
 // Philox4x32-10 in both lane widths, which must agree.
@@ -66,7 +78,7 @@ void define_elementwise(py::module_& m) {
   define("log_sigma_derivative", [](acc_t rho) { return log_sigma_derivative(softplus(rho)); });
   define("sigmoid", [](acc_t rho) {
     const Softplus<acc_t> s = softplus(rho);
-    return sigmoid(rho, s, log_sigma_derivative(s));
+    return sigmoid(rho, s.sigma, log_sigma_derivative(s));
   });
   m.def("box_muller", [](acc_t radius_uniform, acc_t angle_uniform) {
     acc_t cosine_normal, sine_normal;

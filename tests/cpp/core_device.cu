@@ -36,7 +36,7 @@ __global__ void gaussian_kernel(const acc_t* __restrict__ mu, const acc_t* __res
   const int i = threadIdx.x, n = blockDim.x;
   const acc_t prior_scale = static_cast<acc_t>(prior.inverse_variance);
   const Softplus<acc_t> s = softplus(rho[i]);
-  const acc_t h = log_sigma_derivative(s), dsigma = sigmoid(rho[i], s, h);
+  const acc_t h = log_sigma_derivative(s), dsigma = sigmoid(rho[i], s.sigma, h);
   const acc_t x = gaussian_sample(mu[i], s.sigma, eps[i]);
   const GaussianGrads<acc_t> log_prob = gaussian_log_prob_grads(acc_t{1}, x, mu[i], s.sigma, prior.mu, prior_scale);
   const GaussianGrads<acc_t> kl =

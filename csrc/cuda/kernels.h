@@ -1,0 +1,103 @@
+// What the torch side asks of CUDA: raw memory of one device, and a stream. Neither torch nor CUDA headers here.
+//
+// A launch returns nullptr, or the driver's message: then nothing was started.
+#pragma once
+
+#include "ops/memory.h"
+
+namespace illia {
+namespace cuda {
+
+// One floating number, in device memory or (data == nullptr) in `value`. Only a kernel reads device memory: whoever
+// launches never waits for the device.
+struct Scalar {
+  const void* data = nullptr;
+  Storage storage = Storage::kFloat;
+  double value = 0;
+};
+
+struct PriorScalars {
+  Scalar mu, std;
+};
+
+// Where a launch runs, and in which types. mu, rho and their gradients are stored as `parameters`, x and grad_x as
+// `sample`. Sums and grad_log_prob are float, or double beside double parameters.
+struct Launch {
+  Storage parameters, sample;
+  void* stream;
+};
+
+struct StandardNormalArgs {
+  const Key* keys;  // [num_samples]
+  int64_t num_samples, numel;
+  void* eps;  // [num_samples, numel]
+};
+
+struct SampleArgs {
+  const void *mu, *rho;  // [numel]
+  const Key* keys;       // [num_samples]
+  int64_t num_samples, numel;
+  PriorScalars prior;
+  void* x;           // [num_samples, numel]
+  void* log_prob;    // [num_samples]; nullptr: not asked for
+  double* partials;  // [num_samples, num_tiles]
+};
+
+struct SampleBackwardArgs {
+  const void* grad_x;         // [num_samples, numel] or nullptr
+  const void* grad_log_prob;  // [num_samples] or nullptr; prior and mu are read only with it
+  const void *mu, *rho;       // [numel]
+  const Key* keys;            // [num_samples]
+  int64_t num_samples, numel;
+  PriorScalars prior;
+  void *grad_mu, *grad_rho;  // [numel]; grad_mu may be nullptr
+};
+
+struct LogProbArgs {
+  const void* x;         // [num_samples, numel]
+  const void *mu, *rho;  // [numel]
+  int64_t num_samples, numel;
+  PriorScalars prior;
+  void* log_prob;    // [num_samples]
+  double* partials;  // [num_samples, num_tiles]
+};
+
+struct LogProbBackwardArgs {
+  const void* grad_log_prob;  // [num_samples]
+  const void* x;              // [num_samples, numel]
+  const void *mu, *rho;       // [numel]
+  int64_t num_samples, numel;
+  PriorScalars prior;
+  void* grad_x;              // [num_samples, numel] or nullptr
+  void *grad_mu, *grad_rho;  // [numel] or nullptr
+};
+
+struct KlDivergenceArgs {
+  const void *mu, *rho;  // [numel]
+  int64_t numel;
+  PriorScalars prior;
+  void* kl_divergence;  // []
+  double* partials;     // [num_tiles]
+};
+
+struct KlDivergenceBackwardArgs {
+  const void* grad;      // []
+  const void *mu, *rho;  // [numel]
+  int64_t numel;
+  PriorScalars prior;
+  void *grad_mu, *grad_rho;  // [numel]
+};
+
+// Tiles of one sample, each with one partial sum.
+int64_t count_tiles(Storage parameters, int64_t numel);
+
+const char* launch_standard_normal(const Launch& launch, const StandardNormalArgs& args);
+const char* launch_sample(const Launch& launch, const SampleArgs& args);
+const char* launch_sample_backward(const Launch& launch, const SampleBackwardArgs& args);
+const char* launch_log_prob(const Launch& launch, const LogProbArgs& args);
+const char* launch_log_prob_backward(const Launch& launch, const LogProbBackwardArgs& args);
+const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& args);
+const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergenceBackwardArgs& args);
+
+}  // namespace cuda
+}  // namespace illia

@@ -1,0 +1,97 @@
+// From storage types to a kernel, and a grid for it.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "cuda/reduce.cuh"
+
+namespace illia {
+namespace cuda {
+
+template <typename scalar_t>
+struct TypeTag {
+  using type = scalar_t;
+};
+
+// function(TypeTag) for the stored type.
+template <typename function_t>
+auto dispatch(Storage storage, function_t function) {
+  switch (storage) {
+    case Storage::kDouble:
+      return function(TypeTag<double>{});
+    case Storage::kHalf:
+      return function(TypeTag<__half>{});
+    case Storage::kBFloat16:
+      return function(TypeTag<__nv_bfloat16>{});
+    default:
+      return function(TypeTag<float>{});
+  }
+}
+
+// function(TypeTag of the parameters, TypeTag of the sample): the same, or a 16-bit sample beside float.
+template <typename function_t>
+auto dispatch(const Launch& launch, function_t function) {
+  if (launch.parameters == Storage::kFloat && launch.sample == Storage::kHalf)
+    return function(TypeTag<float>{}, TypeTag<__half>{});
+  if (launch.parameters == Storage::kFloat && launch.sample == Storage::kBFloat16)
+    return function(TypeTag<float>{}, TypeTag<__nv_bfloat16>{});
+  return dispatch(launch.parameters, [&](auto tag) { return function(tag, tag); });
+}
+
+// Blocks for `num_tiles` tiles of each of `num_samples` samples. Up to kEnoughBlocks, some 30 for each multiprocessor
+// of the largest GPUs, every tile has its own; above that each block takes up to four, which saves three of four
+// prologues and still leaves thousands of blocks, so that no multiprocessor waits for the last. Spare blocks share
+// the samples.
+inline dim3 make_grid(int64_t num_tiles, int64_t num_samples = 1) {
+  constexpr int64_t kEnoughBlocks = 4096, kTilesPerBlock = 4, kMostBlocks = 0x7FFFFFFF;
+  const int64_t blocks =
+      std::min(num_tiles, std::max(kEnoughBlocks, (num_tiles + kTilesPerBlock - 1) / kTilesPerBlock));
+  const int64_t groups = std::min(num_samples, std::max<int64_t>(1, kEnoughBlocks / blocks));
+  return dim3(static_cast<unsigned>(std::min(blocks, kMostBlocks)), static_cast<unsigned>(groups));
+}
+
+// Whether each row of stored_t may be accessed by vectors as wide as those of the parameters. nullptr may.
+template <typename scalar_t, typename stored_t>
+bool rows_aligned(const void* data, int64_t num_samples = 1, int64_t numel = 0) {
+  constexpr int64_t kBytes = Tile<scalar_t, 1, true>::kWidth * sizeof(stored_t);
+  const bool first = reinterpret_cast<uintptr_t>(data) % kBytes == 0;
+  return first && (num_samples <= 1 || numel * static_cast<int64_t>(sizeof(stored_t)) % kBytes == 0);
+}
+
+// nullptr, or the message of a launch that failed. That error is then forgotten: our copy of the CUDA runtime remembers
+// it for nobody else.
+template <typename... parameters_t, typename... args_t>
+const char* start(const Launch& launch, void (*kernel)(parameters_t...), dim3 grid, int threads, args_t... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = static_cast<cudaStream_t>(launch.stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
+// A kernel over tiles.
+template <typename tile_t, typename args_t>
+const char* start_tiles(const Launch& launch, void (*kernel)(const args_t, bool), const args_t& args, bool aligned,
+                        int64_t num_samples = 1) {
+  if (args.numel == 0 || num_samples == 0) return nullptr;
+  return start(launch, kernel, make_grid(tile_t::cover(args.numel), num_samples), kThreads, args, aligned);
+}
+
+// The second stage of a sum, where there are several tiles or none: a kernel whose one tile is all finishes the sum.
+template <typename scalar_t>
+const char* sum_tiles(const Launch& launch, const double* partials, int64_t num_samples, int64_t numel,
+                      const Scalar& std_prior, double constant, void* result) {
+  const int64_t num_tiles = ForwardTile<scalar_t, true>::cover(numel);
+  if (num_tiles == 1 || num_samples == 0) return nullptr;
+  using acc_t = AccType<scalar_t>;
+  return start(launch, sum_tiles_kernel<acc_t>, dim3(static_cast<unsigned>(num_samples)), kSumThreads, partials,
+               num_tiles, std_prior, numel, constant, static_cast<acc_t*>(result));
+}
+
+}  // namespace cuda
+}  // namespace illia

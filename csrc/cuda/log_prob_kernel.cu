@@ -1,0 +1,208 @@
+// log_prob of a given sample and the closed-form KL divergence, with their backward.
+#include "cuda/launch.cuh"
+#include "cuda/reduce.cuh"
+
+namespace illia {
+namespace cuda {
+
+// Each tile's sum of (z_p^2 - z^2) / 2 - log sigma.
+template <typename scalar_t, typename sample_t>
+__global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs args, bool aligned) {
+  using acc_t = AccType<scalar_t>;
+  __shared__ BlockSum<kThreads>::Buffers buffers;
+  BlockSum<kThreads> block_sum(buffers);
+  const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
+
+  for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t index) {
+    using tile_t = std::decay_t<decltype(tile)>;
+    constexpr int kCount = tile_t::kCount;
+    // 1. What all samples share.
+    acc_t mu[kCount], rho[kCount], sigma[kCount];
+    tile.load(static_cast<const scalar_t*>(args.rho), rho);
+    tile.load(static_cast<const scalar_t*>(args.mu), mu);
+    LogSigmaSum<acc_t> log_sigma;
+    ILLIA_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const Softplus<acc_t> s = softplus(rho[i]);
+      if (tile.holds(i)) log_sigma.add(s);
+      sigma[i] = s.sigma;
+    }
+    const double log_sigma_total = log_sigma.total(tile.count());
+
+    for (int64_t s = blockIdx.y; s < args.num_samples; s += gridDim.y) {
+      // 2. One sample.
+      acc_t x[kCount], prior_squares = 0, posterior_squares = 0;
+      tile.load(static_cast<const sample_t*>(args.x) + s * args.numel, x);
+      ILLIA_UNROLL
+      for (int i = 0; i < kCount; ++i) {
+        if (!tile.holds(i)) continue;
+        const acc_t z_p = prior_score(x[i], prior), z = posterior_score(x[i], mu[i], sigma[i]);
+        prior_squares = std::fma(z_p, z_p, prior_squares);
+        posterior_squares = std::fma(z, z, posterior_squares);
+      }
+      // 3. Its sum over the tile.
+      const double squares = static_cast<double>(prior_squares) - static_cast<double>(posterior_squares);
+      const double sum = block_sum(0.5 * squares - log_sigma_total);
+      if (threadIdx.x == 0) args.partials[s * tile_t::cover(args.numel) + index] = sum;
+    }
+  });
+  finish_single_tile<ForwardTile<scalar_t, true>>(args.partials, args.num_samples, args.prior.std, args.numel,
+                                                  kLogProbConstant, static_cast<acc_t*>(args.log_prob));
+}
+
+// grad_x of each sample, and grad_mu and grad_rho summed over the samples in their order.
+template <typename scalar_t, typename sample_t>
+__global__ void __launch_bounds__(kThreads, 2) log_prob_backward_kernel(const LogProbBackwardArgs args, bool aligned) {
+  using acc_t = AccType<scalar_t>;
+  const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
+  const sample_t* x_rows = static_cast<const sample_t*>(args.x);
+  sample_t* grad_x_rows = static_cast<sample_t*>(args.grad_x);
+
+  for_each_tile<BackwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t) {
+    constexpr int kCount = std::decay_t<decltype(tile)>::kCount;
+    // 1. What all samples share.
+    acc_t mu[kCount], rho[kCount], sigma[kCount], h[kCount], x[kCount], grad_mu[kCount] = {}, rho_sum[kCount] = {};
+    tile.load(static_cast<const scalar_t*>(args.rho), rho);
+    tile.load(static_cast<const scalar_t*>(args.mu), mu);
+    tile.load(args.num_samples > 0 ? x_rows : nullptr, x);
+    ILLIA_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const Softplus<acc_t> s = softplus(rho[i]);
+      sigma[i] = s.sigma;
+      h[i] = log_sigma_derivative(s);
+    }
+
+    for (int64_t s = 0; s < args.num_samples; ++s) {
+      // 2. One sample's share, while the next sample is on its way.
+      acc_t next[kCount], grad_x[kCount];
+      tile.load(s + 1 < args.num_samples ? x_rows + (s + 1) * args.numel : nullptr, next);
+      const acc_t grad_log_prob = static_cast<const acc_t*>(args.grad_log_prob)[s];
+      const acc_t prior_scale = prior.scale(static_cast<double>(grad_log_prob));
+      ILLIA_UNROLL
+      for (int i = 0; i < kCount; ++i) {
+        const GaussianGrads<acc_t> grads =
+            gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], prior.mu, prior_scale);
+        grad_x[i] = grads.x;
+        grad_mu[i] += grads.mu;
+        rho_sum[i] += grads.rho;
+        x[i] = next[i];
+      }
+      tile.store(grad_x_rows ? grad_x_rows + s * args.numel : nullptr, grad_x);
+    }
+
+    // 3. The factor that does not depend on the sample.
+    ILLIA_UNROLL
+    for (int i = 0; i < kCount; ++i) rho_sum[i] *= h[i];
+    tile.store(static_cast<scalar_t*>(args.grad_mu), grad_mu);
+    tile.store(static_cast<scalar_t*>(args.grad_rho), rho_sum);
+  });
+}
+
+// Each tile's sum of (sigma^2 + (mu - mu_prior)^2) / (2 std_prior^2) - log sigma.
+template <typename scalar_t>
+__global__ void __launch_bounds__(kThreads, 2) kl_divergence_kernel(const KlDivergenceArgs args, bool aligned) {
+  using acc_t = AccType<scalar_t>;
+  __shared__ BlockSum<kThreads>::Buffers buffers;
+  BlockSum<kThreads> block_sum(buffers);
+  const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
+
+  for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t index) {
+    constexpr int kCount = std::decay_t<decltype(tile)>::kCount;
+    acc_t mu[kCount], rho[kCount], mu_squares = 0, sigma_squares = 0;
+    tile.load(static_cast<const scalar_t*>(args.rho), rho);
+    tile.load(static_cast<const scalar_t*>(args.mu), mu);
+    LogSigmaSum<acc_t> log_sigma;
+    ILLIA_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      if (!tile.holds(i)) continue;
+      const Softplus<acc_t> s = softplus(rho[i]);
+      log_sigma.add(s);
+      const acc_t z_mu = prior_score(mu[i], prior), z_sigma = s.sigma * prior.inverse_std;
+      mu_squares = std::fma(z_mu, z_mu, mu_squares);
+      sigma_squares = std::fma(z_sigma, z_sigma, sigma_squares);
+    }
+    const double squares = static_cast<double>(mu_squares) + static_cast<double>(sigma_squares);
+    const double sum = block_sum(0.5 * squares - log_sigma.total(tile.count()));
+    if (threadIdx.x == 0) args.partials[index] = sum;
+  });
+  finish_single_tile<ForwardTile<scalar_t, true>>(args.partials, 1, args.prior.std, args.numel, kKlConstant,
+                                                  static_cast<acc_t*>(args.kl_divergence));
+}
+
+template <typename scalar_t>
+__global__ void __launch_bounds__(kThreads, 2)
+    kl_divergence_backward_kernel(const KlDivergenceBackwardArgs args, bool aligned) {
+  using acc_t = AccType<scalar_t>;
+  const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
+  const acc_t grad = *static_cast<const acc_t*>(args.grad);
+  const acc_t prior_scale = prior.scale(static_cast<double>(grad));
+
+  for_each_tile<BackwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t) {
+    constexpr int kCount = std::decay_t<decltype(tile)>::kCount;
+    acc_t mu[kCount], rho[kCount], grad_mu[kCount], grad_rho[kCount];
+    tile.load(static_cast<const scalar_t*>(args.rho), rho);
+    tile.load(static_cast<const scalar_t*>(args.mu), mu);
+    ILLIA_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const Softplus<acc_t> s = softplus(rho[i]);
+      const acc_t h = log_sigma_derivative(s);
+      const GaussianGrads<acc_t> grads =
+          gaussian_kl_divergence_grads(grad, mu[i], s.sigma, sigmoid(rho[i], s.sigma, h), h, prior.mu, prior_scale);
+      grad_mu[i] = grads.mu;
+      grad_rho[i] = grads.rho;
+    }
+    tile.store(static_cast<scalar_t*>(args.grad_mu), grad_mu);
+    tile.store(static_cast<scalar_t*>(args.grad_rho), grad_rho);
+  });
+}
+
+const char* launch_log_prob(const Launch& launch, const LogProbArgs& args) {
+  return dispatch(launch, [&](auto tag, auto sample_tag) {
+    using scalar_t = typename decltype(tag)::type;
+    using sample_t = typename decltype(sample_tag)::type;
+    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
+                         rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
+    const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, log_prob_kernel<scalar_t, sample_t>, args,
+                                                                 aligned, args.num_samples);
+    if (error) return error;
+    return sum_tiles<scalar_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std, kLogProbConstant,
+                               args.log_prob);
+  });
+}
+
+const char* launch_log_prob_backward(const Launch& launch, const LogProbBackwardArgs& args) {
+  return dispatch(launch, [&](auto tag, auto sample_tag) {
+    using scalar_t = typename decltype(tag)::type;
+    using sample_t = typename decltype(sample_tag)::type;
+    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
+                         rows_aligned<scalar_t, scalar_t>(args.grad_mu) &&
+                         rows_aligned<scalar_t, scalar_t>(args.grad_rho) &&
+                         rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel) &&
+                         rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
+    return start_tiles<BackwardTile<scalar_t, true>>(launch, log_prob_backward_kernel<scalar_t, sample_t>, args,
+                                                     aligned);
+  });
+}
+
+const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& args) {
+  return dispatch(launch.parameters, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho);
+    const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, kl_divergence_kernel<scalar_t>, args, aligned);
+    if (error) return error;
+    return sum_tiles<scalar_t>(launch, args.partials, 1, args.numel, args.prior.std, kKlConstant, args.kl_divergence);
+  });
+}
+
+const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergenceBackwardArgs& args) {
+  return dispatch(launch.parameters, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
+                         rows_aligned<scalar_t, scalar_t>(args.grad_mu) &&
+                         rows_aligned<scalar_t, scalar_t>(args.grad_rho);
+    return start_tiles<BackwardTile<scalar_t, true>>(launch, kl_divergence_backward_kernel<scalar_t>, args, aligned);
+  });
+}
+
+}  // namespace cuda
+}  // namespace illia

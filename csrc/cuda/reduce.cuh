@@ -1,0 +1,110 @@
+// Sums in a fixed order: each thread adds its at most 16 elements of a tile in acc_t, the block adds its threads in
+// double, and a second kernel adds the tiles. Neither the grid nor the run changes a bit. The 16 roundings to float
+// lose at most 16 * 2^-24 = 0.95e-6 of the sum of absolute values.
+#pragma once
+
+#include "cuda/tile.cuh"
+
+namespace illia {
+namespace cuda {
+
+constexpr int kWarp = 32, kSumThreads = 1024;
+
+template <typename acc_t>
+__device__ Prior<acc_t> read_prior(const PriorScalars& prior) {
+  return Prior<acc_t>::make(read_scalar(prior.mu), read_scalar(prior.std));
+}
+
+// One thread's sum of log sigma: see core/softplus.h on the product of mantissas.
+template <typename acc_t>
+struct LogSigmaSum {
+  using int_t = typename FloatFormat<acc_t>::int_t;
+  acc_t linear = 0, mantissa = 1;
+  int_t exponent = 0;  // biased once an element
+
+  __device__ __forceinline__ void add(const Softplus<acc_t>& s) {
+    int_t biased_exponent;
+    mantissa *= split_mantissa(s.factor, &biased_exponent);
+    exponent += biased_exponent;
+    linear += s.linear;
+  }
+
+  // Of `count` elements. Rounding the logarithm to acc_t costs half an ulp of at most 16 log 2: 2^-25 an element.
+  __device__ __forceinline__ double total(int count) const {
+    const double unbiased = static_cast<double>(exponent - count * FloatFormat<acc_t>::kExponentBias);
+    return std::fma(unbiased, Constants<double>::kLn2, static_cast<double>(log_normal(mantissa))) +
+           static_cast<double>(linear);
+  }
+};
+
+// Adds one double of each thread of a block; thread 0 gets the sum. Two buffers in turn make one barrier a call enough:
+// who writes into a buffer again has passed the barrier of the call between, and that the readers reach after reading.
+template <int kBlockThreads>
+class BlockSum {
+ public:
+  using Buffers = double[2][kBlockThreads];
+
+  __device__ explicit BlockSum(Buffers& buffers) : buffers_(buffers) {}
+
+  __device__ __forceinline__ double operator()(double value) {
+    double* values = buffers_[turn_];
+    turn_ ^= 1;
+    values[threadIdx.x] = value;
+    __syncthreads();
+    if (threadIdx.x >= kWarp) return 0;
+    double sum = values[threadIdx.x];
+    ILLIA_UNROLL
+    for (int i = kWarp; i < kBlockThreads; i += kWarp) sum += values[i + threadIdx.x];
+    ILLIA_UNROLL
+    for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_down_sync(0xFFFFFFFFu, sum, step);
+    return sum;
+  }
+
+ private:
+  Buffers& buffers_;
+  int turn_ = 0;
+};
+
+// What every element adds to its sum beside log std_prior.
+constexpr double kLogProbConstant = 0, kKlConstant = -0.5;
+
+__device__ inline double sum_of_constants(const Scalar& std_prior, int64_t numel, double constant) {
+  return numel == 0 ? 0 : static_cast<double>(numel) * (log_any(read_scalar(std_prior)) + constant);
+}
+
+// Ends a kernel whose one tile is all: the block that summed a sample up needs no second kernel.
+template <typename tile_t, typename acc_t>
+__device__ __forceinline__ void finish_single_tile(const double* partials,  // [num_samples, 1]
+                                                   int64_t num_samples, const Scalar& std_prior, int64_t numel,
+                                                   double constant, acc_t* result) {  // [num_samples]
+  if (tile_t::cover(numel) != 1 || threadIdx.x != 0) return;
+  const double constants = sum_of_constants(std_prior, numel, constant);
+  for (int64_t s = blockIdx.y; s < num_samples; s += gridDim.y) result[s] = static_cast<acc_t>(partials[s] + constants);
+}
+
+// result[s] = the sum of sample s over its tiles, and numel times the constants. One block a sample.
+template <typename acc_t>
+__global__ void __launch_bounds__(kSumThreads)
+    sum_tiles_kernel(const double* __restrict__ partials,  // [num_samples, num_tiles]
+                     int64_t num_tiles, Scalar std_prior, int64_t numel, double constant,
+                     acc_t* __restrict__ result) {  // [num_samples]
+  constexpr int kLoads = 8;                         // in flight
+  __shared__ typename BlockSum<kSumThreads>::Buffers buffers;
+  const double* row = partials + blockIdx.x * num_tiles;
+  double sum = 0;
+  for (int64_t first = threadIdx.x; first < num_tiles; first += kSumThreads * kLoads) {
+    double values[kLoads];
+    ILLIA_UNROLL
+    for (int i = 0; i < kLoads; ++i) {
+      const int64_t place = first + i * kSumThreads;
+      values[i] = place < num_tiles ? row[place] : 0;
+    }
+    ILLIA_UNROLL
+    for (double value : values) sum += value;
+  }
+  sum = BlockSum<kSumThreads>(buffers)(sum);
+  if (threadIdx.x == 0) result[blockIdx.x] = static_cast<acc_t>(sum + sum_of_constants(std_prior, numel, constant));
+}
+
+}  // namespace cuda
+}  // namespace illia

@@ -1,0 +1,186 @@
+// standard_normal, and sample_and_log_prob with its backward (the plain sample is the same without its sums).
+#include "cuda/launch.cuh"
+#include "cuda/reduce.cuh"
+
+namespace illia {
+namespace cuda {
+
+template <typename scalar_t>
+__global__ void __launch_bounds__(kThreads, 2) standard_normal_kernel(const StandardNormalArgs args, bool aligned) {
+  for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t) {
+    using tile_t = std::decay_t<decltype(tile)>;
+    for (int64_t s = blockIdx.y; s < args.num_samples; s += gridDim.y) {
+      const auto words = tile.words(args.keys[s]);
+      ILLIA_UNROLL
+      for (int j = 0; j < tile_t::kVectors; ++j) {
+        typename tile_t::acc_t eps[tile_t::kWidth];
+        tile.normals(words, j, eps);
+        tile.store_vector(static_cast<scalar_t*>(args.eps) + s * args.numel, j, eps);
+      }
+    }
+  });
+}
+
+// x, and with kLogProb each tile's sum of (z_p^2 - eps^2) / 2 - log sigma: the quadratic term of log q(x) is exactly
+// -eps^2 / 2.
+template <typename scalar_t, typename sample_t, bool kLogProb>
+__global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs args, bool aligned) {
+  using acc_t = AccType<scalar_t>;
+  __shared__ BlockSum<kThreads>::Buffers buffers;
+  BlockSum<kThreads> block_sum(buffers);
+  const Prior<acc_t> prior = kLogProb ? read_prior<acc_t>(args.prior) : Prior<acc_t>{};
+
+  for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t index) {
+    using tile_t = std::decay_t<decltype(tile)>;
+    constexpr int kWidth = tile_t::kWidth, kCount = tile_t::kCount;
+    // 1. What all samples share.
+    acc_t mu[kCount], rho[kCount], sigma[kCount];
+    tile.load(static_cast<const scalar_t*>(args.rho), rho);
+    tile.load(static_cast<const scalar_t*>(args.mu), mu);
+    LogSigmaSum<acc_t> log_sigma;
+    ILLIA_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const Softplus<acc_t> s = softplus(rho[i]);
+      if (kLogProb && tile.holds(i)) log_sigma.add(s);
+      sigma[i] = s.sigma;
+    }
+    [[maybe_unused]] const double log_sigma_total = kLogProb ? log_sigma.total(tile.count()) : 0;
+
+    for (int64_t s = blockIdx.y; s < args.num_samples; s += gridDim.y) {
+      // 2. One sample.
+      const auto words = tile.words(args.keys[s]);
+      acc_t prior_squares = 0, eps_squares = 0;
+      ILLIA_UNROLL
+      for (int j = 0; j < tile_t::kVectors; ++j) {
+        acc_t eps[kWidth], x[kWidth];
+        tile.normals(words, j, eps);
+        ILLIA_UNROLL
+        for (int k = 0; k < kWidth; ++k) {
+          x[k] = gaussian_sample(mu[j * kWidth + k], sigma[j * kWidth + k], eps[k]);
+          if (kLogProb && tile.holds(j, k)) {
+            const acc_t z_p = prior_score(x[k], prior);
+            prior_squares = std::fma(z_p, z_p, prior_squares);
+            eps_squares = std::fma(eps[k], eps[k], eps_squares);
+          }
+        }
+        tile.store_vector(static_cast<sample_t*>(args.x) + s * args.numel, j, x);
+      }
+      // 3. Its sum over the tile.
+      if constexpr (kLogProb) {
+        const double squares = static_cast<double>(prior_squares) - static_cast<double>(eps_squares);
+        const double sum = block_sum(0.5 * squares - log_sigma_total);
+        if (threadIdx.x == 0) args.partials[s * tile_t::cover(args.numel) + index] = sum;
+      }
+    }
+  });
+  if constexpr (kLogProb)
+    finish_single_tile<ForwardTile<scalar_t, true>>(args.partials, args.num_samples, args.prior.std, args.numel,
+                                                    kLogProbConstant, static_cast<acc_t*>(args.log_prob));
+}
+
+// grad_mu = sum of g and grad_rho = d sigma / d rho * sum of g eps - h * sum of grad_log_prob, over the samples in
+// their order, where g is the gradient to x.
+template <typename scalar_t, typename sample_t, bool kLogProb>
+__global__ void __launch_bounds__(kThreads, 2) sample_backward_kernel(const SampleBackwardArgs args, bool aligned) {
+  using acc_t = AccType<scalar_t>;
+  const Prior<acc_t> prior = kLogProb ? read_prior<acc_t>(args.prior) : Prior<acc_t>{};
+  const acc_t* grad_log_prob = static_cast<const acc_t*>(args.grad_log_prob);
+  const sample_t* grad_x = static_cast<const sample_t*>(args.grad_x);
+  double grad_log_prob_sum = 0;
+  if constexpr (kLogProb)
+    for (int64_t s = 0; s < args.num_samples; ++s) grad_log_prob_sum += static_cast<double>(grad_log_prob[s]);
+  const acc_t h_scale = static_cast<acc_t>(grad_log_prob_sum);
+
+  for_each_tile<BackwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t) {
+    using tile_t = std::decay_t<decltype(tile)>;
+    constexpr int kWidth = tile_t::kWidth, kCount = tile_t::kCount;
+    // 1. What all samples share.
+    [[maybe_unused]] acc_t mu[kCount];
+    acc_t rho[kCount], sigma[kCount], h[kCount], g[kCount], grad_mu[kCount] = {}, rho_sum[kCount] = {};
+    tile.load(static_cast<const scalar_t*>(args.rho), rho);
+    if constexpr (kLogProb) tile.load(static_cast<const scalar_t*>(args.mu), mu);
+    tile.load(grad_x, g);
+    ILLIA_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const Softplus<acc_t> s = softplus(rho[i]);
+      sigma[i] = s.sigma;
+      h[i] = log_sigma_derivative(s);
+    }
+
+    for (int64_t s = 0; s < args.num_samples; ++s) {
+      // 2. One sample's share, while the next sample's gradient is on its way.
+      acc_t next[kCount];
+      tile.load(grad_x && s + 1 < args.num_samples ? grad_x + (s + 1) * args.numel : nullptr, next);
+      const auto words = tile.words(args.keys[s]);
+      [[maybe_unused]] const acc_t prior_scale = kLogProb ? prior.scale(static_cast<double>(grad_log_prob[s])) : 0;
+      ILLIA_UNROLL
+      for (int j = 0; j < tile_t::kVectors; ++j) {
+        acc_t eps[kWidth];
+        tile.normals(words, j, eps);
+        ILLIA_UNROLL
+        for (int k = 0; k < kWidth; ++k) {
+          const int i = j * kWidth + k;
+          if constexpr (kLogProb)
+            g[i] = gaussian_sample_grad(g[i], gaussian_sample(mu[i], sigma[i], eps[k]), prior.mu, prior_scale);
+          grad_mu[i] += g[i];
+          rho_sum[i] = std::fma(g[i], eps[k], rho_sum[i]);
+          g[i] = next[i];
+        }
+      }
+    }
+
+    // 3. The factors that do not depend on the sample.
+    ILLIA_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      rho_sum[i] *= sigmoid(rho[i], sigma[i], h[i]);
+      if constexpr (kLogProb) rho_sum[i] = std::fma(-h_scale, h[i], rho_sum[i]);
+    }
+    tile.store(static_cast<scalar_t*>(args.grad_mu), grad_mu);
+    tile.store(static_cast<scalar_t*>(args.grad_rho), rho_sum);
+  });
+}
+
+int64_t count_tiles(Storage parameters, int64_t numel) {
+  return dispatch(parameters, [&](auto tag) { return ForwardTile<typename decltype(tag)::type, true>::cover(numel); });
+}
+
+const char* launch_standard_normal(const Launch& launch, const StandardNormalArgs& args) {
+  return dispatch(launch.parameters, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.eps, args.num_samples, args.numel);
+    return start_tiles<ForwardTile<scalar_t, true>>(launch, standard_normal_kernel<scalar_t>, args, aligned,
+                                                    args.num_samples);
+  });
+}
+
+const char* launch_sample(const Launch& launch, const SampleArgs& args) {
+  return dispatch(launch, [&](auto tag, auto sample_tag) {
+    using scalar_t = typename decltype(tag)::type;
+    using sample_t = typename decltype(sample_tag)::type;
+    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
+                         rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
+    const auto kernel =
+        args.log_prob ? sample_kernel<scalar_t, sample_t, true> : sample_kernel<scalar_t, sample_t, false>;
+    const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, kernel, args, aligned, args.num_samples);
+    if (error || !args.log_prob) return error;
+    return sum_tiles<scalar_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std, kLogProbConstant,
+                               args.log_prob);
+  });
+}
+
+const char* launch_sample_backward(const Launch& launch, const SampleBackwardArgs& args) {
+  return dispatch(launch, [&](auto tag, auto sample_tag) {
+    using scalar_t = typename decltype(tag)::type;
+    using sample_t = typename decltype(sample_tag)::type;
+    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
+                         rows_aligned<scalar_t, scalar_t>(args.grad_mu) &&
+                         rows_aligned<scalar_t, scalar_t>(args.grad_rho) &&
+                         rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
+    const auto kernel = args.grad_log_prob ? sample_backward_kernel<scalar_t, sample_t, true>
+                                           : sample_backward_kernel<scalar_t, sample_t, false>;
+    return start_tiles<BackwardTile<scalar_t, true>>(launch, kernel, args, aligned);
+  });
+}
+
+}  // namespace cuda
+}  // namespace illia

@@ -1,0 +1,107 @@
+// Between memory and arithmetic: 16 bytes of memory are one access, and become numbers of the arithmetic type.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+#include "core/macros.h"
+#include "cuda/kernels.h"
+
+namespace illia {
+namespace cuda {
+
+using base::bit_cast;
+
+template <typename scalar_t>
+struct Arithmetic {
+  using type = float;
+};
+template <>
+struct Arithmetic<double> {
+  using type = double;
+};
+template <typename scalar_t>
+using AccType = typename Arithmetic<scalar_t>::type;
+
+// What one memory access moves.
+template <int kBytes>
+struct Access;
+template <>
+struct Access<16> {
+  using type = uint4;
+};
+template <>
+struct Access<8> {
+  using type = uint2;
+};
+
+template <typename acc_t, typename scalar_t>
+__device__ __forceinline__ acc_t to_arithmetic(scalar_t value) {
+  return static_cast<acc_t>(value);  // half and bfloat16 are exact in float
+}
+
+template <typename scalar_t, typename acc_t>
+__device__ __forceinline__ scalar_t to_storage(acc_t value) {
+  if constexpr (std::is_same_v<scalar_t, __half>) {
+    return __float2half_rn(value);
+  } else if constexpr (std::is_same_v<scalar_t, __nv_bfloat16>) {
+    return __float2bfloat16_rn(value);
+  } else {
+    return value;
+  }
+}
+
+// The 32-bit word that holds two 16-bit numbers: one instruction makes both.
+template <typename scalar_t>
+__device__ __forceinline__ uint32_t to_storage_pair(float low, float high) {
+  if constexpr (std::is_same_v<scalar_t, __half>) {
+    return bit_cast<uint32_t>(__floats2half2_rn(low, high));
+  } else {
+    return bit_cast<uint32_t>(__floats2bfloat162_rn(low, high));
+  }
+}
+
+// kWidth elements at `data`, which is aligned to their size.
+template <typename scalar_t, int kWidth, typename acc_t>
+__device__ __forceinline__ void load_vector(const scalar_t* data, acc_t* values) {
+  using access_t = typename Access<kWidth * sizeof(scalar_t)>::type;
+  const access_t words = __ldg(reinterpret_cast<const access_t*>(data));
+  scalar_t stored[kWidth];
+  memcpy(static_cast<void*>(stored), &words, sizeof(words));
+  ILLIA_UNROLL
+  for (int k = 0; k < kWidth; ++k) values[k] = to_arithmetic<acc_t>(stored[k]);
+}
+
+template <typename scalar_t, int kWidth, typename acc_t>
+__device__ __forceinline__ void store_vector(scalar_t* data, const acc_t* values) {
+  using access_t = typename Access<kWidth * sizeof(scalar_t)>::type;
+  access_t words;
+  if constexpr (sizeof(scalar_t) == 2) {
+    uint32_t pairs[kWidth / 2];
+    ILLIA_UNROLL
+    for (int k = 0; k < kWidth; k += 2) pairs[k / 2] = to_storage_pair<scalar_t>(values[k], values[k + 1]);
+    memcpy(&words, pairs, sizeof(words));
+  } else {
+    memcpy(&words, values, sizeof(words));
+  }
+  *reinterpret_cast<access_t*>(data) = words;
+}
+
+__device__ inline double read_scalar(const Scalar& scalar) {
+  if (scalar.data == nullptr) return scalar.value;
+  switch (scalar.storage) {
+    case Storage::kDouble:
+      return *static_cast<const double*>(scalar.data);
+    case Storage::kHalf:
+      return __half2float(*static_cast<const __half*>(scalar.data));
+    case Storage::kBFloat16:
+      return __bfloat162float(*static_cast<const __nv_bfloat16*>(scalar.data));
+    default:
+      return *static_cast<const float*>(scalar.data);
+  }
+}
+
+}  // namespace cuda
+}  // namespace illia

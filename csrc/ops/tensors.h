@@ -1,0 +1,71 @@
+// From tensors to memory and back, on every device.
+#pragma once
+
+#include "ops/checks.h"
+#include "ops/memory.h"
+
+namespace illia {
+
+inline Storage storage_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return Storage::kDouble;
+    case ScalarType::Half:
+      return Storage::kHalf;
+    case ScalarType::BFloat16:
+      return Storage::kBFloat16;
+    default:
+      return Storage::kFloat;
+  }
+}
+
+// A copy where the argument is strided.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
+}
+
+// A device as the shims name it.
+struct Place {
+  int32_t type, index;
+};
+
+inline Place host() { return {aoti_torch_device_type_cpu(), 0}; }
+
+// A new contiguous tensor, straight from torch's allocator: new_empty would go through the dispatcher.
+inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, Place place) {
+  Sizes strides(sizes.size());
+  int64_t stride = 1;
+  bool overflow = false;
+  for (size_t dim = sizes.size(); dim-- > 0;) {
+    strides[dim] = stride;
+    overflow |= __builtin_mul_overflow(stride, std::max<int64_t>(sizes[dim], 1), &stride);
+  }
+  const int32_t shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  const bool allocated =
+      !overflow && aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                            shim_dtype, place.type, place.index, &handle) == TORCH_SUCCESS;
+  check(allocated, "out of memory: cannot allocate a ", dtype, " tensor of shape ", Shape{sizes});
+  return Tensor(handle);
+}
+
+inline Tensor not_asked_for(const Tensor& like, Place place) { return empty(Sizes{0}, like.scalar_type(), place); }
+
+// The values of a small floating tensor on the CPU.
+inline std::vector<double> read_values(const Tensor& argument) {
+  const auto copy = [](const auto* data, int64_t count) { return std::vector<double>(data, data + count); };
+  if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Float)
+    return copy(argument.const_data_ptr<float>(), argument.numel());
+  if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Double)
+    return copy(argument.const_data_ptr<double>(), argument.numel());
+  const Tensor values = as_contiguous(torch::stable::to(argument, ScalarType::Double));
+  return copy(values.const_data_ptr<double>(), values.numel());
+}
+
+inline double read_value(const Tensor& tensor) { return read_values(tensor)[0]; }
+
+}  // namespace illia

@@ -1,0 +1,135 @@
+"""The CUDA side of a build, as far as it shows without a GPU: switches, registration, refusals."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_packaging import ROOT, run_python
+
+from illia_ext import _C, _build
+from illia_ext.ops import NAMES, op
+
+OFFERED = ["75", "80", "86", "90", "100"]
+
+
+@pytest.fixture
+def toolkit() -> _build.Toolkit:
+    found = _build.cuda()
+    if found is None:
+        pytest.skip("no nvcc here, or ILLIA_EXT_CUDA=0")
+    return found
+
+
+def test_switch_refuses_another_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ILLIA_EXT_CUDA", "yes")
+    with pytest.raises(ValueError, match="ILLIA_EXT_CUDA: expected 0, 1 or auto, got 'yes'"):
+        _build.cuda.__wrapped__()
+
+
+@pytest.mark.parametrize("switch", ["0", "auto"])
+def test_builds_without_nvcc(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path: None)
+    monkeypatch.setenv("ILLIA_EXT_CUDA", switch)
+    assert _build.cuda.__wrapped__() is None
+
+
+def test_cuda_asked_for_needs_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path: None)
+    monkeypatch.setenv("ILLIA_EXT_CUDA", "1")
+    with pytest.raises(RuntimeError, match="ILLIA_EXT_CUDA=1 asks for CUDA kernels, and there is no nvcc"):
+        _build.cuda.__wrapped__()
+
+
+def test_nvcc_is_found_in_cuda_home_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.touch(mode=0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert _build._find_nvcc() == str(nvcc)
+
+
+@pytest.mark.parametrize(
+    ("asked", "targets"),
+    [
+        ("", ["sm_80", "sm_86", "sm_90", "sm_100", "compute_80"]),
+        ("9.0", ["sm_90"]),
+        ("8.0;9.0+PTX", ["sm_80", "sm_90", "compute_80"]),
+        (" 10.0 8.6 ", ["sm_86", "sm_100"]),
+        ("7.5,9.0a", ["sm_75", "sm_90"]),
+    ],
+)
+def test_architectures(asked: str, targets: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    assert _build.cuda_targets(OFFERED) == targets
+
+
+@pytest.mark.parametrize("asked", ["Hopper", "9", "12.0", "8.0;x", "9.0+SASS"])
+def test_architectures_refused(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    with pytest.raises(ValueError, match=r"TORCH_CUDA_ARCH_LIST: .*\(7\.5 8\.0 8\.6 9\.0 10\.0\)"):
+        _build.cuda_targets(OFFERED)
+
+
+def test_library_holds_the_kernels(toolkit: _build.Toolkit) -> None:
+    """And it is loaded: the suite runs on it, beside a torch with or without CUDA."""
+    assert _C.build_info()["cuda"] == {"version": toolkit.version, "targets": toolkit.targets}
+    for name in NAMES:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"illia_ext::{name}", "CUDA"), name
+
+
+CUDA_KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rho": torch.zeros(3)}, r"rho: expected the shape of mu, \[2\], got \[3\]"),
+        ({"key": torch.zeros(3, dtype=torch.int64)}, r"key: expected shape \[2\] or \[num_samples, 2\], got \[3\]"),
+        ({"std_prior": torch.ones(2)}, r"std_prior: expected one element, got shape \[2\]"),
+        ({"stick_the_landing": True}, "stick_the_landing: True is not offered yet"),
+    ],
+)
+def test_cuda_kernels_refuse_what_the_cpu_refuses(
+    arguments: dict[str, object], message: str, toolkit: _build.Toolkit
+) -> None:
+    """Called by their dispatch key, with tensors of the CPU: they check before they look for a device."""
+    given = {"mu": torch.zeros(2), "rho": torch.zeros(2), "mu_prior": torch.zeros(()), "std_prior": torch.ones(())}
+    given |= {"key": torch.zeros(2, dtype=torch.int64)} | arguments
+    positional = [given.pop(name) for name in ("mu", "rho", "mu_prior", "std_prior", "key")]
+    with pytest.raises(RuntimeError, match=message):
+        op("gaussian_sample_and_log_prob").redispatch(CUDA_KEY, *positional, **given)
+
+
+def compiled_at_import(code: str, cache: Path, **environ: str) -> str:
+    """What `code` prints beside a library that is compiled for it."""
+    result = run_python(code, cwd=ROOT, ILLIA_EXT_JIT="1", TORCH_EXTENSIONS_DIR=str(cache), **environ)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_jit_builds_cuda_when_asked(tmp_path: Path, toolkit: _build.Toolkit) -> None:
+    code = "import json; from illia_ext import _C; print(json.dumps(_C.build_info()['cuda']))"
+    printed = compiled_at_import(code, tmp_path, ILLIA_EXT_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
+    assert json.loads(printed) == {"version": toolkit.version, "targets": ["sm_90"]}
+
+
+@pytest.mark.slow
+def test_a_build_without_cuda_says_so(tmp_path: Path) -> None:
+    code = """if True:
+        import torch
+        from illia_ext import _C
+        from illia_ext.ops import NAMES, op
+        key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+        print(_C.build_info()["cuda"])
+        try:
+            op("standard_normal").redispatch(key, torch.zeros(2, dtype=torch.int64), [3], dtype=torch.float32)
+        except RuntimeError as error:
+            print(error)
+        print(all(torch._C._dispatch_has_kernel_for_dispatch_key(f"illia_ext::{name}", "CUDA") for name in NAMES))"""
+    info, message, registered = compiled_at_import(code, tmp_path, ILLIA_EXT_CUDA="0").splitlines()
+    assert info == "False" and registered == "True"
+    assert message.startswith("standard_normal: got a tensor on a CUDA device, and this build of illia_ext has no CUDA")
+    assert "ILLIA_EXT_CUDA=1" in message
