@@ -1,7 +1,8 @@
 """Values and gradients of every op, and how far those of two devices may lie apart."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from helpers import DEVICES_AGREE, UNIT_ROUNDOFF, arithmetic_dtype, make_keys, make_parameters, noise, sigma
@@ -75,6 +76,23 @@ def every_output(a: Arguments) -> dict[str, Tensor]:
         "kl_divergence": kl_divergence.detach(),
         **{f"{op}: grad_{to}": g for op, both in grads.items() for to, g in zip(("mu", "rho", "x"), both)},
     }
+
+
+def every_op(a: Arguments) -> dict[str, Callable[[], Any]]:
+    """Calls of the ops themselves, backward ones too."""
+    prior, mask = (a.mu_prior, a.std_prior), [True, True, True, False, False]
+    calls = {
+        "standard_normal": lambda op: op(a.key, a.mu.shape, dtype=a.mu.dtype),
+        "gaussian_sample": lambda op: op(a.mu, a.rho, a.key, dtype=a.x.dtype),
+        "gaussian_sample_backward": lambda op: op(a.grad_x, a.rho, a.key),
+        "gaussian_log_prob": lambda op: op(a.x, a.mu, a.rho, *prior),
+        "gaussian_log_prob_backward": lambda op: op(a.grad_log_prob, a.x, a.mu, a.rho, *prior, mask),
+        "gaussian_sample_and_log_prob": lambda op: op(a.mu, a.rho, *prior, a.key, dtype=a.x.dtype),
+        "gaussian_sample_and_log_prob_backward": lambda op: op(a.grad_x, a.grad_log_prob, a.mu, a.rho, *prior, a.key),
+        "gaussian_kl_divergence": lambda op: op(a.mu, a.rho, *prior),
+        "gaussian_kl_divergence_backward": lambda op: op(a.grad_kl_divergence, a.mu, a.rho, *prior),
+    }
+    return {name: partial(call, getattr(torch.ops.illia_ext, name).default) for name, call in calls.items()}
 
 
 def every_bound(a: Arguments) -> dict[str, Tensor]:

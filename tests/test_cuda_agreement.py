@@ -5,14 +5,16 @@ from collections.abc import Callable
 import pytest
 import torch
 from agreement import Arguments, assert_agree, every_bound, every_output
-from helpers import FLOAT_DTYPES, LAYOUTS
+from helpers import FLOAT_DTYPES, LAYOUTS, arithmetic_dtype, make_keys, make_parameters, same_bits
 from torch import Tensor
+
+from illia_ext import functional
 
 # The parameters' dtype and the sample's.
 DTYPES = [*((dtype, dtype) for dtype in FLOAT_DTYPES), (torch.float32, torch.float16), (torch.float32, torch.bfloat16)]
 # none, one, and around what a thread, a warp, a block and a chunk may take at once
-NUMELS = (0, 1, 3, 4, 5, 7, 8, 31, 33, 255, 256, 257, 1023, 1024, 1025, 4095, 4096, 4097)
-LARGE = 2**20 + 3  # many chunks for every block, and a tail
+NUMELS = (0, 1, 3, 4, 5, 7, 8, 31, 33, 255, 256, 257, 1023, 1024, 1025, 2047, 2048, 2049, 4095, 4096, 4097)
+LARGE = 2**20 + 3  # more than the GPU holds at once, and a tail
 parametrize = pytest.mark.parametrize
 
 
@@ -45,8 +47,42 @@ def test_a_million_elements(
 
 @parametrize("numel", [1, 5, 64])
 def test_more_samples_than_elements(numel: int, cuda: torch.device) -> None:
-    arguments = Arguments.make((numel,), num_samples=1000)
+    arguments = Arguments.make((numel,), num_samples=5000)
     check(arguments, arguments.to(cuda))
+
+
+@parametrize("num_samples", [None, 2])
+@parametrize(("dtype", "sample_dtype"), DTYPES)
+def test_a_whole_is_its_parts(
+    dtype: torch.dtype, sample_dtype: torch.dtype, num_samples: int | None, cuda: torch.device
+) -> None:
+    """Where a block takes several pieces of a tensor: each part, drawn alone by a key moved on, has the same bits."""
+    numel, size = 2**25 + 5, 2**22  # a part fits the GPU's blocks
+    mu, rho = (tensor.requires_grad_() for tensor in make_parameters((numel,), dtype, cuda))
+    keys = make_keys((42, 3), (2**63, 2**64 - 9), device=cuda)
+    key = keys[0] if num_samples is None else keys
+    grad_x = make_parameters((numel,), sample_dtype, cuda, seed=1)[0].expand(*key.shape[:-1], numel)
+    ones = torch.ones(key.shape[:-1], dtype=arithmetic_dtype(dtype), device=cuda)
+
+    def run(part: slice, key: Tensor) -> list[Tensor]:
+        leaves = [tensor.detach()[part].requires_grad_() for tensor in (mu, rho)]
+        outputs = functional.gaussian_sample_and_log_prob(*leaves, 0.25, 0.125, key, dtype=sample_dtype)
+        grads = torch.autograd.grad(outputs, leaves, [grad_x[..., part], ones])
+        return [*(output.detach() for output in outputs), *grads]
+
+    x, log_prob, *grads = run(slice(None), key)
+    total = torch.zeros_like(log_prob, dtype=torch.float64)
+    for start in range(0, numel, size):
+        part = slice(start, start + size)
+        blocks = start // (2 if dtype == torch.float64 else 4)
+        part_x, part_log_prob, *part_grads = run(part, key + torch.tensor([0, blocks], device=cuda))
+        assert same_bits(x[..., part], part_x)
+        assert all(same_bits(grad[part], part_grad) for grad, part_grad in zip(grads, part_grads))
+        total += part_log_prob
+    # 1e-6 of summands of which few cancel, for the whole and its parts (2^-29 of it in double)
+    torch.testing.assert_close(
+        log_prob.double(), total, rtol=4e-6 * (2.0**-29 if dtype == torch.float64 else 1), atol=0
+    )
 
 
 @parametrize(("dtype", "sample_dtype"), DTYPES)

@@ -86,13 +86,13 @@ def test_two_streams_at_once(cuda: torch.device) -> None:
     streams = [torch.cuda.Stream(cuda) for _ in range(2)]
     everything = [Arguments.make((2**18 + i,), num_samples=2).to(cuda) for i in range(2)]
     expected = [every_output(arguments) for arguments in everything]
-    torch.cuda.synchronize(cuda)
+    torch.cuda.synchronize()
     results: list[list[dict[str, Tensor]]] = [[], []]
     for _ in range(20):
         for i, stream in enumerate(streams):
             with torch.cuda.stream(stream):
                 results[i].append(every_output(everything[i]))
-    torch.cuda.synchronize(cuda)
+    torch.cuda.synchronize()
     for i in range(2):
         for outputs in results[i]:
             assert_same(outputs, expected[i])
@@ -185,12 +185,12 @@ def test_no_op_waits_for_the_gpu(name: str, num_samples: int | None, numel: int,
     assert all(output.isfinite().all() for outputs in results for output in outputs)
 
 
-def launches(call: Callable[[], Any], device: torch.device) -> list[str]:
+def launches(call: Callable[[], Any]) -> list[str]:
     """Names of what ran on the GPU: kernels, copies and memsets."""
-    torch.cuda.synchronize(device)
+    torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         call()
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize()
     return [event.name for event in profiler.events() if event.device_type == DeviceType.CUDA]
 
 
@@ -200,8 +200,8 @@ def test_two_launches_forward_and_one_backward(name: str, numel: int, cuda: torc
     arguments = Arguments.make((numel,)).to(cuda)
     for call, limit in zip(forward_and_backward(name, arguments), (2, 1)):
         call()
-        names = launches(call, cuda)
-        if not names and not launches(lambda: torch.ones(5, device=cuda), cuda):
+        names = launches(call)
+        if not names and not launches(lambda: torch.ones(5, device=cuda)):
             pytest.skip("the profiler sees no kernel here")
         assert 1 <= len(names) <= limit, names
 
@@ -216,8 +216,8 @@ def test_a_training_step_launches_three_kernels_and_the_draw(cuda: torch.device)
         torch.autograd.grad(outputs, [mu, rho], weights)
 
     step()
-    draw = launches(lambda: random.draw_key(device=cuda), cuda)
-    assert len(launches(step, cuda)) <= 3 + len(draw)
+    draw = launches(lambda: random.draw_key(device=cuda))
+    assert len(launches(step)) <= 3 + len(draw)
 
 
 @parametrize("name", FUNCTIONS)
