@@ -113,9 +113,11 @@ def every_bound(a: Arguments) -> dict[str, Tensor]:
     def samples(t: Tensor) -> Tensor:
         return t.expand(a.x.shape).sum(0) if a.x.dim() > dims else t
 
+    def by_sample(t: Tensor) -> Tensor:
+        return t.reshape(*t.shape[: t.dim() - dims], a.mu.numel())
+
     def total(*terms: Tensor) -> Tensor:
-        every = torch.stack(torch.broadcast_tensors(*terms))
-        flat = every.reshape(*every.shape[: every.dim() - dims], a.mu.numel())
+        flat = by_sample(torch.stack(torch.broadcast_tensors(*terms)))
         return unit * 2e-6 * flat.abs().sum((0, -1)) + 2 * u * flat.sum((0, -1)).abs()
 
     def narrowed(bound: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -129,7 +131,7 @@ def every_bound(a: Arguments) -> dict[str, Tensor]:
         "eps": narrowed(d, eps, a.mu.dtype),
         "sample": narrowed(s * d, drawn, a.x.dtype),
         "fused log_prob": total(-log_sigma, -(eps**2) / 2, log_std_prior, ((drawn - MU_PRIOR) / STD_PRIOR) ** 2 / 2)
-        + moved.flatten(moved.dim() - dims).sum(-1),
+        + by_sample(moved).sum(-1),
         "log_prob": total(-log_sigma, -(z**2) / 2, log_std_prior, prior_score**2 / 2),
         "kl_divergence": total(-log_sigma, log_std_prior, s**2 / variance / 2, (mu - MU_PRIOR) ** 2 / variance / 2)
         + unit * 1e-6 * mu.numel(),

@@ -26,10 +26,10 @@ def parse_device(text: str) -> torch.device:
     device_count = torch.cuda.device_count()
     if (device.index or 0) >= device_count:
         raise pytest.UsageError(f"--device: torch {torch.__version__} finds {device_count} CUDA devices, got {text!r}")
-    import illia_ext  # noqa: F401  (registers the ops)
+    from illia_ext import _C
 
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("illia_ext::gaussian_sample", "CUDA"):
-        raise pytest.UsageError(f"--device: this illia_ext was built without CUDA, got {text!r}")
+    if not _C.build_info()["cuda"]:
+        raise pytest.UsageError(f"--device: the library {_C.__file__} was built without CUDA, got {text!r}")
     return torch.device("cuda", device.index or 0)
 
 

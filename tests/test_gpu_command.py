@@ -1,6 +1,8 @@
 """The GPU command, as far as no GPU is needed: what it would run, and what a failing step does to the others."""
 
 import importlib.util
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,17 +57,40 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:7", "--device: torch .* finds 0 CUDA devices, got 'cuda:7'"),
+        ("gpu", "--device: expected cpu, cuda or cuda:N, got 'gpu'"),
+    ],
+)
+def test_the_suite_refuses_a_device_that_is_not_there(device: str, message: str) -> None:
+    command = [sys.executable, "-m", "pytest", "--device", device, "--collect-only", "-q", __file__]
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, cwd=SCRIPT.parents[1], env=environ, capture_output=True, text=True, timeout=60)
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert re.search(f"^ERROR: {message}$", result.stderr, re.MULTILINE), result.stderr
+
+
 def test_all_limits_together_stay_below_eight_minutes(gpu: ModuleType, tmp_path: Path) -> None:
     steps = gpu.make_steps(tmp_path, "9.0", tmp_path)
     assert [step.name for step in steps] == STEPS
     assert sum(step.seconds for step in steps) <= 8 * 60
 
 
-def test_a_failing_step_stops_no_other(gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+DEAF = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+
+def test_a_failing_step_stops_no_other(
+    gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one that takes too long, though it is first asked to end and may say what it knows, nor one not there."""
+    monkeypatch.setattr(gpu, "GRACE", 1)
     steps = [
         step(gpu, "first", "print('one')"),
         step(gpu, "broken", "print('two'); raise SystemExit(3)"),
-        step(gpu, "late", "import time; print('three'); time.sleep(60)", seconds=2),
+        step(gpu, "late", "import time; print('never seen'); time.sleep(60)", seconds=2),
+        step(gpu, "deaf", f"import signal, time; {DEAF}; print('three'); time.sleep(60)", seconds=2),
         gpu.Step("absent", ["no-such-command"], 5, gpu.last(3)),
         step(gpu, "last", "print('four')"),
     ]
@@ -73,16 +98,18 @@ def test_a_failing_step_stops_no_other(gpu: ModuleType, tmp_path: Path, capsys: 
     assert gpu.run(steps, log) == 1
     out = capsys.readouterr().out
     summary = out[out.index("\nsummary") :].splitlines()
-    assert [line for line in summary if line.startswith("==")] == [
-        "== first: ok, 0 s",
-        "== broken: FAILED, exit code 3, 0 s",
-        "== late: FAILED, stopped after 2 s, 2 s",
-        "== absent: FAILED, cannot run no-such-command: No such file or directory, 0 s",
-        "== last: ok, 0 s",
+    assert [re.sub(r", \d+ s$", "", line) for line in summary if line.startswith("==")] == [
+        "== first: ok",
+        "== broken: FAILED, exit code 3",
+        "== late: FAILED, stopped after 2 s",
+        "== deaf: FAILED, stopped after 2 s",
+        "== absent: FAILED, cannot run no-such-command: No such file or directory",
+        "== last: ok",
     ]
+    assert "KeyboardInterrupt" in summary
     assert [word for word in ("one", "two", "three", "four") if word in summary] == ["one", "two", "three", "four"]
-    assert summary[-1] == "FAILED: broken, late, absent"
-    assert log.read_text().count("\n$ ") == 5 and "three" in log.read_text()
+    assert summary[-1] == "FAILED: broken, late, deaf, absent"
+    assert log.read_text().count("\n$ ") == 6 and "never seen" in log.read_text().splitlines()
 
 
 def test_all_well_exits_with_zero(gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

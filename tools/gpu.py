@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 180  # characters of a printed line
+GRACE = 5  # seconds to end in, for a step whose time is up: pytest then tells what failed until then
 ABOUT = (
     "import torch; p = torch.cuda.get_device_properties(0); "
     "print(f'torch {torch.__version__}, {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB')"
@@ -92,7 +93,7 @@ def make_steps(out: Path, arch: str, home: Path) -> list[Step]:
     python = sys.executable
     jobs = str(os.cpu_count() or 1)
     build = zip(("ILLIA_EXT_CUDA", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS"), ("1", str(home), arch, jobs))
-    parallel = ["-n", "4"] if importlib.util.find_spec("xdist") else []
+    parallel = ["-n", str(min(6, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
     pytest = [python, "-m", "pytest", "--device", "cuda", "-q", "-rfEs", "--tb=short", "-m", "not slow", *parallel]
     sanitizer = shutil.which("compute-sanitizer") or str(home / "bin" / "compute-sanitizer")
     options = ["--target-processes", "all", "--error-exitcode", "9", "--print-limit", "5"]
@@ -135,6 +136,9 @@ def run_step(step: Step, log: Path) -> tuple[str, list[str]]:
             ended = f"exit code {code}" if code else ""
         except subprocess.TimeoutExpired:
             ended = f"stopped after {step.seconds:g} s"
+            os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
         finally:  # and with it the processes that it started
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
