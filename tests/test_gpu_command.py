@@ -120,10 +120,8 @@ def test_all_well_exits_with_zero(gpu: ModuleType, tmp_path: Path, capsys: pytes
 def test_what_a_late_step_started_is_ended(gpu: ModuleType, tmp_path: Path) -> None:
     """Such as a test that waits in a process of its own: it would hold the GPU."""
     started = tmp_path / "started"
-    child = (
-        f"import time, pathlib; pathlib.Path({str(started)!r}).touch(); time.sleep(4); print('still here', flush=True)"
-    )
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    child = f"import signal, time; {DEAF}; open({str(started)!r}, 'w'); time.sleep(4); print('still here', flush=True)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]).wait()"
     log = tmp_path / "gpu.log"
     gpu.run([step(gpu, "late", code, seconds=2)], log)
     assert started.exists()
