@@ -12,7 +12,9 @@ export PIP_BUILD_CONSTRAINT := $(PINS)
 
 BUILD := setup.py pyproject.toml _backend.py illia_ext/_build.py $(shell find csrc -type f)
 
-.PHONY: demo test bench lint format clean
+OUT ?= bench/results
+
+.PHONY: demo test bench gpu lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -22,6 +24,10 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m bench
+
+# Builds, tests, sanitizes and measures on a GPU, by the machine's own Python; `make gpu DRY=1` prints the commands.
+gpu:
+	$(PYTHON) tools/gpu.py --out "$(OUT)" $(if $(DRY),--dry-run)
 
 lint: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files

@@ -1,21 +1,54 @@
 """The device under test: `pytest --device cuda` runs the same tests there."""
 
+import helpers
 import pytest
 import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="device of the tensors under test, such as cpu or cuda:0")
+    parser.addoption("--device", default="cpu", help="device of the tensors under test: cpu, cuda or cuda:N")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test file is imported: some make tensors then."""
+    helpers.DEVICE = parse_device(config.getoption("--device"))
+
+
+def parse_device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"--device: expected cpu, cuda or cuda:N, got {text!r}")
+    if device.type == "cpu":
+        return device
+    device_count = torch.cuda.device_count()
+    if (device.index or 0) >= device_count:
+        raise pytest.UsageError(f"--device: torch {torch.__version__} finds {device_count} CUDA devices, got {text!r}")
+    from illia_ext import _C
+
+    if not _C.build_info()["cuda"]:
+        raise pytest.UsageError(f"--device: the library {_C.__file__} was built without CUDA, got {text!r}")
+    return torch.device("cuda", device.index or 0)
 
 
 @pytest.fixture(scope="session")
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.config.getoption("--device"))
+def device() -> torch.device:
+    return helpers.DEVICE
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cpu(device: torch.device) -> torch.device:
-    """For what only a CPU has: threads and instruction sets."""
+    """For what does not involve the device, and for what only a CPU has: threads and instruction sets."""
     if device.type != "cpu":
-        pytest.skip(f"about the CPU, not {device}")
+        pytest.skip(f"about the CPU, not {device.type}")
+    return device
+
+
+@pytest.fixture(scope="session")
+def cuda(device: torch.device) -> torch.device:
+    """For what only a GPU has: streams, graphs, launches."""
+    if device.type != "cuda":
+        pytest.skip(f"about CUDA, not {device.type}: pytest --device cuda")
     return device

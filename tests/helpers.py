@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 from illia_ext import reference
 
+DEVICE = torch.device("cpu")  # under test, as conftest.py sets it: for what is made at import; tests take the fixture
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 # numel: none, one, and around a row (16), a tile of noise (64) and a chunk (1024) of the CPU kernels
@@ -25,6 +26,7 @@ LAYOUTS = {
     "offset": lambda tensor: tensor.flatten()[1:],
 }
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+DEVICES_AGREE = 2e-6  # eps in float32, relative to max(1, |eps|): between the CPU and a GPU, with its own intrinsics
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -32,30 +34,46 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def make_keys(*words: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """[S, 2] from S pairs (seed, offset) of unsigned words; int64, as the library draws them."""
+def function_roundoffs(on_cpu: float, like: Tensor) -> float:
+    """Error of sigma, sigmoid or h in units of roundoff: `on_cpu`, as csrc/core states it for code that is the same
+    bits everywhere. In float32 on a GPU x may be DEVICES_AGREE * sigma off, 34 roundoffs; 2 more for a product."""
+    if like.is_cuda and arithmetic_dtype(like.dtype) == torch.float32:
+        return DEVICES_AGREE / UNIT_ROUNDOFF[torch.float32] + 2
+    return on_cpu
+
+
+def make_keys(*words: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
+    """[S, 2] from S pairs (seed, offset) of unsigned words; int64, as the library draws them.
+
+    Here and below: on the device under test, if no other is named.
+    """
     signed = [[word - 2**64 if word >= 2**63 else word for word in pair] for pair in words]
-    return torch.tensor(signed, dtype=torch.int64, device=device).reshape(-1, 2)
+    return torch.tensor(signed, dtype=torch.int64, device=device or DEVICE).reshape(-1, 2)
 
 
-def make_key(seed: int, offset: int = 0, device: torch.device | str = "cpu") -> Tensor:
+def make_key(seed: int, offset: int = 0, device: torch.device | str | None = None) -> Tensor:
     """[2]."""
     return make_keys((seed, offset), device=device)[0]
 
 
 def make_parameters(
-    shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", seed: int = 0
+    shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str | None = None, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """mu ~ N(0, 1/4) and rho uniform in [-8, 4), leaves without requires_grad."""
     generator = torch.Generator().manual_seed(seed)
     mu = torch.randn(tuple(shape), generator=generator, dtype=torch.float64) / 2
     rho = torch.rand(tuple(shape), generator=generator, dtype=torch.float64) * 12 - 8
-    return mu.to(device, dtype), rho.to(device, dtype)
+    return mu.to(device or DEVICE, dtype), rho.to(device or DEVICE, dtype)
 
 
-def make_strided(layout: str, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:
+def make_strided(layout: str, dtype: torch.dtype, device: torch.device | str | None = None, seed: int = 0) -> Tensor:
     """Values as of mu in `make_parameters`, in one of LAYOUTS."""
     return LAYOUTS[layout](make_parameters((2, 10, 6, 34), dtype, device, seed)[0])
+
+
+def rng_state(device: torch.device) -> Tensor:
+    """Of PyTorch's own generator there."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.random.get_rng_state()
 
 
 def noise(key: Tensor, like: Tensor) -> Tensor:
@@ -86,6 +104,15 @@ def bits(tensor: Tensor) -> Tensor:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
+
+
+def same_sums(a: Tensor, b: Tensor) -> bool:
+    """Of equal summands read from different dtypes: the same bits on the CPU. On a GPU as many bytes are read at once,
+    so the order follows the dtype; log_prob then errs by 1e-6 of summands of which, with the tests' priors, few cancel:
+    4e-6 of the sum is ample."""
+    if a.is_cuda and a.dtype == torch.float32:
+        return a.dtype == b.dtype and torch.allclose(a, b, rtol=4e-6, atol=0)
+    return same_bits(a, b)
 
 
 def run_python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:

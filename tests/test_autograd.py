@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_key, make_keys
+from helpers import DEVICE, make_key, make_keys
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, jacfwd, jvp, vmap
@@ -177,7 +177,8 @@ def test_tangents_of_narrow_samples_agree_with_backward(
 
 
 REFUSAL = "a (gradient|derivative) to the prior is not offered yet"
-ONE, THREE, KEY = torch.ones(()), torch.ones(3), make_key(42)
+ONE, THREE, KEY = torch.ones((), device=DEVICE), torch.ones(3, device=DEVICE), make_key(42)
+PRIOR = torch.ones(1, device=DEVICE)
 PRIOR_ARGS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # what stands before the priors, and behind
     "gaussian_log_prob": ((THREE, THREE, THREE), ()),
     "gaussian_log_prob_backward": ((ONE, THREE, THREE, THREE), ([True, True, True, False, False],)),
@@ -214,13 +215,13 @@ def test_derivatives_to_a_prior_are_refused(name: str, argument: str, mode: Call
     before, after = PRIOR_ARGS[name]
 
     def function(prior: Tensor) -> Tensor:
-        priors = (prior, torch.ones(1)) if argument == "mu_prior" else (torch.ones(1), prior)
+        priors = (prior, PRIOR) if argument == "mu_prior" else (PRIOR, prior)
         outputs = op(name)(*before, *priors, *after)
         return sum(output.sum() for output in ([outputs] if isinstance(outputs, Tensor) else outputs))
 
     with pytest.raises(RuntimeError, match=f"^{argument}: {REFUSAL}"):
-        mode(function, torch.ones(1))
-    assert function(torch.ones(1)).isfinite()
+        mode(function, PRIOR)
+    assert function(PRIOR).isfinite()
 
 
 MIXED_MODES = {
@@ -239,18 +240,18 @@ def test_mixed_derivatives_to_a_prior_are_refused(mode: Callable[..., Any]) -> N
         return functional.gaussian_kl_divergence(mu, THREE, mu_prior, 0.5)
 
     with pytest.raises(RuntimeError, match=f"^mu_prior: {REFUSAL}"):
-        mode(kl_divergence, torch.ones(1))
+        mode(kl_divergence, PRIOR)
 
 
 def test_a_prior_that_requires_grad_is_read_under_no_grad() -> None:
-    prior = torch.ones(1, requires_grad=True)
+    prior = PRIOR.clone().requires_grad_()
     with torch.no_grad():
         assert functional.gaussian_kl_divergence(THREE, THREE, prior, prior).isfinite()
 
 
 def test_functions_can_be_applied() -> None:
     """The classes are the public face of the derivatives: `apply` is a call of the op."""
-    mu, rho = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    mu, rho = THREE.clone().requires_grad_(), THREE.clone().requires_grad_()
     x = autograd.GaussianSample.apply(mu, rho, make_key(1))
     assert torch.equal(x, functional.gaussian_sample(mu, rho, make_key(1)))
     assert x.grad_fn is not None

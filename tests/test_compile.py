@@ -56,13 +56,23 @@ def assert_same_bits(ours: Any, expected: Any) -> None:
         assert same_bits(a, b)
 
 
+def assert_same_gradients(ours: Any, expected: Any, backend: str) -> None:
+    """Where a GPU's generated code adds the gradients of several uses up, it fuses products into the additions."""
+    if backend == "inductor" and ours[0].is_cuda:
+        torch.testing.assert_close(ours, expected)
+    else:
+        assert_same_bits(ours, expected)
+
+
 @parametrize("backend", ["aot_eager", "inductor"])
 def test_one_compilation_for_all_keys(backend: str, device: torch.device) -> None:
     compiled, counter = compile_counted(all_functions, backend)
     for seed in range(4):
         mu, rho = make_parameters((4, 3), device=device, seed=seed)
         key = make_key(2**63 + seed, seed, device=device)
-        assert_same_bits(with_gradients(compiled, mu, rho, key), with_gradients(all_functions, mu, rho, key))
+        ours, expected = (with_gradients(function, mu, rho, key) for function in (compiled, all_functions))
+        assert_same_bits(ours[:-2], expected[:-2])
+        assert_same_gradients(ours[-2:], expected[-2:], backend)
     assert counter.frame_count == 1
 
 
@@ -86,12 +96,12 @@ def test_dynamic_shapes(device: torch.device) -> None:
 
 
 @parametrize("as_tensor", [False, True])
-def test_priors_that_change(as_tensor: bool) -> None:
+def test_priors_that_change(as_tensor: bool, device: torch.device) -> None:
     """Numbers compile anew, as numbers do; tensors do not."""
-    mu, rho = make_parameters((4, 3))
+    mu, rho = make_parameters((4, 3), device=device)
     compiled, counter = compile_counted(functional.gaussian_kl_divergence, "aot_eager")
     for prior in ((0.5, 0.25), (-0.5, 0.75), (1.5, 2.0)):
-        priors = [torch.tensor([value]) for value in prior] if as_tensor else prior
+        priors = [torch.tensor([value], device=device) for value in prior] if as_tensor else prior
         assert same_bits(compiled(mu, rho, *priors), functional.gaussian_kl_divergence(mu, rho, *priors))
     assert not as_tensor or counter.frame_count == 1
 
@@ -110,8 +120,8 @@ class Methods(nn.Module):
 
 
 @parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled_draws_are_those_of_eager(backend: str) -> None:
-    module = Methods()
+def test_compiled_draws_are_those_of_eager(backend: str, device: torch.device) -> None:
+    module = Methods().to(device)
     compiled, counter = compile_counted(module, backend)
     results = []
     for function in (compiled, module):
@@ -145,7 +155,7 @@ def train(network: nn.Module, compile_: Callable[..., Any]) -> list[float]:
     """The losses of four steps: forward, backward and the optimizer's update, as `compile_` makes them."""
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     loss_of, update = compile_(network), compile_(optimizer.step)
-    inputs = torch.linspace(-1, 1, 5 * 32).reshape(5, 32)
+    inputs = torch.linspace(-1, 1, 5 * 32, device=network.head.bias.device).reshape(5, 32)
     torch.manual_seed(11)
     losses = []
     for _ in range(4):
@@ -157,9 +167,9 @@ def train(network: nn.Module, compile_: Callable[..., Any]) -> list[float]:
     return losses
 
 
-def test_training_steps_as_in_eager() -> None:
+def test_training_steps_as_in_eager(device: torch.device) -> None:
     torch.manual_seed(0)
-    network = Network()
+    network = Network().to(device)
     state = {name: value.clone() for name, value in network.state_dict().items()}
     expected = train(network, lambda function: function)
     trained = [parameter.detach().clone() for parameter in network.parameters()]
@@ -170,10 +180,10 @@ def test_training_steps_as_in_eager() -> None:
     assert not torch.equal(network.weights.rho, state["weights.rho"])
 
 
-def test_inductor_saves_the_key_and_no_noise() -> None:
-    network = Network()
+def test_inductor_saves_the_key_and_no_noise(device: torch.device) -> None:
+    network = Network().to(device)
     compiled = torch.compile(network, fullgraph=True)
-    inputs = torch.ones(5, 32)
+    inputs = torch.ones(5, 32, device=device)
     saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -192,8 +202,8 @@ def test_inductor_saves_the_key_and_no_noise() -> None:
     assert network.weights.rho.grad.isfinite().all()
 
 
-def test_compiled_autograd() -> None:
-    distribution = GaussianDistribution(5)
+def test_compiled_autograd(device: torch.device) -> None:
+    distribution = GaussianDistribution(5, device=device)
     parameters = list(distribution.parameters())
     torch.manual_seed(0)
     expected = torch.autograd.grad(distribution.log_prob(), parameters)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import FLOAT_DTYPES, arithmetic_dtype, make_key, make_keys, same_bits
+from helpers import DEVICE, FLOAT_DTYPES, arithmetic_dtype, make_key, make_keys, rng_state, same_bits
 from torch import Tensor, nn
 
 from illia_ext import DistributionModule, GaussianDistribution, functional, random
@@ -20,8 +20,8 @@ parametrize = pytest.mark.parametrize
     ("shape", "expected"),
     [(3, (3,)), ([2, 3], (2, 3)), ((2, 3), (2, 3)), (torch.Size([2, 3]), (2, 3)), ((), ()), ([], ()), (0, (0,))],
 )
-def test_shape(shape: Any, expected: tuple[int, ...]) -> None:
-    distribution = GaussianDistribution(shape)
+def test_shape(shape: Any, expected: tuple[int, ...], device: torch.device) -> None:
+    distribution = GaussianDistribution(shape, device=device)
     assert isinstance(distribution.shape, torch.Size) and distribution.shape == expected
     assert distribution.mu.shape == distribution.rho.shape == distribution.sample().shape == expected
     assert distribution.log_prob().shape == distribution.kl_divergence().shape == ()
@@ -88,8 +88,8 @@ def test_distribution_module_is_abstract() -> None:
         type("Partial", (DistributionModule,), {"sample": lambda self: torch.zeros(1)})()
 
 
-def test_num_params_in_any_memory_format() -> None:
-    distribution = GaussianDistribution((2, 3, 4, 5)).to(memory_format=torch.channels_last)
+def test_num_params_in_any_memory_format(device: torch.device) -> None:
+    distribution = GaussianDistribution((2, 3, 4, 5), device=device).to(memory_format=torch.channels_last)
     assert not distribution.mu.is_contiguous()
     assert distribution.num_params() == 120
     x, log_prob = distribution.sample_and_log_prob(key=make_key(1))
@@ -120,27 +120,27 @@ KEYS = make_keys((1, 2), (3, 4), (5, 6))
 )
 @parametrize("shape", [(), (2, 3), (0,)])
 def test_num_samples_and_key(shape: tuple[int, ...], arguments: dict[str, Any], samples: tuple[int, ...]) -> None:
-    distribution = GaussianDistribution(shape)
+    distribution = GaussianDistribution(shape, device=DEVICE)
     x, log_prob = distribution.sample_and_log_prob(**arguments)
     assert x.shape == distribution.sample(**arguments).shape == (*samples, *shape)
     assert log_prob.shape == distribution.log_prob(x).shape == samples
 
 
 @parametrize("num_samples", [None, 0, 1, 3])
-def test_drawn_key_is_randint(num_samples: int | None) -> None:
-    distribution = GaussianDistribution((2, 3))
+def test_drawn_key_is_randint(num_samples: int | None, device: torch.device) -> None:
+    distribution = GaussianDistribution((2, 3), device=device)
     size = [2] if num_samples is None else [num_samples, 2]
     torch.manual_seed(9)
-    key = torch.randint(2**63 - 1, size, generator=None)
-    state = torch.random.get_rng_state()
+    key = torch.randint(2**63 - 1, size, generator=None, device=device)
+    state = rng_state(device)
     by_key = distribution.sample_and_log_prob(key=key)
-    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(rng_state(device), state)
     torch.manual_seed(9)
-    assert torch.equal(draw_key(num_samples), key)
+    assert torch.equal(draw_key(num_samples, device=device), key)
     for draw in (distribution.sample, lambda n: distribution.sample_and_log_prob(n)[0]):
         torch.manual_seed(9)
         assert same_bits(draw(num_samples), by_key[0])
-        assert torch.equal(torch.random.get_rng_state(), state)
+        assert torch.equal(rng_state(device), state)
     if num_samples is None:
         torch.manual_seed(9)
         assert same_bits(distribution.log_prob(), by_key[1])
@@ -148,18 +148,18 @@ def test_drawn_key_is_randint(num_samples: int | None) -> None:
 
 @parametrize("samples", [(), (0,), (1,), (4,)])
 @parametrize("shape", [(), (2, 3)])
-def test_log_prob_of_given_samples(shape: tuple[int, ...], samples: tuple[int, ...]) -> None:
-    distribution = GaussianDistribution(shape, mu_prior=0.5, std_prior=0.25)
-    x = torch.randn((*samples, *shape))
+def test_log_prob_of_given_samples(shape: tuple[int, ...], samples: tuple[int, ...], device: torch.device) -> None:
+    distribution = GaussianDistribution(shape, mu_prior=0.5, std_prior=0.25, device=device)
+    x = torch.randn((*samples, *shape), device=device)
     log_prob = distribution.log_prob(x)
     expected = functional.gaussian_log_prob(x, distribution.mu, distribution.rho, 0.5, 0.25)
     assert log_prob.shape == samples
     assert same_bits(log_prob, expected)
 
 
-def test_log_prob_of_a_new_sample_is_fused() -> None:
+def test_log_prob_of_a_new_sample_is_fused(device: torch.device) -> None:
     """Its gradient is that of the drawn sample too, as of sample_and_log_prob; illia's sample is another one."""
-    distribution = GaussianDistribution((5, 3), rho_init=-1.0)
+    distribution = GaussianDistribution((5, 3), rho_init=-1.0, device=device)
     gradients = []
     for draw in (distribution.log_prob, lambda: distribution.sample_and_log_prob()[1]):
         torch.manual_seed(2)
@@ -172,8 +172,8 @@ def test_log_prob_of_a_new_sample_is_fused() -> None:
         torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-3)  # apart, 1 / sigma cancels
 
 
-def test_extra_repr() -> None:
-    distribution = GaussianDistribution((2, 3), mu_prior=0.5, std_prior=0.25, mu_init=1, rho_init=-3.5)
+def test_extra_repr(device: torch.device) -> None:
+    distribution = GaussianDistribution((2, 3), 0.5, 0.25, mu_init=1, rho_init=-3.5, device=device)
     expected = "GaussianDistribution((2, 3), mu_prior=0.5, std_prior=0.25, mu_init=1, rho_init=-3.5)"
     assert repr(distribution) == expected
     assert "weights): GaussianDistribution((), mu_prior=0, std_prior=0.1" in repr(
@@ -182,8 +182,8 @@ def test_extra_repr() -> None:
 
 
 @parametrize("dtype", FLOAT_DTYPES)
-def test_moves_to_another_dtype(dtype: torch.dtype) -> None:
-    distribution = GaussianDistribution((2, 3), std_prior=0.25)
+def test_moves_to_another_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    distribution = GaussianDistribution((2, 3), std_prior=0.25, device=device)
     for _ in range(2):  # there, and in use
         distribution.to(dtype)
         x, log_prob = distribution.sample_and_log_prob(2)
@@ -209,7 +209,7 @@ METHODS = {
     "sample": lambda d: d.sample().sum(),
     "samples": lambda d: d.sample(3).square().sum(),
     "log_prob": lambda d: d.log_prob(),
-    "log_prob(x)": lambda d: d.log_prob(torch.ones(2, 3)),
+    "log_prob(x)": lambda d: d.log_prob(torch.ones_like(d.mu)),
     "sample_and_log_prob": lambda d: torch.mul(*d.sample_and_log_prob()).sum(),
     "kl_divergence": lambda d: d.kl_divergence(),
 }
@@ -217,8 +217,8 @@ METHODS = {
 
 @parametrize("frozen", [None, "mu", "rho"])
 @parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_parameter_trains_unless_frozen(method: Any, frozen: str | None) -> None:
-    distribution = GaussianDistribution((2, 3))
+def test_every_parameter_trains_unless_frozen(method: Any, frozen: str | None, device: torch.device) -> None:
+    distribution = GaussianDistribution((2, 3), device=device)
     if frozen:
         getattr(distribution, frozen).requires_grad_(False)
     method(distribution).backward()
@@ -228,14 +228,14 @@ def test_every_parameter_trains_unless_frozen(method: Any, frozen: str | None) -
     assert not any(buffer.requires_grad for buffer in distribution.buffers())
 
 
-def test_frozen_as_a_whole() -> None:
-    distribution = GaussianDistribution((2, 3)).requires_grad_(False)
+def test_frozen_as_a_whole(device: torch.device) -> None:
+    distribution = GaussianDistribution((2, 3), device=device).requires_grad_(False)
     outputs: list[Tensor] = [distribution.sample(2), distribution.log_prob(), distribution.kl_divergence()]
     assert not any(output.requires_grad for output in outputs)
 
 
-def test_training_moves_the_posterior_to_the_prior() -> None:
-    distribution = GaussianDistribution((40,), mu_prior=1.0, std_prior=0.5, mu_init=-1.0, rho_init=1.0)
+def test_training_moves_the_posterior_to_the_prior(device: torch.device) -> None:
+    distribution = GaussianDistribution(40, mu_prior=1.0, std_prior=0.5, mu_init=-1.0, rho_init=1.0, device=device)
     optimizer = torch.optim.Adam(distribution.parameters(), lr=0.1)
     before = distribution.kl_divergence()
     torch.manual_seed(0)

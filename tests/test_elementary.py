@@ -11,6 +11,7 @@ import pytest
 
 from illia_ext._library import _C
 
+pytestmark = pytest.mark.usefixtures("cpu")
 DTYPES = (np.float32, np.float64)
 HEADERS = [Path(__file__).resolve().parents[1] / "csrc" / "core" / name for name in ("elementary.h", "softplus.h")]
 POINTS = {np.float32: 2**19, np.float64: 1000}  # of each kind in `make_points`; mpmath takes 0.1 ms each

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_key, make_keys, same_bits
+from helpers import DEVICE, make_key, make_keys, same_bits
 from torch import Tensor
 
 from illia_ext import GaussianDistribution, _library, functional, random
 from illia_ext.ops import op
 
 nan, inf = float("nan"), float("inf")
-MU, RHO, KEY, KEYS = torch.zeros(3), torch.ones(3), make_key(1), make_keys((1, 2), (3, 4))
-ONE, PRIOR = torch.ones(()), (torch.zeros(1), torch.ones(1))
-DISTRIBUTION = GaussianDistribution(3)
+MU, RHO, ONE = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE), torch.ones((), device=DEVICE)
+KEY, KEYS, PRIOR = make_key(1), make_keys((1, 2), (3, 4)), (MU[:1].clone(), RHO[:1].clone())
+DISTRIBUTION = GaussianDistribution(3, device=DEVICE)
 MASK = [True, True, True, False, False]
 
 sample, log_prob = functional.gaussian_sample, functional.gaussian_log_prob
@@ -137,7 +137,7 @@ OPS: list[Case] = [
                 lambda x=x: op_log_prob(x, MU, RHO, *PRIOR),
                 f"x: expected the shape of mu, [3], or one dimension of samples before it, got {list(x.shape)}",
             )
-            for x in (torch.ones(()), torch.ones(2), torch.ones(3, 2), torch.ones(2, 2, 3))
+            for x in (ONE, RHO[:2], RHO[:, None].expand(3, 2), RHO.expand(2, 2, 3))
         ],
         (lambda: op_sample_backward(MU, RHO, KEYS), "grad_x: expected shape [2, 3], got [3]"),
         (
@@ -153,7 +153,7 @@ OPS: list[Case] = [
                 lambda call=call, place=place, args=args: call(
                     *args[:place], args[place].to("meta"), *args[place + 1 :]
                 ),
-                f"{name}: expected to be on the device of {home}, cpu, got meta",
+                f"{name}: expected to be on the device of {home}, {DEVICE}, got meta",
             )
             for call, args, place, name, home in (
                 (op_sample, (MU, RHO, KEY), 1, "rho", "mu"),
@@ -247,7 +247,7 @@ MODULE: list[Case] = [
     ],
     (lambda: DISTRIBUTION.sample(key=KEY.int()), RuntimeError, "key: expected int64 or uint64, got Int"),
     (
-        lambda: DISTRIBUTION.log_prob(torch.ones(4)),
+        lambda: DISTRIBUTION.log_prob(torch.ones(4, device=DEVICE)),
         RuntimeError,
         "x: expected the shape of mu, [3], or one dimension of",
     ),
@@ -280,7 +280,7 @@ def test_refusal(case: Case) -> None:
 
 @pytest.mark.parametrize("rho", [RHO, RHO.to_sparse()])
 def test_an_op_missing_on_a_device_says_which(rho: Tensor) -> None:
-    with pytest.raises(NotImplementedError, match=r"'illia_ext::gaussian_sample'.* the 'SparseCPU' backend"):
+    with pytest.raises(NotImplementedError, match=r"'illia_ext::gaussian_sample'.* the 'Sparse(CPU|CUDA)' backend"):
         sample(MU.to_sparse(), rho, KEY)
 
 

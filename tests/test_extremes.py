@@ -7,6 +7,7 @@ from helpers import (
     HALF_DTYPES,
     UNIT_ROUNDOFF,
     arithmetic_dtype,
+    function_roundoffs,
     log_prob_terms,
     make_key,
     noise,
@@ -34,10 +35,11 @@ def every_rho(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.cat(points).to(device)
 
 
-def assert_close(ours: Tensor, expected: Tensor, roundoffs: int) -> None:
-    """`expected` is float64. In a half type the stored result has one rounding more; an absolute error of 8 smallest
-    subnormal numbers is that of one in sigma, times |eps| < 7."""
+def assert_close(ours: Tensor, expected: Tensor, roundoffs: float) -> None:
+    """`expected` is float64, `roundoffs` are the CPU's (see function_roundoffs). In a half type the stored result has
+    one rounding more; an absolute error of 8 smallest subnormal numbers is that of one in sigma, times |eps| < 7."""
     precise, finfo = arithmetic_dtype(ours.dtype), torch.finfo(ours.dtype)
+    roundoffs = function_roundoffs(roundoffs, ours)
     rtol = 2 * roundoffs * UNIT_ROUNDOFF[precise] if precise == torch.float64 else roundoffs * UNIT_ROUNDOFF[precise]
     rtol += 0 if ours.dtype == precise else UNIT_ROUNDOFF[ours.dtype]
     atol = 8 * finfo.smallest_normal * finfo.eps

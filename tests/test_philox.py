@@ -9,6 +9,7 @@ import pytest
 
 from illia_ext._library import _C
 
+pytestmark = pytest.mark.usefixtures("cpu")
 core = _C.core
 KNOWN_ANSWERS = Path(__file__).parent / "data" / "philox_known_answers.txt"
 

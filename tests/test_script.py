@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_key, make_keys, run_python, same_bits
+from helpers import DEVICE, make_key, make_keys, run_python, same_bits
 from torch import Tensor, nn
 
 from illia_ext import GaussianDistribution
@@ -50,7 +50,7 @@ class Network(nn.Module):
 
 
 def inputs() -> Tensor:
-    return torch.linspace(-1, 1, 20).reshape(5, 4)
+    return torch.linspace(-1, 1, 20, device=DEVICE).reshape(5, 4)
 
 
 def draw(network: Any) -> list[Any]:
@@ -70,8 +70,8 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "sample(key)": lambda d: d.sample(None, KEY),
     "sample(keys)": lambda d: d.sample(key=KEYS),
     "log_prob()": lambda d: d.log_prob(),
-    "log_prob(x)": lambda d: d.log_prob(torch.ones(3, 2)),
-    "log_prob(samples)": lambda d: d.log_prob(torch.ones(4, 3, 2)),
+    "log_prob(x)": lambda d: d.log_prob(torch.ones(3, 2, device=DEVICE)),
+    "log_prob(samples)": lambda d: d.log_prob(torch.ones(4, 3, 2, device=DEVICE)),
     "sample_and_log_prob()": lambda d: d.sample_and_log_prob(),
     "sample_and_log_prob(2)": lambda d: d.sample_and_log_prob(num_samples=2),
     "sample_and_log_prob(keys)": lambda d: d.sample_and_log_prob(None, KEYS),
@@ -81,8 +81,8 @@ METHODS: dict[str, Callable[[Any], Any]] = {
 
 
 @parametrize("method", METHODS.values(), ids=METHODS)
-def test_scripted_methods(method: Callable[[Any], Any]) -> None:
-    distribution = GaussianDistribution((3, 2))
+def test_scripted_methods(method: Callable[[Any], Any], device: torch.device) -> None:
+    distribution = GaussianDistribution((3, 2), device=device)
     results, gradients = [], []
     for module in (distribution, torch.jit.script(distribution)):
         torch.manual_seed(1)
@@ -98,8 +98,8 @@ def test_scripted_methods(method: Callable[[Any], Any]) -> None:
         assert same_bits(*grads) and grads[0].isfinite().all() and grads[0].any()
 
 
-def test_scripted_module_refuses_what_the_module_refuses() -> None:
-    scripted = torch.jit.script(GaussianDistribution(3))
+def test_scripted_module_refuses_what_the_module_refuses(device: torch.device) -> None:
+    scripted = torch.jit.script(GaussianDistribution(3, device=device))
     with pytest.raises(torch.jit.Error, match="num_samples: expected a non-negative integer, got -1"):
         scripted.sample(-1)
     with pytest.raises(torch.jit.Error, match="num_samples: a key says how many samples to draw"):
@@ -107,8 +107,8 @@ def test_scripted_module_refuses_what_the_module_refuses() -> None:
     assert scripted.sample(2).shape == (2, 3)
 
 
-def test_scripted_network_is_the_network() -> None:
-    network = Network()
+def test_scripted_network_is_the_network(device: torch.device) -> None:
+    network = Network().to(device)
     expected = draw(network)
     scripted = torch.jit.script(network)
     assert_same(draw(scripted), expected)
@@ -117,8 +117,8 @@ def test_scripted_network_is_the_network() -> None:
     assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in scripted.parameters())
 
 
-def test_saved_network_runs_in_a_fresh_process(tmp_path: Path) -> None:
-    network = Network()
+def test_saved_network_runs_in_a_fresh_process(tmp_path: Path, device: torch.device) -> None:
+    network = Network().to(device)
     torch.jit.save(torch.jit.script(network), tmp_path / "network.pt")
     torch.save({"inputs": inputs()}, tmp_path / "inputs.pt")
     result = run_python(f"""if True:
@@ -154,8 +154,8 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 @parametrize("duplicate", COPIES.values(), ids=COPIES)
-def test_copies_draw_the_same_and_train_apart(duplicate: Callable[[Any], Any]) -> None:
-    distribution = GaussianDistribution((3, 2), mu_prior=0.5, std_prior=0.25, dtype=torch.float64)
+def test_copies_draw_the_same_and_train_apart(duplicate: Callable[[Any], Any], device: torch.device) -> None:
+    distribution = GaussianDistribution((3, 2), mu_prior=0.5, std_prior=0.25, device=device, dtype=torch.float64)
     other = duplicate(distribution)
     assert list(other.state_dict()) == list(distribution.state_dict())
     assert (other.mu_init, other.rho_init) == (distribution.mu_init, distribution.rho_init)
@@ -176,11 +176,11 @@ def illia_state_dict() -> dict[str, Tensor]:
     }
 
 
-def test_state_dict_of_illia_loads() -> None:
-    distribution = GaussianDistribution((3, 2))
+def test_state_dict_of_illia_loads(device: torch.device) -> None:
+    distribution = GaussianDistribution((3, 2), device=device)
     state = through_file(illia_state_dict())
     assert str(distribution.load_state_dict(state, strict=True)) == "<All keys matched successfully>"
-    expected = GaussianDistribution((3, 2), mu_prior=0.5, std_prior=0.25)
+    expected = GaussianDistribution((3, 2), mu_prior=0.5, std_prior=0.25, device=device)
     with torch.no_grad():
         expected.mu.copy_(state["mu"])
         expected.rho.copy_(state["rho"])

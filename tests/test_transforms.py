@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_key, make_keys, same_bits
+from helpers import DEVICE, make_key, make_keys, same_bits
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,12 +61,12 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {
 @parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 @parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 def test_transforms_as_in_plain_pytorch(function: Callable[..., Tensor], transform: Callable[..., Any]) -> None:
-    mu, rho = torch.tensor([0.5, -1.0, 0.25]).double(), torch.tensor([-2.0, 0.5, 1.0]).double()
+    mu, rho = torch.tensor([[0.5, -1.0, 0.25], [-2.0, 0.5, 1.0]], dtype=torch.float64, device=DEVICE)
     ours, expected = (transform(lambda mu, rho, o=o: function(o, mu, rho))(mu, rho) for o in (functional, reference))
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_no_grad_inside_a_transform() -> None:
+def test_no_grad_inside_a_transform(device: torch.device) -> None:
     """As in plain PyTorch nothing inside is recorded, at no level."""
 
     def function(mu: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ def test_no_grad_inside_a_transform() -> None:
             x = functional.gaussian_sample(mu, mu, KEY)
         return (mu * x).sum(), x
 
-    gradient, x = grad(function, has_aux=True)(torch.ones(3, requires_grad=True))
+    gradient, x = grad(function, has_aux=True)(torch.ones(3, device=device, requires_grad=True))
     assert torch.equal(gradient, x)
     assert not gradient.requires_grad and not x.requires_grad
 
@@ -149,10 +149,10 @@ def test_vmap_over_keys_of_a_backward_is_a_loop(device: torch.device) -> None:
     assert same_bits(ours, torch.stack([backward(grad_x[0], rho, key) for key in keys[:, 0]]))
 
 
-def test_vmap_over_no_members() -> None:
-    mu = torch.zeros(0, 3)
+def test_vmap_over_no_members(device: torch.device) -> None:
+    mu, member = torch.zeros(0, 3, device=device), torch.zeros(3, device=device)
     assert vmap(functional.gaussian_sample, (0, 0, None))(mu, mu, KEY).shape == (0, 3)
-    assert vmap(lambda key: functional.gaussian_sample(torch.zeros(3), torch.zeros(3), key))(KEYS[:0]).shape == (0, 3)
+    assert vmap(lambda key: functional.gaussian_sample(member, member, key))(KEYS[:0]).shape == (0, 3)
 
 
 def test_vmap_over_priors(device: torch.device) -> None:
@@ -164,8 +164,8 @@ def test_vmap_over_priors(device: torch.device) -> None:
 
 
 @parametrize("randomness", ["error", "same", "different"])
-def test_randomness_of_a_drawn_key(randomness: str) -> None:
-    distribution = GaussianDistribution(3)
+def test_randomness_of_a_drawn_key(randomness: str, device: torch.device) -> None:
+    distribution = GaussianDistribution(3, device=device)
 
     def sample(factor: Tensor) -> tuple[Tensor, Tensor]:
         return distribution.sample() * factor, distribution.sample_and_log_prob(2)[1]
@@ -173,9 +173,9 @@ def test_randomness_of_a_drawn_key(randomness: str) -> None:
     batched = vmap(sample, randomness=randomness)
     if randomness == "error":
         with pytest.raises(RuntimeError, match="randomness"):
-            batched(torch.ones(4))
+            batched(torch.ones(4, device=device))
         return
-    x, log_prob = batched(torch.ones(4))
+    x, log_prob = batched(torch.ones(4, device=device))
     assert x.shape == (4, 3) and log_prob.shape == (4, 2)
     assert [torch.equal(x[0], x[i]) for i in range(1, 4)] == [randomness == "same"] * 3
     assert torch.equal(log_prob[0], log_prob[3]) is (randomness == "same")
@@ -193,11 +193,11 @@ class Linear(nn.Module):
         return nn.functional.linear(inputs, weights).tanh(), log_prob
 
 
-def test_functional_call_of_an_ensemble() -> None:
+def test_functional_call_of_an_ensemble(device: torch.device) -> None:
     """Members, gradients of members, and inputs: vmap over them is a loop."""
-    layers = [Linear(4, 3) for _ in range(3)]
+    layers = [Linear(4, 3).to(device) for _ in range(3)]
     stacked = torch.func.stack_module_state(layers)
-    inputs, keys = torch.randn(5, 4), make_keys((1, 0), (2, 0), (3, 0))
+    inputs, keys = torch.randn(5, 4, device=device), make_keys((1, 0), (2, 0), (3, 0), device=device)
 
     def loss(parameters: Any, buffers: Any, x: Tensor, key: Tensor) -> Tensor:
         output, log_prob = functional_call(layers[0], (parameters, buffers), (x, key))
@@ -217,9 +217,9 @@ def test_functional_call_of_an_ensemble() -> None:
 
 
 @parametrize("use_reentrant", [False, True])
-def test_checkpoint_draws_the_same_noise_again(use_reentrant: bool) -> None:
-    layers = nn.ModuleList([Linear(4, 4), Linear(4, 2)])
-    inputs = torch.randn(5, 4, requires_grad=True)  # reentrant checkpointing asks for one
+def test_checkpoint_draws_the_same_noise_again(use_reentrant: bool, device: torch.device) -> None:
+    layers = nn.ModuleList([Linear(4, 4), Linear(4, 2)]).to(device)
+    inputs = torch.randn(5, 4, device=device, requires_grad=True)  # reentrant checkpointing asks for one
 
     def plain(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
         return layer(hidden)
@@ -229,7 +229,7 @@ def test_checkpoint_draws_the_same_noise_again(use_reentrant: bool) -> None:
 
     def gradients(run: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]) -> list[Tensor]:
         torch.manual_seed(7)
-        hidden, loss = inputs, torch.zeros(())
+        hidden, loss = inputs, torch.zeros((), device=device)
         for layer in layers:
             hidden, log_prob = run(layer, hidden)
             loss = loss + log_prob / 10

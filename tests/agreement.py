@@ -1,0 +1,174 @@
+"""Values and gradients of every op, and how far those of two devices may lie apart."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from helpers import DEVICES_AGREE, UNIT_ROUNDOFF, arithmetic_dtype, make_keys, make_parameters, noise, sigma
+from torch import Tensor
+
+from illia_ext import functional, reference
+
+MU_PRIOR, STD_PRIOR = 0.25, 0.125  # exact in every dtype
+
+
+class Arguments(NamedTuple):
+    """Of every op: S keys, or one without a dimension of its own."""
+
+    mu: Tensor  # [*shape]
+    rho: Tensor  # [*shape]
+    x: Tensor  # [S, *shape]
+    grad_x: Tensor  # [S, *shape]
+    grad_log_prob: Tensor  # [S]
+    grad_kl_divergence: Tensor  # []
+    key: Tensor  # [S, 2]
+    mu_prior: Tensor  # [1]
+    std_prior: Tensor  # [1]
+
+    @classmethod
+    def make(
+        cls,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        sample_dtype: torch.dtype | None = None,
+        num_samples: int | None = None,
+    ) -> "Arguments":
+        """On the CPU. The given x lies up to some 5 sigma from mu, as samples do."""
+        samples = () if num_samples is None else (num_samples,)
+        keys = make_keys(*[(42 + i, 2**64 - 1 - i) for i in range(num_samples or 1)], device="cpu")
+        mu, rho = make_parameters(shape, torch.float64, "cpu")
+        x, grad_x = (make_parameters((*samples, *shape), torch.float64, "cpu", seed)[0] for seed in (1, 2))
+        x = mu + 2 * sigma(rho) * x
+        total = arithmetic_dtype(dtype)
+        return cls(
+            *(mu.to(dtype), rho.to(dtype), x.to(sample_dtype or dtype), grad_x.to(sample_dtype or dtype)),
+            *(make_parameters(size, total, "cpu", seed=3)[0] for size in (samples, ())),
+            keys[0] if num_samples is None else keys[:num_samples],
+            *(torch.tensor([value], dtype=dtype) for value in (MU_PRIOR, STD_PRIOR)),
+        )
+
+    def to(self, device: torch.device) -> "Arguments":
+        return Arguments(*(tensor.to(device) for tensor in self))
+
+
+def every_output(a: Arguments) -> dict[str, Tensor]:
+    """The sample's dtype is that of x."""
+    mu, rho, x = (tensor.detach().requires_grad_() for tensor in (a.mu, a.rho, a.x))
+    priors, parameters = (a.mu_prior, a.std_prior), [mu, rho]
+    sample = functional.gaussian_sample(mu, rho, a.key, dtype=x.dtype)
+    fused = functional.gaussian_sample_and_log_prob(mu, rho, *priors, a.key, dtype=x.dtype)
+    log_prob = functional.gaussian_log_prob(x, mu, rho, *priors)
+    kl_divergence = functional.gaussian_kl_divergence(mu, rho, *priors)
+    grads = {
+        "sample": torch.autograd.grad(sample, parameters, a.grad_x),
+        "fused": torch.autograd.grad(fused, parameters, (a.grad_x, a.grad_log_prob), retain_graph=True),
+        "fused log_prob alone": torch.autograd.grad(fused[1], parameters, a.grad_log_prob),
+        "log_prob": torch.autograd.grad(log_prob, [*parameters, x], a.grad_log_prob),
+        "kl_divergence": torch.autograd.grad(kl_divergence, parameters, a.grad_kl_divergence),
+    }
+    return {
+        "eps": torch.ops.illia_ext.standard_normal(a.key, list(mu.shape), dtype=mu.dtype),
+        "sample": sample.detach(),
+        "fused x": fused[0].detach(),
+        "fused log_prob": fused[1].detach(),
+        "log_prob": log_prob.detach(),
+        "kl_divergence": kl_divergence.detach(),
+        **{f"{op}: grad_{to}": g for op, both in grads.items() for to, g in zip(("mu", "rho", "x"), both)},
+    }
+
+
+def every_op(a: Arguments) -> dict[str, Callable[[], Any]]:
+    """Calls of the ops themselves, backward ones too."""
+    prior, mask = (a.mu_prior, a.std_prior), [True, True, True, False, False]
+    calls = {
+        "standard_normal": lambda op: op(a.key, a.mu.shape, dtype=a.mu.dtype),
+        "gaussian_sample": lambda op: op(a.mu, a.rho, a.key, dtype=a.x.dtype),
+        "gaussian_sample_backward": lambda op: op(a.grad_x, a.rho, a.key),
+        "gaussian_log_prob": lambda op: op(a.x, a.mu, a.rho, *prior),
+        "gaussian_log_prob_backward": lambda op: op(a.grad_log_prob, a.x, a.mu, a.rho, *prior, mask),
+        "gaussian_sample_and_log_prob": lambda op: op(a.mu, a.rho, *prior, a.key, dtype=a.x.dtype),
+        "gaussian_sample_and_log_prob_backward": lambda op: op(a.grad_x, a.grad_log_prob, a.mu, a.rho, *prior, a.key),
+        "gaussian_kl_divergence": lambda op: op(a.mu, a.rho, *prior),
+        "gaussian_kl_divergence_backward": lambda op: op(a.grad_kl_divergence, a.mu, a.rho, *prior),
+    }
+    return {name: partial(call, getattr(torch.ops.illia_ext, name).default) for name, call in calls.items()}
+
+
+def every_bound(a: Arguments) -> dict[str, Tensor]:
+    """How far the outputs of two devices may lie apart, from arguments on the CPU, in float64.
+
+    eps differs by d = 2e-6 max(1, |eps|) (twice 2^-29 of it in double, where each device errs by that), x by sigma d
+    and one ulp, two sums by 1e-6 of their absolute summands each and by what d moves. A gradient multiplies up three
+    functions, of 2e-6 each on a GPU, and at most eps^2; S samples take S additions; both devices err.
+    """
+    mu, rho, x, go, dims = a.mu.double(), a.rho.double(), a.x.double(), a.grad_log_prob.double(), a.mu.dim()
+    u = UNIT_ROUNDOFF[arithmetic_dtype(a.mu.dtype)]
+    unit = 1.0 if u == 2.0**-24 else 2 * 2.0**-29
+    eps, s, p = noise(a.key, a.mu), sigma(rho), torch.sigmoid(rho)
+    e, h, variance = eps.abs().clamp(min=1), p / s, STD_PRIOR**2
+    d = unit * DEVICES_AGREE * e
+    go = go.abs().reshape([*go.shape, *[1] * dims])
+
+    def samples(t: Tensor) -> Tensor:
+        return t.expand(a.x.shape).sum(0) if a.x.dim() > dims else t
+
+    def by_sample(t: Tensor) -> Tensor:
+        return t.reshape(*t.shape[: t.dim() - dims], a.mu.numel())
+
+    def total(*terms: Tensor) -> Tensor:
+        flat = by_sample(torch.stack(torch.broadcast_tensors(*terms)))
+        return unit * 2e-6 * flat.abs().sum((0, -1)) + 2 * u * flat.sum((0, -1)).abs()
+
+    def narrowed(bound: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
+        return bound + 2 * UNIT_ROUNDOFF[dtype] * (value.abs() + bound) + (0 if dtype == torch.float64 else 2.0**-24)
+
+    # 1. values
+    drawn, log_std_prior, log_sigma = mu + s * eps, torch.full_like(mu, STD_PRIOR).log(), reference.log_sigma(rho)
+    moved = (eps.abs() + s * (drawn - MU_PRIOR).abs() / variance) * d
+    z, prior_score = (x - mu) / s, (x - MU_PRIOR) / STD_PRIOR
+    bounds = {
+        "eps": narrowed(d, eps, a.mu.dtype),
+        "sample": narrowed(s * d, drawn, a.x.dtype),
+        "fused log_prob": total(-log_sigma, -(eps**2) / 2, log_std_prior, ((drawn - MU_PRIOR) / STD_PRIOR) ** 2 / 2)
+        + by_sample(moved).sum(-1),
+        "log_prob": total(-log_sigma, -(z**2) / 2, log_std_prior, prior_score**2 / 2),
+        "kl_divergence": total(-log_sigma, log_std_prior, s**2 / variance / 2, (mu - MU_PRIOR) ** 2 / variance / 2)
+        + unit * 1e-6 * mu.numel(),
+    }
+    bounds["fused x"] = bounds["sample"]
+
+    # 2. gradients, from the sums of their absolute terms
+    relative = unit * (2 * 3 + 2) * DEVICES_AGREE + 2 * u * (3 + a.key[..., 0].numel())
+    grad_x, prior_terms = a.grad_x.double().abs(), (mu.abs() + s * e + MU_PRIOR) / variance
+    both, w, grad = grad_x + go * prior_terms, go * z.abs(), a.grad_kl_divergence.double().abs()
+    scales = {
+        "sample: grad_mu": samples(grad_x),
+        "sample: grad_rho": p * samples(grad_x * e),
+        "fused: grad_mu": samples(both),
+        "fused: grad_rho": samples(p * both * e + go * h),
+        "fused log_prob alone: grad_mu": samples(go * prior_terms),
+        "fused log_prob alone: grad_rho": samples(p * go * prior_terms * e + go * h),
+        "log_prob: grad_mu": samples(w / s),
+        "log_prob: grad_rho": samples(go * h * (z**2 + 1)),
+        "log_prob: grad_x": w / s + go * (x.abs() + MU_PRIOR) / variance,
+        "kl_divergence: grad_mu": grad * (mu.abs() + MU_PRIOR) / variance,
+        "kl_divergence: grad_rho": grad * p * (s / variance + 1 / s),
+    }
+    for name, scale in scales.items():
+        bounds[name] = narrowed(relative * scale, scale, a.x.dtype if name.endswith("_x") else a.mu.dtype)
+    return bounds
+
+
+def assert_agree(ours: dict[str, Tensor], expected: dict[str, Tensor], bounds: dict[str, Tensor]) -> None:
+    """Equal infinities agree."""
+    for name, value in expected.items():
+        got = ours[name].cpu()
+        assert (got.dtype, got.shape) == (value.dtype, value.shape) and got.is_contiguous(), name
+        error = (got.double() - value.double()).abs()
+        wrong = ~((error <= bounds[name]) | (got == value))
+        assert not wrong.any(), (
+            f"{name}: {int(wrong.sum())} of {wrong.numel()} differ, first at {wrong.nonzero()[0].tolist()}: "
+            f"{got[wrong][0].item()!r} on the device, {value[wrong][0].item()!r} on the CPU, "
+            f"allowed {bounds[name].expand(value.shape)[wrong][0].item():.3g}"
+        )
