@@ -45,7 +45,7 @@ def test_dry_run_prints_every_command_in_order(tmp_path: Path) -> None:
         assert f"--tool {tool} --target-processes all --error-exitcode" in commands[tool]
         assert "PYTORCH_NO_CUDA_MEMORY_CACHING=1" in commands[tool]
     out = f"--json {tmp_path}/out/gpu.json --plot {tmp_path}/out/gpu.png"
-    assert f"bench --device cuda {out}" in commands["benchmark"]
+    assert "bench --device cuda --quick" in commands["benchmark"] and out in commands["benchmark"]
     assert not (tmp_path / "out").exists()
 
 

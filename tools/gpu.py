@@ -105,6 +105,7 @@ def make_steps(out: Path, arch: str, home: Path) -> list[Step]:
     ]
     driver = ["nvidia-smi", "--query-gpu=name,driver_version,memory.used,memory.total", "--format=csv,noheader"]
     results = ["--json", str(out / "gpu.json"), "--plot", str(out / "gpu.png")]
+    bench = [python, "-m", "bench", "--device", "cuda", "--quick", "--sizes", "2^12,2^20,2^28", *results]
     return [
         Step("driver", driver, 5, last(1)),
         Step("compiler", [str(home / "bin" / "nvcc"), "--version"], 5, last(1)),
@@ -113,7 +114,7 @@ def make_steps(out: Path, arch: str, home: Path) -> list[Step]:
         Step("library", [python, "-c", LIBRARY], 10, last(2)),
         Step("tests", pytest, 130, test_summary),
         *checks,
-        Step("benchmark", [python, "-m", "bench", "--device", "cuda", *results], 70, last(28)),
+        Step("benchmark", bench, 90, last(45)),
     ]
 
 
