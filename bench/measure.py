@@ -42,7 +42,7 @@ class Effort:
     min_rounds: int
     max_rounds: int
     turn: float = 0.02  # seconds; a longer call is a turn by itself
-    warm_below: float = 1.0  # seconds; a longer call warms up by itself
+    warm_below: float = 0.3  # seconds; a longer call warms up by itself
 
 
 def synchronize() -> None:

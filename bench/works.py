@@ -1,7 +1,7 @@
 """Works on tensors: draw weights with their log density, forward and backward."""
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -102,9 +102,11 @@ def one_tensor(numel: int, setting: Setting) -> list[Subject]:
     inputs = Inputs.make(numel, setting)
     copied_to = torch.empty_like(inputs.grad_x)
     copied = 2 * numel * copied_to.element_size()
+    checks = {name: cache(partial(inputs.check, case)) for name, case in setting.tensor_cases()}  # one for both works
     subjects = []
     for work in ("forward", "forward + backward"):
-        subjects += [inputs.subject(work, numel, name, case) for name, case in setting.tensor_cases()]
+        for name, case in setting.tensor_cases():
+            subjects.append(replace(inputs.subject(work, numel, name, case), check=checks[name]))
         copy = partial(copied_to.copy_, inputs.grad_x)
         subjects.append(Subject(work, numel, "copy", numel, copy, minimum_bytes=copied))
     randn = partial(torch.randn, numel, device=setting.device, dtype=setting.dtype)
