@@ -207,6 +207,8 @@ def test_markdown(run: Run) -> None:
 def test_front_page(run: Run) -> None:
     """Ratios are to plain PyTorch and to torch.compile; what is slower than which is said."""
     page = pages.front_page(run)
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in table} == {7}  # as many cells in the heading as in every row
     assert "| 2^10 weights, ns each | 3.91 | 1.95 |  | 0.977 | 4.00x, 2.00x |" in page
     assert "| training step at batch 32, ms | wrong | 3.00 |  | 2.00 | 1.50x |" in page
     assert "torch.randn (forward, weights 2^10: 0.50 of its time)" in page
