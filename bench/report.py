@@ -55,11 +55,11 @@ class Section:
 
 
 def number(value: float | None, unit: str = "", factor: float = 1.0) -> str:
-    """Three significant digits, and one below 0.1."""
+    """Three significant digits, and two below 0.1."""
     if value is None:
         return ""
     scaled = value * factor
-    digits = ".0f" if scaled >= 99.95 or scaled == 0 else "#.3g" if scaled >= 0.1 else ".1g"
+    digits = ".0f" if scaled >= 99.95 or scaled == 0 else "#.3g" if scaled >= 0.1 else ".2g"
     return f"{scaled:{digits}}{unit}"
 
 
