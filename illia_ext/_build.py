@@ -170,13 +170,21 @@ def cuda(auto: bool = True) -> Toolkit | None:
         raise RuntimeError(
             "ILLIA_EXT_CUDA=1 asks for CUDA kernels, and there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda"
         )
+    home = os.environ.get("CUDA_HOME")
+    if home and not Path(home, "bin/nvcc").is_file():
+        raise RuntimeError(
+            f"CUDA_HOME: expected a folder with bin/nvcc, got {home}; ILLIA_EXT_CUDA=0 builds without CUDA"
+        )
 
     def ask(*arguments: str) -> str:
-        # on PATH may stand a script that calls the compiler elsewhere: only nvcc itself knows its folders
-        return subprocess.run([nvcc, *arguments], capture_output=True, text=True, check=True).stdout
+        answer = subprocess.run([nvcc, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if answer.returncode:
+            question = shlex.join([nvcc, *arguments])
+            raise RuntimeError(f"{question} fails: {answer.stdout.strip()}\nILLIA_EXT_CUDA=0 builds without CUDA")
+        return answer.stdout
 
-    dry_run = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
-    plan = subprocess.run(dry_run, capture_output=True, text=True, check=True).stderr
+    # on PATH may stand a script that calls the compiler elsewhere: only nvcc itself knows its folders
+    plan = ask("--dryrun", "-x", "cu", "-c", os.devnull)
     folders = [Path(folder).resolve() for folder in re.findall(r'"-L([^"]+)"', plan)]
     libraries = [folder for folder in folders if (folder / "libcudart_static.a").exists()]
     if not libraries:
@@ -220,7 +228,7 @@ def compile_cuda(folder: Path, auto: bool = True) -> list[str]:
     output = {name: process.communicate()[0] for name, process in running.items()}
     for name, process in running.items():
         if process.returncode:
-            raise RuntimeError(f"nvcc cannot compile {name}:\n{output[name]}")
+            raise RuntimeError(f"nvcc cannot compile {name}:\n{output[name]}\nILLIA_EXT_CUDA=0 builds without CUDA")
         objects[name].with_suffix(".partial.o").rename(objects[name])
     return [str(target) for target in objects.values()]
 

@@ -50,6 +50,24 @@ def test_nvcc_is_found_in_cuda_home_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert _build._find_nvcc() == str(nvcc)
 
 
+def test_an_nvcc_that_fails_is_quoted_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho no host compiler >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("ILLIA_EXT_CUDA", "auto")
+    with pytest.raises(RuntimeError, match=r"fails: no host compiler\nILLIA_EXT_CUDA=0 builds without CUDA"):
+        _build.cuda.__wrapped__()
+
+
+def test_a_wrong_cuda_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path: "nvcc")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(RuntimeError, match=f"CUDA_HOME: expected a folder with bin/nvcc, got '{tmp_path}'"):
+        _build.cuda.__wrapped__()
+
+
 @pytest.mark.parametrize(
     ("asked", "targets"),
     [

@@ -62,8 +62,10 @@ def fill_free_memory(device: torch.device) -> None:
         reserved = torch.cuda.memory_reserved()
         while torch.cuda.memory_reserved() == reserved:
             take(size)
-    for size in sizes:  # the rest of the last segment, 2^21 - 2^9
-        take(size)
+        pages.pop()  # the one that began a new segment, which goes back: smaller pages would all fill it
+        torch.cuda.empty_cache()
+    for _ in range(2):  # one new segment of 2^21 bytes
+        take(2**20)
     torch.cuda.synchronize()
 
 

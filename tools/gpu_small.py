@@ -1,5 +1,6 @@
 """Every op once in every dtype at a few sizes, on the GPU: what compute-sanitizer watches, which slows it down much."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -11,7 +12,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from agreement import Arguments, every_op  # noqa: E402  (found in the folders above)
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-NUMELS = (1, 5, 1027, 40_003)  # less than a vector, a tail, more than a chunk, more than a few blocks
+NUMELS = (0, 1, 5, 1027, 40_003)  # none, less than a vector, a tail, more than a chunk, more than a few blocks
+SAMPLES = (None, 0, 2)
+# More samples than blocks at work: a block then adds up several in turn, in the same shared memory.
+MANY_SAMPLES = 3 * 4096 + 1
 
 
 def unaligned(tensor: torch.Tensor) -> torch.Tensor:
@@ -23,13 +27,15 @@ def main() -> None:
     device, calls = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda"), 0
     pairs = [*((dtype, dtype) for dtype in DTYPES), (torch.float32, torch.bfloat16)]
     for dtype, sample_dtype in pairs:
-        for numel in NUMELS:
-            for num_samples in (None, 2):
-                arguments = Arguments.make((numel,), dtype, sample_dtype, num_samples).to(device)
-                views = [arguments, Arguments(*map(unaligned, arguments))] if numel == 1027 else [arguments]
-                for call in (call for view in views for call in every_op(view).values()):
-                    call()
-                    calls += 1
+        cases = list(itertools.product(NUMELS, SAMPLES))
+        if dtype == torch.float32:
+            cases.append((5, MANY_SAMPLES))
+        for numel, num_samples in cases:
+            arguments = Arguments.make((numel,), dtype, sample_dtype, num_samples).to(device)
+            views = [arguments, Arguments(*map(unaligned, arguments))] if numel == 1027 else [arguments]
+            for call in (call for view in views for call in every_op(view).values()):
+                call()
+                calls += 1
     torch.randint(2, [1], device=device).item()  # waits for all
     print(f"{calls} calls of ops on {device}")
 
