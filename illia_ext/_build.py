@@ -172,9 +172,7 @@ def cuda(auto: bool = True) -> Toolkit | None:
         )
     home = os.environ.get("CUDA_HOME")
     if home and not Path(home, "bin/nvcc").is_file():
-        raise RuntimeError(
-            f"CUDA_HOME: expected a folder with bin/nvcc, got {home}; ILLIA_EXT_CUDA=0 builds without CUDA"
-        )
+        raise RuntimeError(f"CUDA_HOME: expected a folder with bin/nvcc, got {home!r}; unset it, or ILLIA_EXT_CUDA=0")
 
     def ask(*arguments: str) -> str:
         answer = subprocess.run([nvcc, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
