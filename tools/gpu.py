@@ -114,7 +114,7 @@ def make_steps(out: Path, arch: str, home: Path) -> list[Step]:
         Step("library", [python, "-c", LIBRARY], 10, last(2)),
         Step("tests", pytest, 130, test_summary),
         *checks,
-        Step("benchmark", bench, 90, last(45)),
+        Step("benchmark", bench, 75, last(36)),
     ]
 
 
@@ -155,6 +155,7 @@ def shown(step: Step) -> str:
 def run(steps: Sequence[Step], log: Path) -> int:
     """Runs all of them, prints what matters, and returns the exit code."""
     log.write_bytes(b"")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its steps
     results = []
     for step in steps:
         started = time.monotonic()
