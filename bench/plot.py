@@ -48,7 +48,7 @@ def _sizes(axes: Axes, run: Run) -> None:
     axes.set_title("Sample and log density, forward + backward")
     axes.grid(True, which="major", alpha=0.3)
     if axes.lines:
-        axes.legend(frameon=False, loc="upper center")
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 
 
 def _steps(axes: Axes, run: Run) -> None:

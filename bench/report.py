@@ -136,7 +136,7 @@ def heading(run: Run) -> str:
 
 def surroundings(run: Run) -> str:
     about, build = run.machine, run.machine["build"]
-    cuda = f"CUDA {build['cuda']}" if build["cuda"] else "without CUDA"
+    cuda = f"CUDA {build['cuda']['version']}" if build["cuda"] else "without CUDA"
     compiler = f"{build['compiler']}, {cuda}, libtorch {build['libtorch_target']}"
     return f"{about['cores']} cores, {about['memory_gib']} GiB, Python {about['python']}; illia_ext built by {compiler}"
 

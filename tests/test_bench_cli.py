@@ -121,6 +121,14 @@ def test_files_hold_what_was_measured(run: Run, tmp_path: Path) -> None:
         assert part in result.output
 
 
+def test_the_build_is_shown(run: Run, tmp_path: Path) -> None:
+    run.write(tmp_path / "run.json")
+    assert "illia_ext built by gcc 12, without CUDA" in call("--load", tmp_path / "run.json").output
+    run.machine["build"] = BUILD | {"cuda": {"version": "13.0", "targets": ["sm_90"]}}
+    run.write(tmp_path / "run.json")
+    assert "illia_ext built by gcc 12, CUDA 13.0" in call("--load", tmp_path / "run.json").output
+
+
 def test_another_format_is_refused(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     run.write(path)
