@@ -30,7 +30,7 @@ ILLIA_FUNCTION Softplus<acc_t> softplus(acc_t rho) {
 // h = d log sigma / d rho = sigmoid(rho) / sigma. Error: <= 3.32 / 3.6 ulp.
 template <typename acc_t>
 ILLIA_FUNCTION acc_t log_sigma_derivative(const Softplus<acc_t>& s) {
-  return acc_t{1} / ((acc_t{1} + s.t) * s.factor);
+  return reciprocal((acc_t{1} + s.t) * s.factor);
 }
 
 // sigmoid(rho) = d sigma / d rho, from h = log_sigma_derivative. Error: <= 4.50 / 4.6 ulp.
