@@ -161,6 +161,18 @@ def test_sums_that_are_not_finite(mu: float, rho: float, place: int, dtype: torc
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("rho", [-inf, inf, nan])
+def test_log_prob_of_a_given_x_at_infinite_rho(rho: float, dtype: torch.dtype, device: torch.device) -> None:
+    """-inf, nan or inf, as in plain PyTorch: log sigma is added to squares that may be 0."""
+    mus, rhos = torch.zeros(2, 1031, dtype=dtype, device=device)
+    xs, rhos[1030] = torch.ones_like(mus), rho
+    ours = functional.gaussian_log_prob(xs, mus, rhos, 0.0, 1.0)
+    terms = -sigma(rhos).log() - (xs.double() / sigma(rhos)) ** 2 / 2 + xs.double() ** 2 / 2
+    assert not terms.sum().isfinite()
+    torch.testing.assert_close(ours.double(), terms.sum(), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @pytest.mark.parametrize("std_prior", [0.0, -0.0, -1.0, -inf, inf, nan])
 def test_std_prior_tensor_is_never_inspected(std_prior: float, dtype: torch.dtype, device: torch.device) -> None:
     """It goes where its logarithm goes."""

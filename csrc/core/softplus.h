@@ -15,7 +15,7 @@ struct Softplus {
   acc_t sigma;   // Error: <= 2.11 / 2.4 ulp.
   acc_t factor;  // in [log 2, inf]
   acc_t t;       // in [0, 1]
-  acc_t linear;  // the part of log sigma that is not log(factor): min(rho, 0), but NaN where rho is inf or NaN
+  acc_t linear;  // linear_log_sigma(rho), but NaN at inf: enough where inf is also drawn from or squared
 };
 
 template <typename acc_t>
@@ -40,8 +40,8 @@ ILLIA_FUNCTION acc_t sigmoid(acc_t rho, acc_t sigma, acc_t h) {
   return rho > acc_t{64} ? acc_t{1} : sigma * h;
 }
 
-// The part of log sigma that is not log(factor): min(rho, 0). An infinite or NaN rho is passed on, because
-// log_normal and split_mantissa read the bits of finite factors only.
+// The part of log sigma that is not log(factor): min(rho, 0). inf, -inf and NaN are passed on, because log_normal and
+// split_mantissa read the bits of finite factors only.
 template <typename acc_t>
 ILLIA_FUNCTION acc_t linear_log_sigma(acc_t rho) {
   return rho > 0 && rho <= Constants<acc_t>::kMax ? acc_t{0} : rho;

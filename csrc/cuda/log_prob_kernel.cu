@@ -22,9 +22,13 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
     tile.load(static_cast<const scalar_t*>(args.mu), mu);
     LogSigmaSum<acc_t> log_sigma;
     ILLIA_UNROLL
+    for (int i = 0; i < kCount; ++i)
+      if (tile.holds(i)) log_sigma.linear += linear_log_sigma(rho[i]);
+    __syncwarp();  // or ptxas mixes both loops, and double has too few registers
+    ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const Softplus<acc_t> s = softplus(rho[i]);
-      if (tile.holds(i)) log_sigma.add(s);
+      if (tile.holds(i)) log_sigma.add_factor(s);
       sigma[i] = s.sigma;
     }
     const double log_sigma_total = log_sigma.total(tile.count());

@@ -22,10 +22,15 @@ struct LogSigmaSum {
   acc_t linear = 0, mantissa = 1;
   int_t exponent = 0;  // biased once an element
 
-  __device__ __forceinline__ void add(const Softplus<acc_t>& s) {
+  __device__ __forceinline__ void add_factor(const Softplus<acc_t>& s) {
     int_t biased_exponent;
     mantissa *= split_mantissa(s.factor, &biased_exponent);
     exponent += biased_exponent;
+  }
+
+  // With a linear part that is enough beside eps^2 or sigma^2.
+  __device__ __forceinline__ void add(const Softplus<acc_t>& s) {
+    add_factor(s);
     linear += s.linear;
   }
 
