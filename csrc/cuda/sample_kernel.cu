@@ -21,6 +21,11 @@ __global__ void __launch_bounds__(kThreads, 2) standard_normal_kernel(const Stan
   });
 }
 
+// Whether a sample's Philox words, which need its key alone, are made before what is loaded is used, so that their
+// arithmetic passes the time of the loads: __syncwarp keeps ptxas from moving it behind. double would spill.
+template <typename acc_t>
+constexpr bool kWordsFirst = sizeof(acc_t) == sizeof(float);
+
 // x, and with kLogProb each tile's sum of (z_p^2 - eps^2) / 2 - log sigma: the quadratic term of log q(x) is exactly
 // -eps^2 / 2.
 template <typename scalar_t, typename sample_t, bool kLogProb>
@@ -37,6 +42,11 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
     acc_t mu[kCount], rho[kCount], sigma[kCount];
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     tile.load(static_cast<const scalar_t*>(args.mu), mu);
+    typename tile_t::Words words;
+    if constexpr (kWordsFirst<acc_t>) {
+      words = tile.words(args.keys[blockIdx.y]);
+      __syncwarp();
+    }
     LogSigmaSum<acc_t> log_sigma;
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
@@ -46,9 +56,10 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
     }
     [[maybe_unused]] const double log_sigma_total = kLogProb ? log_sigma.total(tile.count()) : 0;
 
-    for (int64_t s = blockIdx.y; s < args.num_samples; s += gridDim.y) {
+    int64_t s = blockIdx.y;
+    do {
       // 2. One sample.
-      const auto words = tile.words(args.keys[s]);
+      if constexpr (!kWordsFirst<acc_t>) words = tile.words(args.keys[s]);
       acc_t prior_squares = 0, eps_squares = 0;
       ILLIA_UNROLL
       for (int j = 0; j < tile_t::kVectors; ++j) {
@@ -65,13 +76,17 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
         }
         tile.store_vector(static_cast<sample_t*>(args.x) + s * args.numel, j, x);
       }
+      const int64_t next = s + gridDim.y;
+      if constexpr (kWordsFirst<acc_t>)
+        if (next < args.num_samples) words = tile.words(args.keys[next]);
       // 3. Its sum over the tile.
       if constexpr (kLogProb) {
         const double squares = static_cast<double>(prior_squares) - static_cast<double>(eps_squares);
         const double sum = block_sum(0.5 * squares - log_sigma_total);
         if (threadIdx.x == 0) args.partials[s * tile_t::cover(args.numel) + index] = sum;
       }
-    }
+      s = next;
+    } while (s < args.num_samples);
   });
   if constexpr (kLogProb)
     finish_single_tile<ForwardTile<scalar_t, true>>(args.partials, args.num_samples, args.prior.std, args.numel,
@@ -99,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_backward_kernel(const Samp
     acc_t rho[kCount], sigma[kCount], h[kCount], g[kCount], grad_mu[kCount] = {}, rho_sum[kCount] = {};
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     if constexpr (kLogProb) tile.load(static_cast<const scalar_t*>(args.mu), mu);
-    tile.load(grad_x, g);
+    tile.load(args.num_samples > 0 ? grad_x : nullptr, g);
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const Softplus<acc_t> s = softplus(rho[i]);
