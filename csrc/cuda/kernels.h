@@ -40,7 +40,7 @@ struct SampleArgs {
   PriorScalars prior;
   void* x;           // [num_samples, numel]
   void* log_prob;    // [num_samples]; nullptr: not asked for
-  double* partials;  // [num_samples, num_tiles]
+  double* partials;  // [num_samples, num_tiles]; nullptr where one tile is all
 };
 
 struct SampleBackwardArgs {
@@ -59,7 +59,7 @@ struct LogProbArgs {
   int64_t num_samples, numel;
   PriorScalars prior;
   void* log_prob;    // [num_samples]
-  double* partials;  // [num_samples, num_tiles]
+  double* partials;  // [num_samples, num_tiles]; nullptr where one tile is all
 };
 
 struct LogProbBackwardArgs {
@@ -77,7 +77,7 @@ struct KlDivergenceArgs {
   int64_t numel;
   PriorScalars prior;
   void* kl_divergence;  // []
-  double* partials;     // [num_tiles]
+  double* partials;     // [num_tiles]; nullptr where one tile is all
 };
 
 struct KlDivergenceBackwardArgs {

@@ -82,7 +82,7 @@ const char* start_tiles(const Launch& launch, void (*kernel)(const args_t, bool)
   return start(launch, kernel, make_grid(tile_t::cover(args.numel), num_samples), kThreads, args, aligned);
 }
 
-// The second stage of a sum, where there are several tiles or none: a kernel whose one tile is all finishes the sum.
+// The second stage of a sum, where there are several tiles or none: of one tile the sum is made already.
 template <typename scalar_t>
 const char* sum_tiles(const Launch& launch, const double* partials, int64_t num_samples, int64_t numel,
                       const Scalar& std_prior, double constant, void* result) {

@@ -77,14 +77,25 @@ __device__ inline double sum_of_constants(const Scalar& std_prior, int64_t numel
   return numel == 0 ? 0 : static_cast<double>(numel) * (log_any(read_scalar(std_prior)) + constant);
 }
 
-// Ends a kernel whose one tile is all: the block that summed a sample up needs no second kernel.
+// Where one tile is all there is no second stage: thread 0 keeps the constants, in memory that it alone uses.
+template <typename tile_t>
+__device__ __forceinline__ void keep_constants(const Scalar& std_prior, int64_t numel, double constant,
+                                               double* constants) {
+  if (threadIdx.x == 0 && tile_t::cover(numel) == 1) *constants = sum_of_constants(std_prior, numel, constant);
+}
+
+// Thread 0 hands the sum of one tile of sample s on: to the second stage or, where one tile is all, to the result.
 template <typename tile_t, typename acc_t>
-__device__ __forceinline__ void finish_single_tile(const double* partials,  // [num_samples, 1]
-                                                   int64_t num_samples, const Scalar& std_prior, int64_t numel,
-                                                   double constant, acc_t* result) {  // [num_samples]
-  if (tile_t::cover(numel) != 1 || threadIdx.x != 0) return;
-  const double constants = sum_of_constants(std_prior, numel, constant);
-  for (int64_t s = blockIdx.y; s < num_samples; s += gridDim.y) result[s] = static_cast<acc_t>(partials[s] + constants);
+__device__ __forceinline__ void hand_on(double sum, int64_t s, int64_t index, int64_t numel, const double* constants,
+                                        double* partials,  // [num_samples, num_tiles]
+                                        acc_t* result) {   // [num_samples]
+  if (threadIdx.x != 0) return;
+  const int64_t num_tiles = tile_t::cover(numel);
+  if (num_tiles > 1) {
+    partials[s * num_tiles + index] = sum;
+  } else {
+    result[s] = static_cast<acc_t>(sum + *constants);
+  }
 }
 
 // result[s] = the sum of sample s over its tiles, and numel times the constants. One block a sample.

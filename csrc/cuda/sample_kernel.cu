@@ -32,8 +32,11 @@ template <typename scalar_t, typename sample_t, bool kLogProb>
 __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs args, bool aligned) {
   using acc_t = AccType<scalar_t>;
   __shared__ BlockSum<kThreads>::Buffers buffers;
+  __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = kLogProb ? read_prior<acc_t>(args.prior) : Prior<acc_t>{};
+  if constexpr (kLogProb)
+    keep_constants<ForwardTile<scalar_t, true>>(args.prior.std, args.numel, kLogProbConstant, &constants);
 
   for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t index) {
     using tile_t = std::decay_t<decltype(tile)>;
@@ -83,14 +86,11 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
       if constexpr (kLogProb) {
         const double squares = static_cast<double>(prior_squares) - static_cast<double>(eps_squares);
         const double sum = block_sum(0.5 * squares - log_sigma_total);
-        if (threadIdx.x == 0) args.partials[s * tile_t::cover(args.numel) + index] = sum;
+        hand_on<tile_t>(sum, s, index, args.numel, &constants, args.partials, static_cast<acc_t*>(args.log_prob));
       }
       s = next;
     } while (s < args.num_samples);
   });
-  if constexpr (kLogProb)
-    finish_single_tile<ForwardTile<scalar_t, true>>(args.partials, args.num_samples, args.prior.std, args.numel,
-                                                    kLogProbConstant, static_cast<acc_t*>(args.log_prob));
 }
 
 // grad_mu = sum of g and grad_rho = d sigma / d rho * sum of g eps - h * sum of grad_log_prob, over the samples in
