@@ -190,6 +190,19 @@ def test_std_prior_tensor_is_never_inspected(std_prior: float, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("std_prior", [1e-40, 1e-160, 5e-324])
+def test_no_gradient_is_0_under_any_std_prior(std_prior: float, dtype: torch.dtype, device: torch.device) -> None:
+    """1 / std_prior^2 is beyond float64, and 0 times infinity would be NaN."""
+    mu = torch.linspace(-1, 1, 65, dtype=dtype, device=device).requires_grad_()
+    rho, key = torch.zeros_like(mu).requires_grad_(), make_key(1, device=device)
+    x, log_prob = functional.gaussian_sample_and_log_prob(mu, rho, 0.0, std_prior, key)
+    given = functional.gaussian_log_prob(x.detach(), mu, rho, 0.0, std_prior)
+    for total in (log_prob, given, functional.gaussian_kl_divergence(mu, rho, 0.0, std_prior)):
+        for gradient in torch.autograd.grad(total, (mu, rho), torch.zeros_like(total)):
+            assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 def test_default_initial_values_have_finite_gradients(dtype: torch.dtype, device: torch.device) -> None:
     """In float16 too, where exp(-7) squared leaves the range."""
     torch.manual_seed(0)

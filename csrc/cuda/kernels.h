@@ -1,6 +1,6 @@
 // What the torch side asks of CUDA: raw memory of one device, and a stream. Neither torch nor CUDA headers here.
 //
-// A launch returns nullptr, or the driver's message: then nothing was started.
+// A launch returns nullptr, or the driver's message: then a kernel was not started, and no sum was written.
 #pragma once
 
 #include "ops/memory.h"

@@ -21,16 +21,15 @@ __global__ void __launch_bounds__(kThreads, 2) standard_normal_kernel(const Stan
   });
 }
 
-// Whether a sample's Philox words, which need its key alone, are made before what is loaded is used, so that their
-// arithmetic passes the time of the loads: __syncwarp keeps ptxas from moving it behind. double would spill.
-template <typename acc_t>
-constexpr bool kWordsFirst = sizeof(acc_t) == sizeof(float);
-
 // x, and with kLogProb each tile's sum of (z_p^2 - eps^2) / 2 - log sigma: the quadratic term of log q(x) is exactly
 // -eps^2 / 2.
 template <typename scalar_t, typename sample_t, bool kLogProb>
 __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs args, bool aligned) {
   using acc_t = AccType<scalar_t>;
+  // A sample's Philox words, which need its key alone, are made before what is loaded is used, so that their arithmetic
+  // passes the time of the loads. __syncwarp keeps ptxas from moving it behind softplus; without sums it does so even
+  // then, and double would spill.
+  constexpr bool kWordsFirst = kLogProb && sizeof(acc_t) == sizeof(float);
   __shared__ BlockSum<kThreads>::Buffers buffers;
   __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
@@ -46,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     tile.load(static_cast<const scalar_t*>(args.mu), mu);
     typename tile_t::Words words;
-    if constexpr (kWordsFirst<acc_t>) {
+    if constexpr (kWordsFirst) {
       words = tile.words(args.keys[blockIdx.y]);
       __syncwarp();
     }
@@ -62,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
     int64_t s = blockIdx.y;
     do {
       // 2. One sample.
-      if constexpr (!kWordsFirst<acc_t>) words = tile.words(args.keys[s]);
+      if constexpr (!kWordsFirst) words = tile.words(args.keys[s]);
       acc_t prior_squares = 0, eps_squares = 0;
       ILLIA_UNROLL
       for (int j = 0; j < tile_t::kVectors; ++j) {
@@ -80,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
         tile.store_vector(static_cast<sample_t*>(args.x) + s * args.numel, j, x);
       }
       const int64_t next = s + gridDim.y;
-      if constexpr (kWordsFirst<acc_t>)
+      if constexpr (kWordsFirst)
         if (next < args.num_samples) words = tile.words(args.keys[next]);
       // 3. Its sum over the tile.
       if constexpr (kLogProb) {

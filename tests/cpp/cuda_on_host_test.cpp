@@ -152,7 +152,7 @@ void test_case(const Case& c) {
     launch_sample(launch, args);
     expect(host_launches <= 2, c.name("launches of sample_and_log_prob"));
     args.x = other.data(), args.log_prob = other_log_prob.data();
-    host_grid_limit = dim3(3, 1);  // no less: the second stage has a block for each of up to 3 samples
+    host_grid_limit = dim3(2, 1);
     launch_sample(launch, args);
     host_grid_limit = dim3(0xFFFFFFFF, 0xFFFFFFFF);
     cpu.sample({mu.view(), rho.view(), keys.data(), c.num_samples, c.numel, prior, theirs.target(), partials.data()}, 0,
