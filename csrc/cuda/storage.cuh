@@ -86,7 +86,7 @@ __device__ __forceinline__ void store_vector(scalar_t* data, const acc_t* values
   } else {
     memcpy(&words, values, sizeof(words));
   }
-  *reinterpret_cast<access_t*>(data) = words;
+  __stwb(reinterpret_cast<access_t*>(data), words);  // nvcc takes some assignments apart
 }
 
 // The bits of a scalar, so that several loads are under way before the first is converted.

@@ -48,6 +48,11 @@ value_t __ldg(const value_t* data) {
   return *data;
 }
 
+template <typename value_t>
+void __stwb(value_t* data, value_t value) {
+  *data = value;
+}
+
 template <typename... parameters_t, typename... args_t>
 cudaError_t host_launch(const cudaLaunchConfig_t* config, void (*kernel)(parameters_t...), const args_t&... args) {
   ++host_launches;
