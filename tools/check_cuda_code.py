@@ -90,7 +90,9 @@ def main_loop(lines: list[tuple[int, str]]) -> list[str]:
     vectors = [at for at, text in lines if re.search(r"LDG\.E\.128|STG\.E\.(128|64)", text)]
     if not vectors:
         return []
-    branches = [(at, int(found[1], 16)) for at, text in lines if (found := re.search(r"BRA(?!\.DIV).* 0x([0-9a-f]+)", text))]
+    branches = [
+        (at, int(found[1], 16)) for at, text in lines if (found := re.search(r"BRA(?!\.DIV).* 0x([0-9a-f]+)", text))
+    ]
     end, target = next((at, to) for at, to in branches if to <= at and at > max(vectors))
     wide_loads = [at for at, text in lines if "LDG.E.128" in text]
     begin = min(wide_loads) if wide_loads else target

@@ -25,8 +25,8 @@ struct Prior {
   ILLIA_FUNCTION acc_t scale(double grad) const { return in_range<acc_t>(grad * inverse_variance, inverse_variance); }
 
  private:
-  // Of a positive std_prior however small the quotient stays finite: (x - mu_prior) * quotient is 0 at x = mu_prior, and
-  // grad * quotient where grad is 0.
+  // Of a positive std_prior however small the quotient stays finite: (x - mu_prior) * quotient is 0 at x = mu_prior,
+  // and grad * quotient where grad is 0.
   template <typename quotient_t>
   ILLIA_FUNCTION static quotient_t in_range(double quotient, double positive) {
     constexpr double kMax = Constants<quotient_t>::kMax;

@@ -43,10 +43,11 @@ ILLIA_FUNCTION float square_root(float x) {
 #endif
 }
 
-// 1 / y from an estimate of 4 / y: one Newton step, in which `residual` is exact. Wherever nvcc's own division makes this
-// step with the estimate of the same instruction, between 2^-126 and 2^126, the bits are the same. Beyond, the quotient
-// is subnormal and the estimate, a quarter of which is rounded, needs residual^2 as well. The smaller of NaN and 1 is 1,
-// so that y = inf, estimated as 0, gives 0. tests/cpp/intrinsics_test.cpp says how much of that needs no trust.
+// 1 / y from an estimate of 4 / y: one Newton step, in which `residual` is exact. Wherever nvcc's own division makes
+// this step with the estimate of the same instruction, between 2^-126 and 2^126, the bits are the same. Beyond, the
+// quotient is subnormal and the estimate, a quarter of which is rounded, needs residual^2 as well. The smaller of NaN
+// and 1 is 1, so that y = inf, estimated as 0, gives 0. tests/cpp/intrinsics_test.cpp says how much of that needs no
+// trust.
 ILLIA_FUNCTION float reciprocal_from_estimate(float y, float estimate) {
   const float rounded = 0.25f * estimate;
   const float residual = std::fmin(std::fma(-y, rounded, 1.0f), 1.0f);

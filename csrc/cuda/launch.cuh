@@ -92,7 +92,8 @@ const char* sum_tiles(const Launch& launch, const double* partials, int64_t num_
   if (num_tiles == 1 || num_samples == 0) return nullptr;
   using acc_t = AccType<scalar_t>;
   const dim3 grid(static_cast<unsigned>(std::min(num_samples, kMostBlocks)));
-  return start(launch, sum_tiles_kernel<acc_t>, grid, kSumThreads, partials, num_samples, num_tiles, std_prior, numel, constant, static_cast<acc_t*>(result));
+  return start(launch, sum_tiles_kernel<acc_t>, grid, kSumThreads, partials, num_samples, num_tiles, std_prior, numel,
+               constant, static_cast<acc_t*>(result));
 }
 
 }  // namespace cuda

@@ -1,11 +1,11 @@
 // The operations that core/intrinsics.h builds from an estimate, over every mantissa, with every estimate that PTX's
 // manual permits. Prints what failed, and then returns 1.
+#include "core/intrinsics.h"
+
 #include <cmath>
 #include <cstdio>
 #include <initializer_list>
 #include <limits>
-
-#include "core/intrinsics.h"
 
 using namespace illia::base;
 
@@ -63,8 +63,9 @@ bool reciprocal_holds(int exponent, int64_t expected_wrong) {
 
 int main() {
   bool holds = square_root_holds();
-  // The largest mantissa is wrong with the second nearest estimate: a GPU that gave it would break its own rcp.rn. There
-  // the quotient is normal, and powers of two change no rounding; beyond 2^126 it is subnormal, and nothing is wrong.
+  // The largest mantissa is wrong with the second nearest estimate: a GPU that gave it would break its own rcp.rn.
+  // There the quotient is normal, and powers of two change no rounding; beyond 2^126 it is subnormal, and nothing is
+  // wrong.
   for (int exponent : {-1, 0, 125}) holds &= reciprocal_holds(exponent, 1);
   for (int exponent : {126, 127}) holds &= reciprocal_holds(exponent, 0);
   using Limits = std::numeric_limits<float>;
