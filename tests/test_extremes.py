@@ -161,6 +161,18 @@ def test_sums_that_are_not_finite(mu: float, rho: float, place: int, dtype: torc
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("rho", [-inf, inf, nan])
+def test_log_prob_of_a_given_x_at_infinite_rho(rho: float, dtype: torch.dtype, device: torch.device) -> None:
+    """-inf, nan or inf, as in plain PyTorch: log sigma is added to squares that may be 0."""
+    mus, rhos = torch.zeros(2, 1031, dtype=dtype, device=device)
+    xs, rhos[1030] = torch.ones_like(mus), rho
+    ours = functional.gaussian_log_prob(xs, mus, rhos, 0.0, 1.0)
+    terms = -sigma(rhos).log() - (xs.double() / sigma(rhos)) ** 2 / 2 + xs.double() ** 2 / 2
+    assert not terms.sum().isfinite()
+    torch.testing.assert_close(ours.double(), terms.sum(), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @pytest.mark.parametrize("std_prior", [0.0, -0.0, -1.0, -inf, inf, nan])
 def test_std_prior_tensor_is_never_inspected(std_prior: float, dtype: torch.dtype, device: torch.device) -> None:
     """It goes where its logarithm goes."""
@@ -175,6 +187,19 @@ def test_std_prior_tensor_is_never_inspected(std_prior: float, dtype: torch.dtyp
     torch.testing.assert_close(log_prob.double(), expected, equal_nan=True)
     torch.testing.assert_close(functional.gaussian_log_prob(x, mu, rho, 0.0, prior), log_prob, equal_nan=True)
     torch.testing.assert_close(functional.gaussian_kl_divergence(mu, rho, 0.0, prior), log_prob, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("std_prior", [1e-40, 1e-160, 5e-324])
+def test_no_gradient_is_0_under_any_std_prior(std_prior: float, dtype: torch.dtype, device: torch.device) -> None:
+    """1 / std_prior^2 is beyond float64, and 0 times infinity would be NaN."""
+    mu = torch.linspace(-1, 1, 65, dtype=dtype, device=device).requires_grad_()
+    rho, key = torch.zeros_like(mu).requires_grad_(), make_key(1, device=device)
+    x, log_prob = functional.gaussian_sample_and_log_prob(mu, rho, 0.0, std_prior, key)
+    given = functional.gaussian_log_prob(x.detach(), mu, rho, 0.0, std_prior)
+    for total in (log_prob, given, functional.gaussian_kl_divergence(mu, rho, 0.0, std_prior)):
+        for gradient in torch.autograd.grad(total, (mu, rho), torch.zeros_like(total)):
+            assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)

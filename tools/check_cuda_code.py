@@ -1,7 +1,7 @@
 """Reads the machine code of a built library: `python tools/check_cuda_code.py [illia_ext/_C*.so]`.
 
-Fails when a kernel spills or keeps anything in local memory, on any architecture, or when a kernel over tiles lacks
-128-bit loads or stores of what it reads and writes by vectors. Prints registers, and instructions an element, to be
+Fails when a kernel spills or keeps anything in local memory, on any architecture, or when a kernel over tiles has
+fewer vector accesses than its arrays take. Prints registers, and instructions an element, to be
 held against what a GPU issues in the time that its memory takes (CONTRIBUTING.md).
 
 Instructions are those from the first vector load to the end of the loop over samples, all branches counted: one pass
@@ -19,17 +19,33 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-# What each kernel moves by vectors of 128 bits, and how many elements a thread holds: float and half, double.
+# How many elements a thread holds, of 4 or 2 bytes and of 8, and of how many arrays: parameters loaded and stored,
+# samples loaded and stored. A backward kernel loads the first sample and, in its loop, the next.
 FORWARD, BACKWARD = (16, 8), (8, 4)
 KERNELS = {
-    "standard_normal_kernel": ("S", FORWARD),
-    "sample_kernel": ("LS", FORWARD),
-    "sample_backward_kernel": ("LS", BACKWARD),
-    "log_prob_kernel": ("L", FORWARD),
-    "log_prob_backward_kernel": ("LS", BACKWARD),
-    "kl_divergence_kernel": ("L", FORWARD),
-    "kl_divergence_backward_kernel": ("LS", BACKWARD),
+    "standard_normal_kernel": (FORWARD, 0, 1, 0, 0),
+    "sample_kernel": (FORWARD, 2, 0, 0, 1),
+    "sample_backward_kernel": (BACKWARD, 2, 2, 2, 0),
+    "log_prob_kernel": (FORWARD, 2, 0, 1, 0),
+    "log_prob_backward_kernel": (BACKWARD, 2, 2, 2, 1),
+    "kl_divergence_kernel": (FORWARD, 2, 0, 0, 0),
+    "kl_divergence_backward_kernel": (BACKWARD, 2, 2, 0, 0),
 }
+WIDTHS = {"float": 4, "double": 8, "half": 2, "bfloat16": 2}
+
+
+def expected_accesses(kernel: str, types: list[str]) -> dict[str, int]:
+    """Vector accesses of one thread for a full tile: 128 bits of parameters, and as many elements of a sample."""
+    elements, loaded, stored, samples_loaded, samples_stored = KERNELS[kernel]
+    width = WIDTHS[types[0]]
+    vectors = elements[types[0] == "double"] * width // 16
+    bits = 128 * WIDTHS[types[1 if types[1:] and types[1] in WIDTHS else 0]] // width
+    loaded -= kernel == "sample_backward_kernel" and types[-1] == "false"  # mu is not read
+    counts = {"LDG.E.128": loaded * vectors, "STG.E.128": stored * vectors}
+    for access, arrays in ((f"LDG.E.{bits}.CONSTANT", samples_loaded), (f"STG.E.{bits}", samples_stored)):
+        access = access.replace(".128.CONSTANT", ".128")
+        counts[access] = counts.get(access, 0) + arrays * vectors
+    return {access: count for access, count in counts.items() if count}
 
 
 def run(*command: str, stdin: str | None = None) -> str:
@@ -69,16 +85,26 @@ def machine_code(library: str, architecture: str) -> dict[str, list[tuple[int, s
     return code
 
 
-def main_loop(lines: list[tuple[int, str]]) -> int:
-    """Instructions of one pass over a full tile; 0 without vector accesses, by which it is found."""
+def main_loop(lines: list[tuple[int, str]]) -> list[str]:
+    """Instructions of one pass over a full tile; none without vector accesses, by which it is found."""
     vectors = [at for at, text in lines if re.search(r"LDG\.E\.128|STG\.E\.(128|64)", text)]
     if not vectors:
-        return 0
-    branches = [(at, int(found[1], 16)) for at, text in lines if (found := re.search(r"BRA.* 0x([0-9a-f]+)", text))]
+        return []
+    branches = [
+        (at, int(found[1], 16)) for at, text in lines if (found := re.search(r"BRA(?!\.DIV).* 0x([0-9a-f]+)", text))
+    ]
     end, target = next((at, to) for at, to in branches if to <= at and at > max(vectors))
     wide_loads = [at for at, text in lines if "LDG.E.128" in text]
     begin = min(wide_loads) if wide_loads else target
-    return sum(begin <= at <= end for at, _ in lines)
+    code = {at: text for at, text in lines if begin <= at <= end}
+
+    def philox(first: int, last: int) -> bool:
+        return sum("IMAD.WIDE.U32" in code.get(at, "") for at in range(first, last, 16)) > 20
+
+    for at, to in branches:  # over a next sample, or its Philox words, where there is none
+        if at in code and at < to and philox(begin, at) and philox(at, to):
+            code = {place: text for place, text in code.items() if not at < place < to}
+    return list(code.values())
 
 
 def main() -> None:
@@ -110,14 +136,13 @@ def main() -> None:
         kernel = short.split("<")[0]
         count = ""
         if kernel in KERNELS:
-            moved, elements = KERNELS[kernel]
-            text = "\n".join(instruction for _, instruction in code[mangled])
-            narrowed = re.search(r"<float, (half|bfloat16)", short)  # four elements of 16 bits: 64 bits of x
-            if "L" in moved and "LDG.E.128" not in text:
-                faults.append(f"{short}: no 128-bit load")
-            if "S" in moved and not re.search(r"STG\.E\.(128|64)" if narrowed else r"STG\.E\.128", text):
-                faults.append(f"{short}: no 128-bit store")
-            count = f"{main_loop(code[mangled]) / elements['double' in short]:.1f}"
+            elements = KERNELS[kernel][0]
+            loop = main_loop(code[mangled])
+            for access, expected in expected_accesses(kernel, short[:-1].split("<")[1].split(", ")).items():
+                found = sum(access in instruction for _, instruction in code[mangled])
+                if found < expected:  # a loop may stand there twice
+                    faults.append(f"{short}: {found} {access}, expected {expected}")
+            count = f"{len(loop) / elements['double' in short]:.1f}"
         print(f"{short:68} {registers[mangled]:9} {count:>24}")
     print(*faults, sep="\n")
     sys.exit(bool(faults))

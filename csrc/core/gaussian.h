@@ -18,18 +18,20 @@ struct Prior {
   double log_std;
 
   ILLIA_FUNCTION static Prior make(double mu, double std) {
-    return {static_cast<acc_t>(mu), in_range(1 / std, std), 1 / std / std, log_any(std)};
+    return {static_cast<acc_t>(mu), in_range<acc_t>(1 / std, std), in_range<double>(1 / std / std, std), log_any(std)};
   }
 
   // grad / std_prior^2
-  ILLIA_FUNCTION acc_t scale(double grad) const { return in_range(grad * inverse_variance, inverse_variance); }
+  ILLIA_FUNCTION acc_t scale(double grad) const { return in_range<acc_t>(grad * inverse_variance, inverse_variance); }
 
  private:
-  // Of a positive std_prior however small the quotient stays finite: (x - mu_prior) * quotient is 0 at x = mu_prior.
-  ILLIA_FUNCTION static acc_t in_range(double quotient, double positive) {
-    constexpr double kMax = Constants<acc_t>::kMax;
-    if (!(positive > 0)) return static_cast<acc_t>(quotient);
-    return static_cast<acc_t>(quotient > kMax ? kMax : quotient < -kMax ? -kMax : quotient);
+  // Of a positive std_prior however small the quotient stays finite: (x - mu_prior) * quotient is 0 at x = mu_prior,
+  // and grad * quotient where grad is 0.
+  template <typename quotient_t>
+  ILLIA_FUNCTION static quotient_t in_range(double quotient, double positive) {
+    constexpr double kMax = Constants<quotient_t>::kMax;
+    if (!(positive > 0)) return static_cast<quotient_t>(quotient);
+    return static_cast<quotient_t>(quotient > kMax ? kMax : quotient < -kMax ? -kMax : quotient);
   }
 };
 

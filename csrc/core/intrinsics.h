@@ -21,7 +21,7 @@ ILLIA_FUNCTION acc_t at_least(acc_t bound, acc_t x) {
 
 // sqrt(x) from an estimate of 1 / sqrt(x): one Newton step, in which `residual` is exact. nvcc makes these four
 // operations of sqrt.rn wherever x is far from the ends of the exponents, so with the estimate of the same instruction
-// the result is correctly rounded by the word of the same manual. tests/cpp/square_root_test.cpp says how much of that
+// the result is correctly rounded by the word of the same manual. tests/cpp/intrinsics_test.cpp says how much of that
 // can be had without trusting it.
 ILLIA_FUNCTION float square_root_from_estimate(float x, float estimate) {
   const float root = x * estimate;
@@ -40,6 +40,31 @@ ILLIA_FUNCTION float square_root(float x) {
   return square_root_from_estimate(x, estimate);
 #else
   return std::sqrt(x);
+#endif
+}
+
+// 1 / y from an estimate of 4 / y: one Newton step, in which `residual` is exact. Wherever nvcc's own division makes
+// this step with the estimate of the same instruction, between 2^-126 and 2^126, the bits are the same. Beyond, the
+// quotient is subnormal and the estimate, a quarter of which is rounded, needs residual^2 as well. The smaller of NaN
+// and 1 is 1, so that y = inf, estimated as 0, gives 0. tests/cpp/intrinsics_test.cpp says how much of that needs no
+// trust.
+ILLIA_FUNCTION float reciprocal_from_estimate(float y, float estimate) {
+  const float rounded = 0.25f * estimate;
+  const float residual = std::fmin(std::fma(-y, rounded, 1.0f), 1.0f);
+  return std::fma(rounded, std::fma(residual, residual, residual), rounded);
+}
+
+ILLIA_FUNCTION double reciprocal(double y) { return 1 / y; }
+
+// 1 / y, correctly rounded, for y >= 2^-124, inf and NaN: no look at other y, and no branch.
+ILLIA_FUNCTION float reciprocal(float y) {
+#if defined(__CUDA_ARCH__)
+  float estimate;
+  // A quarter of y has no subnormal estimate, which the instruction would make 0.
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(0.25f * y));
+  return reciprocal_from_estimate(y, estimate);
+#else
+  return 1 / y;
 #endif
 }
 

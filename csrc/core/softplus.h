@@ -15,7 +15,7 @@ struct Softplus {
   acc_t sigma;   // Error: <= 2.11 / 2.4 ulp.
   acc_t factor;  // in [log 2, inf]
   acc_t t;       // in [0, 1]
-  acc_t linear;  // the part of log sigma that is not log(factor): min(rho, 0), but NaN where rho is inf or NaN
+  acc_t linear;  // linear_log_sigma(rho), but NaN at inf: enough where inf is also drawn from or squared
 };
 
 template <typename acc_t>
@@ -30,7 +30,7 @@ ILLIA_FUNCTION Softplus<acc_t> softplus(acc_t rho) {
 // h = d log sigma / d rho = sigmoid(rho) / sigma. Error: <= 3.32 / 3.6 ulp.
 template <typename acc_t>
 ILLIA_FUNCTION acc_t log_sigma_derivative(const Softplus<acc_t>& s) {
-  return acc_t{1} / ((acc_t{1} + s.t) * s.factor);
+  return reciprocal((acc_t{1} + s.t) * s.factor);
 }
 
 // sigmoid(rho) = d sigma / d rho, from h = log_sigma_derivative. Error: <= 4.50 / 4.6 ulp.
@@ -40,8 +40,8 @@ ILLIA_FUNCTION acc_t sigmoid(acc_t rho, acc_t sigma, acc_t h) {
   return rho > acc_t{64} ? acc_t{1} : sigma * h;
 }
 
-// The part of log sigma that is not log(factor): min(rho, 0). An infinite or NaN rho is passed on, because
-// log_normal and split_mantissa read the bits of finite factors only.
+// The part of log sigma that is not log(factor): min(rho, 0). inf, -inf and NaN are passed on, because log_normal and
+// split_mantissa read the bits of finite factors only.
 template <typename acc_t>
 ILLIA_FUNCTION acc_t linear_log_sigma(acc_t rho) {
   return rho > 0 && rho <= Constants<acc_t>::kMax ? acc_t{0} : rho;

@@ -29,7 +29,7 @@ void log_prob_kernel(const LogProbArgs& args, int64_t begin, int64_t end) {
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
     const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
     const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
-    const double log_sigma = softplus_piece<acc_t, true>(rho, piece.count, sigma);
+    const double log_sigma = softplus_piece<acc_t, true, true>(rho, piece.count, sigma);
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const acc_t* x = load(args.x, s * args.numel + piece.first, piece.count, x_buffer);
       const double squares = log_prob_piece(x, mu, sigma, piece.count, prior);

@@ -66,11 +66,12 @@ struct LogSigmaSum {
     for (acc_t& mantissa : mantissas) mantissa = 1;
   }
 
-  ILLIA_FUNCTION void add(int64_t lane, const Softplus<acc_t>& s) {
+  // `linear_part` is linear_log_sigma or, where that is enough, s.linear.
+  ILLIA_FUNCTION void add(int64_t lane, const Softplus<acc_t>& s, acc_t linear_part) {
     int_t exponent;
     mantissas[lane] *= split_mantissa(s.factor, &exponent);
     exponents[lane] += exponent;
-    linear.lanes[lane] += s.linear;
+    linear.lanes[lane] += linear_part;
   }
 
   double total(int64_t count) const {
@@ -101,15 +102,15 @@ void standard_normal_piece(const Key& key, const Piece& piece, acc_t* __restrict
   }
 }
 
-// sigma, and with kLogProb the sum of log sigma.
-template <typename acc_t, bool kLogProb>
+// sigma, and with kLogProb the sum of log sigma: of a finite rho, or with kInfinite of any.
+template <typename acc_t, bool kLogProb, bool kInfinite = false>
 double softplus_piece(const acc_t* __restrict rho, int64_t count, acc_t* __restrict sigma) {
   LogSigmaSum<acc_t> sum;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const Softplus<acc_t> s = softplus(rho[first + lane]);
       sigma[first + lane] = s.sigma;
-      if constexpr (kLogProb) sum.add(lane, s);
+      if constexpr (kLogProb) sum.add(lane, s, kInfinite ? linear_log_sigma(rho[first + lane]) : s.linear);
     }
   });
   return kLogProb ? sum.total(count) : 0;

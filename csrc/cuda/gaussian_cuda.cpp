@@ -59,13 +59,17 @@ const void* data_of(const Tensor& tensor) { return tensor.const_data_ptr(); }
 const void* data_of(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 const Key* keys_of(const Tensor& key) { return static_cast<const Key*>(key.const_data_ptr()); }
 
-// Scratch for the sums of the tiles: [num_samples, num_tiles]. It returns to torch's allocator when the op ends, which
-// hands it on in the order of the stream.
-Tensor empty_partials(const Device& device, const Tensor& mu, int64_t num_samples) {
-  return device.empty(Sizes{num_samples, count_tiles(storage_of(mu.scalar_type()), mu.numel())}, ScalarType::Double);
+// Scratch for the sums of several tiles: [num_samples, num_tiles]. It returns to torch's allocator when the op ends,
+// which hands it on in the order of the stream.
+std::optional<Tensor> empty_partials(const Device& device, const Tensor& mu, int64_t num_samples) {
+  const int64_t num_tiles = count_tiles(storage_of(mu.scalar_type()), mu.numel());
+  if (num_tiles <= 1) return std::nullopt;
+  return device.empty(Sizes{num_samples, num_tiles}, ScalarType::Double);
 }
 
-double* partials_of(const Tensor& partials) { return static_cast<double*>(partials.mutable_data_ptr()); }
+double* partials_of(const std::optional<Tensor>& partials) {
+  return partials ? static_cast<double*>(partials->mutable_data_ptr()) : nullptr;
+}
 
 Tensor standard_normal_cuda(Tensor key, Sizes size, ScalarType dtype, std::optional<Sizes> full_size,
                             std::optional<Sizes> origin) {
@@ -113,7 +117,7 @@ std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cuda(Tensor mu, Tensor r
   const int64_t num_samples = count_samples(key);
   const Tensor x = device.empty(sample_sizes(key, mu.sizes()), sample_dtype);
   const Tensor log_prob = device.empty(log_prob_sizes(key), log_prob_dtype(mu.scalar_type()));
-  const Tensor partials = empty_partials(device, mu, num_samples);
+  const std::optional<Tensor> partials = empty_partials(device, mu, num_samples);
   const SampleArgs args{data_of(mu_input),    data_of(rho_input),
                         keys_of(keys),        num_samples,
                         mu.numel(),           scalars_of(mu_prior, std_prior),
@@ -178,7 +182,7 @@ Tensor gaussian_log_prob_cuda(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, 
   const Tensor x_input = as_contiguous(x), mu_input = as_contiguous(mu), rho_input = as_contiguous(rho);
   const int64_t num_samples = count_samples(x, mu);
   const Tensor log_prob = device.empty(log_prob_sizes(x, mu), log_prob_dtype(mu.scalar_type()));
-  const Tensor partials = empty_partials(device, mu, num_samples);
+  const std::optional<Tensor> partials = empty_partials(device, mu, num_samples);
   const LogProbArgs args{data_of(x_input),
                          data_of(mu_input),
                          data_of(rho_input),
@@ -227,7 +231,7 @@ Tensor gaussian_kl_divergence_cuda(Tensor mu, Tensor rho, Tensor mu_prior, Tenso
   const Device device(mu);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho);
   const Tensor kl_divergence = device.empty(Sizes{}, log_prob_dtype(mu.scalar_type()));
-  const Tensor partials = empty_partials(device, mu, 1);
+  const std::optional<Tensor> partials = empty_partials(device, mu, 1);
   const KlDivergenceArgs args{data_of(mu_input),
                               data_of(rho_input),
                               mu.numel(),

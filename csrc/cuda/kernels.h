@@ -1,6 +1,6 @@
 // What the torch side asks of CUDA: raw memory of one device, and a stream. Neither torch nor CUDA headers here.
 //
-// A launch returns nullptr, or the driver's message: then nothing was started.
+// A launch returns nullptr, or the driver's message: then a kernel was not started, and no sum was written.
 #pragma once
 
 #include "ops/memory.h"
@@ -40,7 +40,7 @@ struct SampleArgs {
   PriorScalars prior;
   void* x;           // [num_samples, numel]
   void* log_prob;    // [num_samples]; nullptr: not asked for
-  double* partials;  // [num_samples, num_tiles]
+  double* partials;  // [num_samples, num_tiles]; nullptr where one tile is all
 };
 
 struct SampleBackwardArgs {
@@ -59,7 +59,7 @@ struct LogProbArgs {
   int64_t num_samples, numel;
   PriorScalars prior;
   void* log_prob;    // [num_samples]
-  double* partials;  // [num_samples, num_tiles]
+  double* partials;  // [num_samples, num_tiles]; nullptr where one tile is all
 };
 
 struct LogProbBackwardArgs {
@@ -77,7 +77,7 @@ struct KlDivergenceArgs {
   int64_t numel;
   PriorScalars prior;
   void* kl_divergence;  // []
-  double* partials;     // [num_tiles]
+  double* partials;     // [num_tiles]; nullptr where one tile is all
 };
 
 struct KlDivergenceBackwardArgs {

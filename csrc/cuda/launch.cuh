@@ -40,12 +40,14 @@ auto dispatch(const Launch& launch, function_t function) {
   return dispatch(launch.parameters, [&](auto tag) { return function(tag, tag); });
 }
 
+constexpr int64_t kMostBlocks = 0x7FFFFFFF;  // of a grid
+
 // Blocks for `num_tiles` tiles of each of `num_samples` samples. Up to kEnoughBlocks, some 30 for each multiprocessor
 // of the largest GPUs, every tile has its own; above that each block takes up to four, which saves three of four
 // prologues and still leaves thousands of blocks, so that no multiprocessor waits for the last. Spare blocks share
 // the samples.
 inline dim3 make_grid(int64_t num_tiles, int64_t num_samples = 1) {
-  constexpr int64_t kEnoughBlocks = 4096, kTilesPerBlock = 4, kMostBlocks = 0x7FFFFFFF;
+  constexpr int64_t kEnoughBlocks = 4096, kTilesPerBlock = 4;
   const int64_t blocks =
       std::min(num_tiles, std::max(kEnoughBlocks, (num_tiles + kTilesPerBlock - 1) / kTilesPerBlock));
   const int64_t groups = std::min(num_samples, std::max<int64_t>(1, kEnoughBlocks / blocks));
@@ -82,15 +84,16 @@ const char* start_tiles(const Launch& launch, void (*kernel)(const args_t, bool)
   return start(launch, kernel, make_grid(tile_t::cover(args.numel), num_samples), kThreads, args, aligned);
 }
 
-// The second stage of a sum, where there are several tiles or none: a kernel whose one tile is all finishes the sum.
+// The second stage of a sum, where there are several tiles or none: of one tile the sum is made already.
 template <typename scalar_t>
 const char* sum_tiles(const Launch& launch, const double* partials, int64_t num_samples, int64_t numel,
                       const Scalar& std_prior, double constant, void* result) {
   const int64_t num_tiles = ForwardTile<scalar_t, true>::cover(numel);
   if (num_tiles == 1 || num_samples == 0) return nullptr;
   using acc_t = AccType<scalar_t>;
-  return start(launch, sum_tiles_kernel<acc_t>, dim3(static_cast<unsigned>(num_samples)), kSumThreads, partials,
-               num_tiles, std_prior, numel, constant, static_cast<acc_t*>(result));
+  const dim3 grid(static_cast<unsigned>(std::min(num_samples, kMostBlocks)));
+  return start(launch, sum_tiles_kernel<acc_t>, grid, kSumThreads, partials, num_samples, num_tiles, std_prior, numel,
+               constant, static_cast<acc_t*>(result));
 }
 
 }  // namespace cuda

@@ -10,8 +10,10 @@ template <typename scalar_t, typename sample_t>
 __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs args, bool aligned) {
   using acc_t = AccType<scalar_t>;
   __shared__ BlockSum<kThreads>::Buffers buffers;
+  __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
+  keep_constants<ForwardTile<scalar_t, true>>(args.prior.std, args.numel, kLogProbConstant, &constants);
 
   for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t index) {
     using tile_t = std::decay_t<decltype(tile)>;
@@ -22,9 +24,13 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
     tile.load(static_cast<const scalar_t*>(args.mu), mu);
     LogSigmaSum<acc_t> log_sigma;
     ILLIA_UNROLL
+    for (int i = 0; i < kCount; ++i)
+      if (tile.holds(i)) log_sigma.linear += linear_log_sigma(rho[i]);
+    __syncwarp();  // or ptxas mixes both loops, and double has too few registers
+    ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const Softplus<acc_t> s = softplus(rho[i]);
-      if (tile.holds(i)) log_sigma.add(s);
+      if (tile.holds(i)) log_sigma.add_factor(s);
       sigma[i] = s.sigma;
     }
     const double log_sigma_total = log_sigma.total(tile.count());
@@ -43,11 +49,9 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
       // 3. Its sum over the tile.
       const double squares = static_cast<double>(prior_squares) - static_cast<double>(posterior_squares);
       const double sum = block_sum(0.5 * squares - log_sigma_total);
-      if (threadIdx.x == 0) args.partials[s * tile_t::cover(args.numel) + index] = sum;
+      hand_on<tile_t>(sum, s, index, args.numel, &constants, args.partials, static_cast<acc_t*>(args.log_prob));
     }
   });
-  finish_single_tile<ForwardTile<scalar_t, true>>(args.partials, args.num_samples, args.prior.std, args.numel,
-                                                  kLogProbConstant, static_cast<acc_t*>(args.log_prob));
 }
 
 // grad_x of each sample, and grad_mu and grad_rho summed over the samples in their order.
@@ -103,11 +107,14 @@ template <typename scalar_t>
 __global__ void __launch_bounds__(kThreads, 2) kl_divergence_kernel(const KlDivergenceArgs args, bool aligned) {
   using acc_t = AccType<scalar_t>;
   __shared__ BlockSum<kThreads>::Buffers buffers;
+  __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
+  keep_constants<ForwardTile<scalar_t, true>>(args.prior.std, args.numel, kKlConstant, &constants);
 
   for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t index) {
-    constexpr int kCount = std::decay_t<decltype(tile)>::kCount;
+    using tile_t = std::decay_t<decltype(tile)>;
+    constexpr int kCount = tile_t::kCount;
     acc_t mu[kCount], rho[kCount], mu_squares = 0, sigma_squares = 0;
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     tile.load(static_cast<const scalar_t*>(args.mu), mu);
@@ -123,10 +130,8 @@ __global__ void __launch_bounds__(kThreads, 2) kl_divergence_kernel(const KlDive
     }
     const double squares = static_cast<double>(mu_squares) + static_cast<double>(sigma_squares);
     const double sum = block_sum(0.5 * squares - log_sigma.total(tile.count()));
-    if (threadIdx.x == 0) args.partials[index] = sum;
+    hand_on<tile_t>(sum, 0, index, args.numel, &constants, args.partials, static_cast<acc_t*>(args.kl_divergence));
   });
-  finish_single_tile<ForwardTile<scalar_t, true>>(args.partials, 1, args.prior.std, args.numel, kKlConstant,
-                                                  static_cast<acc_t*>(args.kl_divergence));
 }
 
 template <typename scalar_t>

@@ -1,6 +1,6 @@
 // Sums in a fixed order: each thread adds its at most 16 elements of a tile in acc_t, the block adds its threads in
-// double, and a second kernel adds the tiles. Neither the grid nor the run changes a bit. The 16 roundings to float
-// lose at most 16 * 2^-24 = 0.95e-6 of the sum of absolute values.
+// double, and a second kernel adds the tiles. Neither the grid nor the run changes a bit. Adding 16 floats rounds 15
+// times, which loses at most 15 * 2^-24 = 0.9e-6 of the sum of absolute values; z_p has three roundings of its own.
 #pragma once
 
 #include "cuda/tile.cuh"
@@ -12,7 +12,8 @@ constexpr int kWarp = 32, kSumThreads = 1024;
 
 template <typename acc_t>
 __device__ Prior<acc_t> read_prior(const PriorScalars& prior) {
-  return Prior<acc_t>::make(read_scalar(prior.mu), read_scalar(prior.std));
+  const uint64_t mu = load_scalar(prior.mu), std = load_scalar(prior.std);
+  return Prior<acc_t>::make(scalar_value(prior.mu, mu), scalar_value(prior.std, std));
 }
 
 // One thread's sum of log sigma: see core/softplus.h on the product of mantissas.
@@ -22,14 +23,20 @@ struct LogSigmaSum {
   acc_t linear = 0, mantissa = 1;
   int_t exponent = 0;  // biased once an element
 
-  __device__ __forceinline__ void add(const Softplus<acc_t>& s) {
+  __device__ __forceinline__ void add_factor(const Softplus<acc_t>& s) {
     int_t biased_exponent;
     mantissa *= split_mantissa(s.factor, &biased_exponent);
     exponent += biased_exponent;
+  }
+
+  // With a linear part that is enough beside eps^2 or sigma^2.
+  __device__ __forceinline__ void add(const Softplus<acc_t>& s) {
+    add_factor(s);
     linear += s.linear;
   }
 
-  // Of `count` elements. Rounding the logarithm to acc_t costs half an ulp of at most 16 log 2: 2^-25 an element.
+  // Of at most 16 elements. In float the product's 15 roundings of 2^-24 and the logarithm's 0.89 ulp, of at most 2^-20
+  // below 16 log 2, lose at most (15 + 14.3) * 2^-24 together: 2^-23 an element.
   __device__ __forceinline__ double total(int count) const {
     const double unbiased = static_cast<double>(exponent - count * FloatFormat<acc_t>::kExponentBias);
     return std::fma(unbiased, Constants<double>::kLn2, static_cast<double>(log_normal(mantissa))) +
@@ -72,38 +79,52 @@ __device__ inline double sum_of_constants(const Scalar& std_prior, int64_t numel
   return numel == 0 ? 0 : static_cast<double>(numel) * (log_any(read_scalar(std_prior)) + constant);
 }
 
-// Ends a kernel whose one tile is all: the block that summed a sample up needs no second kernel.
-template <typename tile_t, typename acc_t>
-__device__ __forceinline__ void finish_single_tile(const double* partials,  // [num_samples, 1]
-                                                   int64_t num_samples, const Scalar& std_prior, int64_t numel,
-                                                   double constant, acc_t* result) {  // [num_samples]
-  if (tile_t::cover(numel) != 1 || threadIdx.x != 0) return;
-  const double constants = sum_of_constants(std_prior, numel, constant);
-  for (int64_t s = blockIdx.y; s < num_samples; s += gridDim.y) result[s] = static_cast<acc_t>(partials[s] + constants);
+// Where one tile is all there is no second stage: thread 0 keeps the constants, in memory that it alone uses.
+template <typename tile_t>
+__device__ __forceinline__ void keep_constants(const Scalar& std_prior, int64_t numel, double constant,
+                                               double* constants) {
+  if (threadIdx.x == 0 && tile_t::cover(numel) == 1) *constants = sum_of_constants(std_prior, numel, constant);
 }
 
-// result[s] = the sum of sample s over its tiles, and numel times the constants. One block a sample.
+// Thread 0 hands the sum of one tile of sample s on: to the second stage or, where one tile is all, to the result.
+template <typename tile_t, typename acc_t>
+__device__ __forceinline__ void hand_on(double sum, int64_t s, int64_t index, int64_t numel, const double* constants,
+                                        double* partials,  // [num_samples, num_tiles]
+                                        acc_t* result) {   // [num_samples]
+  if (threadIdx.x != 0) return;
+  const int64_t num_tiles = tile_t::cover(numel);
+  if (num_tiles > 1) {
+    partials[s * num_tiles + index] = sum;
+  } else {
+    result[s] = static_cast<acc_t>(sum + *constants);
+  }
+}
+
+// result[s] = the sum of sample s over its tiles, and numel times the constants. One block takes a sample.
 template <typename acc_t>
 __global__ void __launch_bounds__(kSumThreads)
     sum_tiles_kernel(const double* __restrict__ partials,  // [num_samples, num_tiles]
-                     int64_t num_tiles, Scalar std_prior, int64_t numel, double constant,
+                     int64_t num_samples, int64_t num_tiles, Scalar std_prior, int64_t numel, double constant,
                      acc_t* __restrict__ result) {  // [num_samples]
   constexpr int kLoads = 8;                         // in flight
   __shared__ typename BlockSum<kSumThreads>::Buffers buffers;
-  const double* row = partials + blockIdx.x * num_tiles;
-  double sum = 0;
-  for (int64_t first = threadIdx.x; first < num_tiles; first += kSumThreads * kLoads) {
-    double values[kLoads];
-    ILLIA_UNROLL
-    for (int i = 0; i < kLoads; ++i) {
-      const int64_t place = first + i * kSumThreads;
-      values[i] = place < num_tiles ? row[place] : 0;
+  BlockSum<kSumThreads> block_sum(buffers);
+  for (int64_t s = blockIdx.x; s < num_samples; s += gridDim.x) {
+    const double* row = partials + s * num_tiles;
+    double sum = 0;
+    for (int64_t first = threadIdx.x; first < num_tiles; first += kSumThreads * kLoads) {
+      double values[kLoads];
+      ILLIA_UNROLL
+      for (int i = 0; i < kLoads; ++i) {
+        const int64_t place = first + i * kSumThreads;
+        values[i] = place < num_tiles ? row[place] : 0;
+      }
+      ILLIA_UNROLL
+      for (double value : values) sum += value;
     }
-    ILLIA_UNROLL
-    for (double value : values) sum += value;
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) result[s] = static_cast<acc_t>(sum + sum_of_constants(std_prior, numel, constant));
   }
-  sum = BlockSum<kSumThreads>(buffers)(sum);
-  if (threadIdx.x == 0) result[blockIdx.x] = static_cast<acc_t>(sum + sum_of_constants(std_prior, numel, constant));
 }
 
 }  // namespace cuda

@@ -26,9 +26,16 @@ __global__ void __launch_bounds__(kThreads, 2) standard_normal_kernel(const Stan
 template <typename scalar_t, typename sample_t, bool kLogProb>
 __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs args, bool aligned) {
   using acc_t = AccType<scalar_t>;
+  // A sample's Philox words, which need its key alone, are made before what is loaded is used, so that their arithmetic
+  // passes the time of the loads. __syncwarp keeps ptxas from moving it behind softplus; without sums it does so even
+  // then, and double would spill.
+  constexpr bool kWordsFirst = kLogProb && sizeof(acc_t) == sizeof(float);
   __shared__ BlockSum<kThreads>::Buffers buffers;
+  __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = kLogProb ? read_prior<acc_t>(args.prior) : Prior<acc_t>{};
+  if constexpr (kLogProb)
+    keep_constants<ForwardTile<scalar_t, true>>(args.prior.std, args.numel, kLogProbConstant, &constants);
 
   for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t index) {
     using tile_t = std::decay_t<decltype(tile)>;
@@ -37,6 +44,11 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
     acc_t mu[kCount], rho[kCount], sigma[kCount];
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     tile.load(static_cast<const scalar_t*>(args.mu), mu);
+    typename tile_t::Words words;
+    if constexpr (kWordsFirst) {
+      words = tile.words(args.keys[blockIdx.y]);
+      __syncwarp();
+    }
     LogSigmaSum<acc_t> log_sigma;
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
@@ -46,9 +58,10 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
     }
     [[maybe_unused]] const double log_sigma_total = kLogProb ? log_sigma.total(tile.count()) : 0;
 
-    for (int64_t s = blockIdx.y; s < args.num_samples; s += gridDim.y) {
+    int64_t s = blockIdx.y;
+    do {
       // 2. One sample.
-      const auto words = tile.words(args.keys[s]);
+      if constexpr (!kWordsFirst) words = tile.words(args.keys[s]);
       acc_t prior_squares = 0, eps_squares = 0;
       ILLIA_UNROLL
       for (int j = 0; j < tile_t::kVectors; ++j) {
@@ -65,17 +78,18 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
         }
         tile.store_vector(static_cast<sample_t*>(args.x) + s * args.numel, j, x);
       }
+      const int64_t next = s + gridDim.y;
+      if constexpr (kWordsFirst)
+        if (next < args.num_samples) words = tile.words(args.keys[next]);
       // 3. Its sum over the tile.
       if constexpr (kLogProb) {
         const double squares = static_cast<double>(prior_squares) - static_cast<double>(eps_squares);
         const double sum = block_sum(0.5 * squares - log_sigma_total);
-        if (threadIdx.x == 0) args.partials[s * tile_t::cover(args.numel) + index] = sum;
+        hand_on<tile_t>(sum, s, index, args.numel, &constants, args.partials, static_cast<acc_t*>(args.log_prob));
       }
-    }
+      s = next;
+    } while (s < args.num_samples);
   });
-  if constexpr (kLogProb)
-    finish_single_tile<ForwardTile<scalar_t, true>>(args.partials, args.num_samples, args.prior.std, args.numel,
-                                                    kLogProbConstant, static_cast<acc_t*>(args.log_prob));
 }
 
 // grad_mu = sum of g and grad_rho = d sigma / d rho * sum of g eps - h * sum of grad_log_prob, over the samples in
@@ -99,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_backward_kernel(const Samp
     acc_t rho[kCount], sigma[kCount], h[kCount], g[kCount], grad_mu[kCount] = {}, rho_sum[kCount] = {};
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     if constexpr (kLogProb) tile.load(static_cast<const scalar_t*>(args.mu), mu);
-    tile.load(grad_x, g);
+    tile.load(args.num_samples > 0 ? grad_x : nullptr, g);
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const Softplus<acc_t> s = softplus(rho[i]);

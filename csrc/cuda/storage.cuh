@@ -86,22 +86,27 @@ __device__ __forceinline__ void store_vector(scalar_t* data, const acc_t* values
   } else {
     memcpy(&words, values, sizeof(words));
   }
-  *reinterpret_cast<access_t*>(data) = words;
+  __stwb(reinterpret_cast<access_t*>(data), words);  // nvcc takes some assignments apart
 }
 
-__device__ inline double read_scalar(const Scalar& scalar) {
-  if (scalar.data == nullptr) return scalar.value;
-  switch (scalar.storage) {
-    case Storage::kDouble:
-      return *static_cast<const double*>(scalar.data);
-    case Storage::kHalf:
-      return __half2float(*static_cast<const __half*>(scalar.data));
-    case Storage::kBFloat16:
-      return __bfloat162float(*static_cast<const __nv_bfloat16*>(scalar.data));
-    default:
-      return *static_cast<const float*>(scalar.data);
-  }
+// The bits of a scalar, so that several loads are under way before the first is converted.
+__device__ inline uint64_t load_scalar(const Scalar& scalar) {
+  if (scalar.data == nullptr) return bit_cast<uint64_t>(scalar.value);
+  if (scalar.storage == Storage::kDouble) return *static_cast<const uint64_t*>(scalar.data);
+  if (scalar.storage == Storage::kFloat) return *static_cast<const uint32_t*>(scalar.data);
+  return *static_cast<const uint16_t*>(scalar.data);
 }
+
+__device__ inline double scalar_value(const Scalar& scalar, uint64_t bits) {
+  if (scalar.data == nullptr || scalar.storage == Storage::kDouble) return bit_cast<double>(bits);
+  if (scalar.storage == Storage::kFloat) return bit_cast<float>(static_cast<uint32_t>(bits));
+  __half_raw half;
+  __nv_bfloat16_raw bfloat16;
+  half.x = bfloat16.x = static_cast<uint16_t>(bits);
+  return scalar.storage == Storage::kHalf ? __half2float(half) : __bfloat162float(bfloat16);
+}
+
+__device__ inline double read_scalar(const Scalar& scalar) { return scalar_value(scalar, load_scalar(scalar)); }
 
 }  // namespace cuda
 }  // namespace illia

@@ -49,6 +49,8 @@ inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, Place place) 
   const bool allocated =
       !overflow && aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
                                             shim_dtype, place.type, place.index, &handle) == TORCH_SUCCESS;
+  check(allocated || place.type == aoti_torch_device_type_cpu(), "cannot allocate a ", dtype, " tensor of shape ",
+        Shape{sizes}, ": out of memory, or an earlier CUDA error");
   check(allocated, "out of memory: cannot allocate a ", dtype, " tensor of shape ", Shape{sizes});
   return Tensor(handle);
 }

@@ -33,6 +33,8 @@ inline int host_launches = 0;
 
 inline void __syncthreads() { pthread_barrier_wait(&host_block.all); }
 
+inline void __syncwarp() {}  // kernels use it only to hold the compiler back
+
 inline double __shfl_down_sync(unsigned, double value, int step) {
   host_block.exchanged[threadIdx.x] = value;
   pthread_barrier_wait(&host_block.warp);
@@ -44,6 +46,11 @@ inline double __shfl_down_sync(unsigned, double value, int step) {
 template <typename value_t>
 value_t __ldg(const value_t* data) {
   return *data;
+}
+
+template <typename value_t>
+void __stwb(value_t* data, value_t value) {
+  *data = value;
 }
 
 template <typename... parameters_t, typename... args_t>
