@@ -19,6 +19,9 @@ from bench.results import Measurement, Timing
 __all__ = ["Effort", "Subject", "interleave", "kept_for_backward", "measure", "memory_and_launches", "warm_up"]
 
 
+WARM_UP = 3  # calls: after one, memory that the system had taken back was not always there again
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is timed: one call of `run`, which is `case` doing `work` at `point`."""
@@ -61,7 +64,7 @@ def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Timing
             break
         for clock, seconds, results in zip(clocks, once, rounds):
             if seconds < effort.warm_below:
-                clock.timeit(1)  # caches and memory as this task leaves them, as in a training loop of its own
+                clock.timeit(WARM_UP)  # caches and memory as this task leaves them, as in a training loop of its own
             calls = max(1, int(effort.turn / seconds))
             results.append(clock.timeit(calls) / calls)
     return [Timing(results) for results in rounds]
