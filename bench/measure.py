@@ -19,7 +19,7 @@ from bench.results import Measurement, Timing
 __all__ = ["Effort", "Subject", "interleave", "kept_for_backward", "measure", "memory_and_launches", "warm_up"]
 
 
-WARM_UP = 3  # calls: after one, memory that the system had taken back was not always there again
+WARM_UP = 2  # calls: after one, memory that the system had taken back was not always there again
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Timing
     """Seconds a call, of each task once a round; torch's clock waits for the GPU."""
     start = time.perf_counter()
     clocks = [Timer(task, timer=timer) for task in tasks]
-    once = [clock.timeit(1) for clock in clocks]
+    once = [min(clock.repeat(2, 1)) for clock in clocks]  # the first call may wait for memory
     rounds: list[list[float]] = [[] for _ in tasks]
     for done in range(effort.max_rounds):
         if done >= effort.min_rounds and time.perf_counter() - start > effort.seconds:
