@@ -1,5 +1,6 @@
 """Linear layers with Gaussian weights, one for every case, and the network whose training step is timed."""
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -23,19 +24,19 @@ class Gaussians(NamedTuple):
     raw: Tensor
 
 
-class BayesianLinear(nn.Module):
+class BayesianLinear(nn.Module, ABC):
     """y = x W^T + b with W and b drawn anew at each call, and the complexity cost of that draw."""
 
     # "sampled": log q - log p at the drawn weights; "closed form": KL(q || p). Both in nats, summed over all weights.
     density: ClassVar[str] = "sampled"
 
+    @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[batch, in_features] -> ([batch, out_features], scalar)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gaussians(self) -> list[Gaussians]:
         """Of the weight [out_features, in_features] and of the bias [out_features]."""
-        raise NotImplementedError
 
     @staticmethod
     def sigma(raw: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from bench.results import Measurement, Timing
 
 __all__ = ["Effort", "Subject", "interleave", "kept_for_backward", "measure", "memory_and_launches", "warm_up"]
 
-
 WARM_UP = 2  # calls: after one, memory that the system had taken back was not always there again
 
 
@@ -71,7 +70,7 @@ def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Timing
 
 
 def memory_and_launches(task: Callable[[], object], device: torch.device) -> tuple[int, int | None]:
-    """The most bytes that one call holds above what was there before, and its kernels, copies and fills on a GPU."""
+    """The most bytes that one call's allocations hold at once, and its kernels, copies and fills on a GPU."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     synchronize()
@@ -93,16 +92,17 @@ def peak_bytes(events: list[dict], device_type: int) -> int:
     What was allocated before the trace began does not count, nor does its end.
     """
     memory = [e["args"] | {"ts": e["ts"]} for e in events if e.get("name") == "[memory]"]
-    held: dict[int, int] = {}
-    peak = 0
+    sizes: dict[int, int] = {}
+    held = peak = 0
     for event in sorted(memory, key=lambda e: e["ts"]):
         if event["Device Type"] != device_type:
             continue
         if event["Bytes"] > 0:
-            held[event["Addr"]] = event["Bytes"]
-            peak = max(peak, sum(held.values()))
+            sizes[event["Addr"]] = event["Bytes"]
+            held += event["Bytes"]
+            peak = max(peak, held)
         else:
-            held.pop(event["Addr"], None)
+            held -= sizes.pop(event["Addr"], 0)
     return peak
 
 

@@ -46,7 +46,7 @@ def front_row(run: Run, label: str, work: str, point: int, factor: float) -> str
     def time(row: Measurement | None) -> str:
         if row is None:
             return ""
-        return row.untimed.split(":")[0] if row.untimed else number(row.seconds and row.seconds.median, factor=factor)
+        return row.failure or number(row.seconds and row.seconds.median, factor=factor)
 
     rows = [run.find(work, point, case) for case in (*RIVALS, counts.OURS)]
     ratios = [counts.ratio(row, rows[-1]) for row in rows[:-1] if row]

@@ -6,6 +6,7 @@ to do. All start from mu ~ N(0, 0.1^2) and sigma near softplus(-5).
 
 import importlib
 import math
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -39,8 +40,9 @@ class Peer(BayesianLinear):
         finally:
             torch.set_default_dtype(before)
 
+    @abstractmethod
     def _make(self, in_features: int, out_features: int, mu_prior: float, std_prior: float) -> nn.Module:
-        raise NotImplementedError
+        """The other library's layer."""
 
 
 class TorchBNN(Peer):

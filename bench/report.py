@@ -77,9 +77,7 @@ def _per_weight(row: Measurement | None) -> str:
 def _ratio(run: Run, row: Measurement, to: str) -> str:
     if row.case == "copy":  # another work: only its bandwidth compares
         return ""
-    return (
-        row.untimed.split(":")[0] if row.untimed else number(counts.ratio(row, run.find(row.work, row.point, to)), "x")
-    )
+    return row.failure or number(counts.ratio(row, run.find(row.work, row.point, to)), "x")
 
 
 COST: dict[str, Cell] = {

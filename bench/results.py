@@ -46,6 +46,11 @@ class Measurement:
     launches: int | None = None  # kernels, copies and fills on a GPU
     first_call: float | None = None  # seconds, compilation included
 
+    @property
+    def failure(self) -> str | None:
+        """In a word: "wrong" or "failed"."""
+        return self.untimed.split(":")[0] if self.untimed else None
+
 
 @dataclass
 class Run:

@@ -24,8 +24,9 @@ class Contender:
         torch.manual_seed(0)
         self.network = Network([make_layer(*pair, **self.to) for pair in pairwise(Network.WIDTHS)])
         options = COMPILE_OPTIONS.get(name)
-        compiled = torch.compile(self.network, fullgraph=True, options=options)
-        self.loss = self.network if options is None else compiled
+        self.loss = self.network
+        if options is not None:
+            self.loss = torch.compile(self.network, fullgraph=True, options=options)
         self.optimizer = torch.optim.Adam(self.network.parameters(), fused=True)
         self.check_once = cache(self.check)
 
@@ -50,15 +51,19 @@ class Contender:
             check_layer(layer)
         trained = [raw.detach().clone() for _, raw in gaussians]
         self.network.to(torch.promote_types(self.to["dtype"], torch.float32))
+        try:
+            self._fill([torch.full_like(raw, -16) for _, raw in gaussians])
+            x, labels = self.data(32, gaussians[0].raw.dtype)
+            check_network(self.loss(x, labels), self.network, x, labels)
+        finally:  # the next batch size meets the same network, right or wrong
+            self.network.to(self.to["dtype"])
+            self._fill(trained)
+
+    def _fill(self, values: list[Tensor]) -> None:
+        raws = [gaussian.raw for layer in self.network.layers for gaussian in layer.gaussians()]
         with torch.no_grad():
-            for _, raw in gaussians:
-                raw.fill_(-16)
-        x, labels = self.data(32, gaussians[0].raw.dtype)
-        check_network(self.loss(x, labels), self.network, x, labels)
-        self.network.to(self.to["dtype"])
-        with torch.no_grad():
-            for (_, raw), values in zip(gaussians, trained):
-                raw.copy_(values)
+            for raw, value in zip(raws, values):
+                raw.copy_(value)
 
     def subject(self, batch: int) -> Subject:
         x, labels = self.data(batch, self.to["dtype"])

@@ -30,7 +30,6 @@ class Inputs:
     @classmethod
     def make(cls, numel: int, setting: Setting, num_samples: int | None = None) -> "Inputs":
         to = {"device": setting.device, "dtype": setting.dtype}
-        density_dtype = torch.float64 if setting.dtype == torch.float64 else torch.float32
         samples = [] if num_samples is None else [num_samples]
         torch.manual_seed(0)
         mu = (torch.randn(numel, **to) * 0.1).requires_grad_()
@@ -44,7 +43,7 @@ class Inputs:
             mu_prior=torch.full((1,), MU_PRIOR, **to),
             std_prior=torch.full((1,), STD_PRIOR, **to),
             grad_x=torch.randn([*samples, numel], **to),
-            grad_log_prob=torch.full(samples, 0.1, device=setting.device, dtype=density_dtype),
+            grad_log_prob=torch.full(samples, 0.1, device=setting.device),
             num_samples=num_samples,
         )
 
@@ -187,11 +186,11 @@ def tensors(count: int, setting: Setting) -> list[Subject]:
             count,
             name,
             numel,
-            partial(run, case),
-            partial(check, case),
-            traffic,
-            partial(draw, case),
-            tuple(leaves),
+            run=partial(run, case),
+            check=partial(check, case),
+            minimum_bytes=traffic,
+            graph=partial(draw, case),
+            own=tuple(leaves),
         )
         for name, case in setting.tensor_cases()
     ]

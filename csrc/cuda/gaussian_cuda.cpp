@@ -29,17 +29,16 @@ class Device {
     return {storage_of(parameters), storage_of(sample), stream_};
   }
 
-  Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype) const {
-    return illia::empty(sizes, dtype, {aoti_torch_device_type_cuda(), index_});
-  }
-
-  Tensor not_asked_for(const Tensor& like) const { return empty(Sizes{0}, like.scalar_type()); }
+  Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype) const { return illia::empty(sizes, dtype, place()); }
+  Tensor not_asked_for(const Tensor& like) const { return illia::not_asked_for(like, place()); }
 
   void check_launch(const char* op, const char* error) const {
     check(error == nullptr, op, ": CUDA could not start the kernel on cuda:", index_, ": ", error ? error : "");
   }
 
  private:
+  Place place() const { return {aoti_torch_device_type_cuda(), index_}; }
+
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
   void* stream_ = nullptr;

@@ -62,6 +62,12 @@ bool rows_aligned(const void* data, int64_t num_samples = 1, int64_t numel = 0) 
   return first && (num_samples <= 1 || numel * static_cast<int64_t>(sizeof(stored_t)) % kBytes == 0);
 }
 
+// The same for parameters and their gradients: single rows.
+template <typename scalar_t, typename... pointers_t>
+bool vectors_aligned(pointers_t... data) {
+  return (rows_aligned<scalar_t, scalar_t>(data) && ...);
+}
+
 // nullptr, or the message of a launch that failed. That error is then forgotten: our copy of the CUDA runtime remembers
 // it for nobody else.
 template <typename... parameters_t, typename... args_t>

@@ -165,7 +165,7 @@ const char* launch_log_prob(const Launch& launch, const LogProbArgs& args) {
   return dispatch(launch, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
-    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
+    const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
     const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, log_prob_kernel<scalar_t, sample_t>, args,
                                                                  aligned, args.num_samples);
@@ -179,9 +179,7 @@ const char* launch_log_prob_backward(const Launch& launch, const LogProbBackward
   return dispatch(launch, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
-    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
-                         rows_aligned<scalar_t, scalar_t>(args.grad_mu) &&
-                         rows_aligned<scalar_t, scalar_t>(args.grad_rho) &&
+    const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho, args.grad_mu, args.grad_rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel) &&
                          rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
     return start_tiles<BackwardTile<scalar_t, true>>(launch, log_prob_backward_kernel<scalar_t, sample_t>, args,
@@ -192,7 +190,7 @@ const char* launch_log_prob_backward(const Launch& launch, const LogProbBackward
 const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& args) {
   return dispatch(launch.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho);
+    const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho);
     const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, kl_divergence_kernel<scalar_t>, args, aligned);
     if (error) return error;
     return sum_tiles<scalar_t>(launch, args.partials, 1, args.numel, args.prior.std, kKlConstant, args.kl_divergence);
@@ -202,9 +200,7 @@ const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& a
 const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergenceBackwardArgs& args) {
   return dispatch(launch.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
-                         rows_aligned<scalar_t, scalar_t>(args.grad_mu) &&
-                         rows_aligned<scalar_t, scalar_t>(args.grad_rho);
+    const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho, args.grad_mu, args.grad_rho);
     return start_tiles<BackwardTile<scalar_t, true>>(launch, kl_divergence_backward_kernel<scalar_t>, args, aligned);
   });
 }

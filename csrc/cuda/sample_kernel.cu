@@ -171,7 +171,7 @@ const char* launch_sample(const Launch& launch, const SampleArgs& args) {
   return dispatch(launch, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
-    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
+    const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
     const auto kernel =
         args.log_prob ? sample_kernel<scalar_t, sample_t, true> : sample_kernel<scalar_t, sample_t, false>;
@@ -186,9 +186,7 @@ const char* launch_sample_backward(const Launch& launch, const SampleBackwardArg
   return dispatch(launch, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
-    const bool aligned = rows_aligned<scalar_t, scalar_t>(args.mu) && rows_aligned<scalar_t, scalar_t>(args.rho) &&
-                         rows_aligned<scalar_t, scalar_t>(args.grad_mu) &&
-                         rows_aligned<scalar_t, scalar_t>(args.grad_rho) &&
+    const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho, args.grad_mu, args.grad_rho) &&
                          rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
     const auto kernel = args.grad_log_prob ? sample_backward_kernel<scalar_t, sample_t, true>
                                            : sample_backward_kernel<scalar_t, sample_t, false>;
