@@ -40,9 +40,9 @@ Tensor gaussian_sample_cpu(Tensor mu, Tensor rho, Tensor key, std::optional<Scal
 
 std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cpu(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior,
                                                             Tensor key, std::optional<ScalarType> dtype,
-                                                            bool stick_the_landing, std::optional<Sizes> full_size,
+                                                            bool /*stick_the_landing*/, std::optional<Sizes> full_size,
                                                             std::optional<Sizes> origin) {
-  check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing, full_size, origin);
+  check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, full_size, origin);
 
   const std::vector<Key> keys = read_keys(key);
   const int64_t num_samples = static_cast<int64_t>(keys.size());
@@ -71,8 +71,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
     std::optional<Tensor> grad_x, std::optional<Tensor> grad_log_prob, Tensor mu, Tensor rho, Tensor mu_prior,
     Tensor std_prior, Tensor key, bool stick_the_landing, std::optional<Sizes> full_size, std::optional<Sizes> origin,
     bool prior_grads) {
-  check_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key,
-                                              stick_the_landing, full_size, origin, prior_grads);
+  check_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key, full_size,
+                                              origin, prior_grads);
 
   const std::vector<Key> keys = read_keys(key);
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = mu.numel();
