@@ -140,11 +140,11 @@ class GaussianSampleAndLogProb(torch.autograd.Function):
 
     @staticmethod
     def tangent(ctx: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any, *_: Any) -> tuple[Tensor, Tensor]:
-        mu_value, rho_value, *priors, key = saved_primals(ctx)
-        terms = Terms(rho_value, key, mu_value, *priors, ctx.block)
+        mu_value, rho_value, mu_prior_value, std_prior_value, key = saved_primals(ctx)
+        terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value, ctx.block)
         x_tangent = terms.sample_tangent(mu, rho)
         if ctx.stick_the_landing:
-            inputs, direction = (terms.mu, terms.rho, *priors), (mu, rho, mu_prior, std_prior)
+            inputs, direction = (terms.mu, terms.rho, mu_prior_value, std_prior_value), (mu, rho, mu_prior, std_prior)
             log_prob_tangent = _stick_the_landing_tangent(inputs, key, direction, ctx.block)
         else:
             log_prob_tangent = terms.sampled_log_prob_tangent(x_tangent, rho, mu_prior, std_prior)
