@@ -15,37 +15,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import illia_ext.autograd  # noqa: F401  (the ops' derivatives)
-from illia_ext.ops import op
+from illia_ext.autograd import GaussianKLDivergence, GaussianLogProb, GaussianSample, GaussianSampleAndLogProb
 
 __all__ = ["gaussian_kl_divergence", "gaussian_log_prob", "gaussian_sample", "gaussian_sample_and_log_prob"]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-_sample = op("gaussian_sample")
-_log_prob = op("gaussian_log_prob")
-_sample_and_log_prob = op("gaussian_sample_and_log_prob")
-_kl_divergence = op("gaussian_kl_divergence")
+_sample = GaussianSample.apply
+_log_prob = GaussianLogProb.apply
+_sample_and_log_prob = GaussianSampleAndLogProb.apply
+_kl_divergence = GaussianKLDivergence.apply
 
 
-def _check_tensor(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {tensor!r}")
+def _not_a_tensor(name: str, value: Any) -> TypeError:
+    return TypeError(f"{name}: expected a tensor, got {value!r}")
 
 
 def _check_parameters(mu: Tensor, rho: Tensor) -> None:
-    _check_tensor("mu", mu)
-    _check_tensor("rho", rho)
+    if not isinstance(mu, Tensor):
+        raise _not_a_tensor("mu", mu)
+    if not isinstance(rho, Tensor):
+        raise _not_a_tensor("rho", rho)
     if mu.dtype not in DTYPES:
         raise TypeError(f"mu: expected float32, float64, float16 or bfloat16, got {mu.dtype}")
     if rho.shape != mu.shape:
         raise ValueError(f"rho: expected the shape of mu, {list(mu.shape)}, got {list(rho.shape)}")
-    if rho.dtype != mu.dtype:
+    if rho.dtype is not mu.dtype:
         raise TypeError(f"rho: expected the dtype of mu, {mu.dtype}, got {rho.dtype}")
 
 
 def _check_key(key: Tensor) -> None:
-    _check_tensor("key", key)
+    if not isinstance(key, Tensor):
+        raise _not_a_tensor("key", key)
     if key.dtype is not torch.int64 and key.dtype is not torch.uint64:
         raise TypeError(f"key: expected int64 or uint64, got {key.dtype}")
     if key.dim() not in (1, 2) or key.shape[-1] != 2:
@@ -96,7 +97,7 @@ def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | N
     """
     _check_parameters(mu, rho)
     _check_key(key)
-    return _sample(mu, rho, key, dtype=dtype)
+    return _sample(mu, rho, key, dtype)
 
 
 def gaussian_log_prob(
@@ -113,7 +114,8 @@ def gaussian_log_prob(
         Scalar, or [S]; in nats.
     """
     _check_parameters(mu, rho)
-    _check_tensor("x", x)
+    if not isinstance(x, Tensor):
+        raise _not_a_tensor("x", x)
     return _log_prob(x, mu, rho, *_prior(mu_prior, std_prior))
 
 
@@ -133,7 +135,7 @@ def gaussian_sample_and_log_prob(
     """
     _check_parameters(mu, rho)
     _check_key(key)
-    return _sample_and_log_prob(mu, rho, *_prior(mu_prior, std_prior), key, dtype=dtype)
+    return _sample_and_log_prob(mu, rho, *_prior(mu_prior, std_prior), key, dtype)
 
 
 def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float) -> Tensor:
