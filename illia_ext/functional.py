@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import illia_ext.autocast  # noqa: F401  (the dtype of a sample under autocast)
 from illia_ext.autograd import GaussianKLDivergence, GaussianLogProb, GaussianSample, GaussianSampleAndLogProb
 
 __all__ = ["gaussian_kl_divergence", "gaussian_log_prob", "gaussian_sample", "gaussian_sample_and_log_prob"]
