@@ -24,7 +24,6 @@ _is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
 _autograd_key = torch._C.DispatchKey.AutogradFunctionality
 _tracing = torch._C._get_tracing_state
 _function_modes = torch._C._len_torch_function_stack
-_autocast_enabled = torch._C._is_any_autocast_enabled
 # of arguments that hand nothing on to code of their own
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.dtype, type(None), bool, list, tuple}
 
@@ -37,16 +36,15 @@ def _is_recorded(args: tuple[Any, ...]) -> bool:
 
 
 def _is_watched() -> bool:
-    """Whether anything above autograd, or forward mode, wants to see what this thread calls now.
+    """Whether something must see what this thread calls now before reverse mode does, or in its place.
 
-    What lies below autograd, such as dispatch modes, sees an op's call from `forward` too.
+    Autocast and dispatch modes need not: they see the call that `forward` makes.
     """
     return (
         is_compiling()
         or _transforms_active()
         or forward_ad._current_level >= 0
         or _function_modes() > 0
-        or _autocast_enabled()
         or _tracing() is not None
         or _is_excluded(_autograd_key)  # inside another op's kernel nothing is recorded
     )

@@ -18,7 +18,6 @@ NAMES = {
     "torch._C._are_functorch_transforms_active": "it says whether a transform of torch.func is running",
     "torch._C._dispatch_tls_is_dispatch_key_excluded": "it says whether this thread is inside an op's kernel",
     "torch._C._get_tracing_state": "it says whether torch.jit.trace is running",
-    "torch._C._is_any_autocast_enabled": "it says whether autocast is on for some device",
     "torch._C._is_fwd_grad_enabled": "it says whether forward mode may record",
     "torch._C._len_torch_function_stack": "it counts the modes that see calls of torch's functions",
     "torch._functorch.autograd_function.enable_single_level_autograd_function": "it lets a level of torch.func record",
