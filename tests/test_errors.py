@@ -167,45 +167,34 @@ OPS: list[Case] = [
                 (op_kl_divergence_backward, (ONE, MU, RHO, *PRIOR), 0, "grad", "mu"),
             )
         ],
-        # what is not offered yet, by its name
+        # priors and blocks
         *[
             (
                 lambda prior=prior: op_kl_divergence(MU, RHO, *prior),
-                f"{name}: expected one element, got shape [3]; a prior for each element is not offered yet",
+                f"{name}: expected one element, or a shape that broadcasts to that of mu, [3], got {shape}",
             )
-            for name, prior in (("mu_prior", (MU, ONE)), ("std_prior", (ONE, RHO)))
+            for name, prior, shape in (
+                ("mu_prior", (MU[:2], ONE), [2]),
+                ("mu_prior", (MU[None], ONE), [1, 3]),
+                ("std_prior", (ONE, RHO[:, None]), [3, 1]),
+            )
         ],
         *[
-            (
-                lambda call=call, args=args, argument=argument: call(*args, **{argument: [3]}),
-                f"{argument}: drawing a block of a larger tensor is not offered yet, got [3]; leave it None",
+            (lambda call=call, args=args, block=block: call(*args, **block), message)
+            for block, message in (
+                ({"full_size": [3]}, "origin: expected an index beside full_size, [3], got None"),
+                ({"origin": [0]}, "full_size: expected sizes beside origin, [0], got None"),
+                (
+                    {"full_size": [5], "origin": [-1]},
+                    "origin: expected 0 <= origin and origin + size <= full_size, got [-1] for size [3]",
+                ),
             )
-            for argument in ("full_size", "origin")
             for call, args in (
                 (lambda *a, **k: op_normal(*a, dtype=torch.float32, **k), (KEY, [3])),
                 (op_sample, (MU, RHO, KEY)),
                 (op_sample_backward, (MU, RHO, KEY)),
                 (op_both, (MU, RHO, *PRIOR, KEY)),
                 (op_both_backward, (MU, ONE, MU, RHO, *PRIOR, KEY)),
-            )
-        ],
-        *[
-            (
-                lambda call=call: call(stick_the_landing=True),
-                "stick_the_landing: True is not offered yet; leave it False",
-            )
-            for call in (
-                lambda **k: op_both(MU, RHO, *PRIOR, KEY, **k),
-                lambda **k: op_both_backward(MU, ONE, MU, RHO, *PRIOR, KEY, **k),
-            )
-        ],
-        *[
-            (call, f"{argument}: gradients to mu_prior and std_prior are not offered yet; detach the priors")
-            for call, argument in (
-                (lambda: op_both_backward(MU, ONE, MU, RHO, *PRIOR, KEY, prior_grads=True), "prior_grads"),
-                (lambda: op_kl_divergence_backward(ONE, MU, RHO, *PRIOR, True), "prior_grads"),
-                (lambda: op_log_prob_backward(ONE, MU, MU, RHO, *PRIOR, [*MASK[:4], True]), "output_mask"),
-                (lambda: op_log_prob_backward(ONE, MU, MU, RHO, *PRIOR, [*MASK[:3], True, False]), "output_mask"),
             )
         ],
         (lambda: op_log_prob_backward(ONE, MU, MU, RHO, *PRIOR, MASK[:4]), "output_mask: expected 5 values, got 4"),
@@ -245,7 +234,7 @@ MODULE: list[Case] = [
             lambda: DISTRIBUTION.sample_and_log_prob(num_samples=2, key=KEY),
         )
     ],
-    (lambda: DISTRIBUTION.sample(key=KEY.int()), RuntimeError, "key: expected int64 or uint64, got Int"),
+    (lambda: DISTRIBUTION.sample(key=KEY.int()), TypeError, "key: expected int64 or uint64, got torch.int32"),
     (
         lambda: DISTRIBUTION.log_prob(torch.ones(4, device=DEVICE)),
         RuntimeError,
