@@ -17,7 +17,7 @@ from torch import Tensor
 from illia_ext import second_order  # (registers the derivatives of the backward ops)
 from illia_ext._expose import differentiable, unrecorded
 from illia_ext.ops import op
-from illia_ext.terms import Terms, block_options, save, saved_primals
+from illia_ext.terms import Terms, save, saved_primals
 
 __all__ = ["GaussianKLDivergence", "GaussianLogProb", "GaussianSample", "GaussianSampleAndLogProb", "second_order"]
 
@@ -47,18 +47,17 @@ def _stick_the_landing_tangent(
     inputs: Sequence[Tensor], key: Tensor, direction: Sequence[Tensor | None], block: Mapping[str, Any]
 ) -> Tensor:
     """Of log_prob. By the backward op, which refuses the derivatives that this one must not have, a key at a time."""
-    mu, rho, mu_prior, std_prior = inputs
+    mu, rho, *priors = inputs
     asked = (direction[2] is not None, direction[3] is not None)
-    if asked != _NO_PRIOR:
-        mu_prior, std_prior = _beside(mu, (mu_prior, std_prior), asked)
-    one = mu.new_ones(())
-    tangents = [one * 0]
+    options = {"stick_the_landing": True, "prior_grads": asked != _NO_PRIOR, **block}
+    if options["prior_grads"]:
+        priors = _beside(mu, priors, asked)
+    tangents = [mu.new_zeros(())]
     for sample_key in key.reshape(-1, 2):
-        arguments = (None, one, mu, rho, mu_prior, std_prior, sample_key)
         grads = op("gaussian_sample_and_log_prob_backward")(
-            *arguments, stick_the_landing=True, **block, prior_grads=asked != _NO_PRIOR
+            None, mu.new_ones(()), mu, rho, *priors, sample_key, **options
         )
-        tangents.append(sum(((grad * t).sum() for grad, t in zip(grads, direction) if t is not None), one * 0))
+        tangents.append(sum(((grad * t).sum() for grad, t in zip(grads, direction) if t is not None), tangents[0]))
     return torch.stack(tangents)[1:].reshape(key.shape[:-1])
 
 
@@ -70,8 +69,7 @@ class GaussianSample(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         mu, rho, key, dtype, full_size, origin = inputs
         save(ctx, rho, key)
-        ctx.dtype = output.dtype
-        ctx.block = block_options(full_size, origin)
+        ctx.options = output.dtype, full_size, origin
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
@@ -81,17 +79,19 @@ class GaussianSample(torch.autograd.Function):
             grad_mu = grad_x.sum(0, dtype=rho.dtype) if key.dim() == 2 else grad_x.to(rho.dtype)
             grad_mu = grad_mu.contiguous()
         if ctx.needs_input_grad[1]:
+            _, full_size, origin = ctx.options
             backward = _sample_backward
-            if ctx.block:
-                backward = unrecorded(partial(op("gaussian_sample_backward"), **ctx.block))
+            if full_size is not None:
+                backward = unrecorded(partial(op("gaussian_sample_backward"), full_size=full_size, origin=origin))
             grad_rho = backward(grad_x, rho, key)
         return grad_mu, grad_rho, None, None, None, None
 
     @staticmethod
     def tangent(ctx: Any, mu: Tensor | None, rho: Tensor | None, *_: Any) -> Tensor:
         rho_value, key = saved_primals(ctx)
-        terms = Terms(rho_value, key, block=ctx.block)
-        return terms.sample_tangent(mu, rho).to(ctx.dtype)
+        dtype, full_size, origin = ctx.options
+        terms = Terms(rho_value, key, full_size=full_size, origin=origin)
+        return terms.sample_tangent(mu, rho).to(dtype)
 
 
 @differentiable(op("gaussian_log_prob"))
@@ -119,21 +119,21 @@ class GaussianSampleAndLogProb(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        mu, rho, mu_prior, std_prior, key, dtype, ctx.stick_the_landing, full_size, origin = inputs
+        mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing, full_size, origin = inputs
         save(ctx, mu, rho, mu_prior, std_prior, key)
-        ctx.dtype = output[0].dtype
-        ctx.block = block_options(full_size, origin)
+        ctx.options = output[0].dtype, stick_the_landing, full_size, origin
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor | None, grad_log_prob: Tensor | None) -> tuple[Tensor | None, ...]:
+        _, stick_the_landing, full_size, origin = ctx.options
         asked = ctx.needs_input_grad[2:4]
-        if asked == _NO_PRIOR and not (ctx.block or ctx.stick_the_landing):
-            grads = _sample_and_log_prob_backward(grad_x, grad_log_prob, *ctx.saved_tensors)
-            return *grads[:2], None, None, None, None, None, None, None
+        if asked == _NO_PRIOR and full_size is None and not stick_the_landing:
+            grad_mu, grad_rho, _, _ = _sample_and_log_prob_backward(grad_x, grad_log_prob, *ctx.saved_tensors)
+            return grad_mu, grad_rho, None, None, None, None, None, None, None
         mu, rho, *priors, key = ctx.saved_tensors
-        options = {**ctx.block, "stick_the_landing": ctx.stick_the_landing, "prior_grads": asked != _NO_PRIOR}
-        if options["prior_grads"]:
-            priors = _beside(mu, priors, asked)
+        options = {"stick_the_landing": stick_the_landing, "full_size": full_size, "origin": origin}
+        if asked != _NO_PRIOR:
+            priors, options["prior_grads"] = _beside(mu, priors, asked), True
         backward = unrecorded(partial(op("gaussian_sample_and_log_prob_backward"), **options))
         grads = backward(grad_x, grad_log_prob, mu, rho, *priors, key)
         return *grads[:2], *_only(grads[2:], asked), None, None, None, None, None
@@ -141,14 +141,16 @@ class GaussianSampleAndLogProb(torch.autograd.Function):
     @staticmethod
     def tangent(ctx: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any, *_: Any) -> tuple[Tensor, Tensor]:
         mu_value, rho_value, mu_prior_value, std_prior_value, key = saved_primals(ctx)
-        terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value, ctx.block)
+        dtype, stick_the_landing, full_size, origin = ctx.options
+        terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value, full_size, origin)
         x_tangent = terms.sample_tangent(mu, rho)
-        if ctx.stick_the_landing:
+        if stick_the_landing:
             inputs, direction = (terms.mu, terms.rho, mu_prior_value, std_prior_value), (mu, rho, mu_prior, std_prior)
-            log_prob_tangent = _stick_the_landing_tangent(inputs, key, direction, ctx.block)
+            block = {"full_size": full_size, "origin": origin}
+            log_prob_tangent = _stick_the_landing_tangent(inputs, key, direction, block)
         else:
             log_prob_tangent = terms.sampled_log_prob_tangent(x_tangent, rho, mu_prior, std_prior)
-        return x_tangent.to(ctx.dtype), log_prob_tangent
+        return x_tangent.to(dtype), log_prob_tangent
 
 
 @differentiable(op("gaussian_kl_divergence"))
@@ -163,7 +165,8 @@ class GaussianKLDivergence(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         asked = ctx.needs_input_grad[2:4]
         if asked == _NO_PRIOR:
-            return *_kl_divergence_backward(grad, *ctx.saved_tensors)[:2], None, None
+            grad_mu, grad_rho, _, _ = _kl_divergence_backward(grad, *ctx.saved_tensors)
+            return grad_mu, grad_rho, None, None
         mu, rho, *priors = ctx.saved_tensors
         grads = _kl_divergence_backward(grad, mu, rho, *_beside(mu, priors, asked), True)
         return *grads[:2], *_only(grads[2:], asked)

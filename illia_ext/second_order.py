@@ -1,6 +1,7 @@
 """Derivatives of the backward ops, by the formulas of `terms.py`."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from illia_ext._expose import differentiable
 from illia_ext.ops import op
-from illia_ext.terms import Terms, block_options, save, saved_primals
+from illia_ext.terms import Terms, save, saved_primals
 
 __all__: list[str] = []  # importing it registers them
 
@@ -52,24 +53,24 @@ class GaussianSampleBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad_x, rho, key, full_size, origin = inputs
-        ctx.block = block_options(full_size, origin)
+        grad_x, rho, key, ctx.full_size, ctx.origin = inputs
         save(ctx, grad_x, rho, key)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, rho, key = ctx.saved_tensors
-        terms = Terms(rho, key, block=ctx.block)
-        hessian_rho = (1 - terms.p) * cotangent * op("gaussian_sample_backward")(grad_x, rho, key, **ctx.block)
+        block = {"full_size": ctx.full_size, "origin": ctx.origin}
+        terms = Terms(rho, key, **block)
+        hessian_rho = (1 - terms.p) * cotangent * op("gaussian_sample_backward")(grad_x, rho, key, **block)
         return terms.sample_tangent(None, cotangent).to(grad_x.dtype), hessian_rho.to(rho.dtype), None, None, None
 
     @staticmethod
     def tangent(ctx: Any, grad_x_tangent: Any, rho_tangent: Any, *_: Any) -> Tensor:
         grad_x, rho, key = saved_primals(ctx)
-        terms = Terms(rho, key, block=ctx.block)
-        backward = op("gaussian_sample_backward")
-        tangent = (1 - terms.p) * terms.value(rho_tangent) * backward(grad_x, rho, key, **ctx.block)
-        linear = None if grad_x_tangent is None else backward(grad_x_tangent, rho, key, **ctx.block)
+        block = {"full_size": ctx.full_size, "origin": ctx.origin}
+        terms, backward = Terms(rho, key, **block), partial(op("gaussian_sample_backward"), **block)
+        tangent = (1 - terms.p) * terms.value(rho_tangent) * backward(grad_x, rho, key)
+        linear = None if grad_x_tangent is None else backward(grad_x_tangent, rho, key)
         return _reduce(tangent, rho, linear)
 
 
@@ -108,8 +109,7 @@ class GaussianSampleAndLogProbBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.stick_the_landing, full_size, origin, prior_grads = inputs
-        ctx.block = block_options(full_size, origin)
+        *tensors, ctx.stick_the_landing, ctx.full_size, ctx.origin, prior_grads = inputs
         ctx.output_mask = (True, True, prior_grads, prior_grads)
         save(ctx, *tensors)
 
@@ -117,7 +117,7 @@ class GaussianSampleAndLogProbBackward(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_stick_the_landing(ctx.stick_the_landing)
         grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key = ctx.saved_tensors
-        terms = Terms(rho, key, mu, mu_prior, std_prior, ctx.block)
+        terms = Terms(rho, key, mu, mu_prior, std_prior, ctx.full_size, ctx.origin)
         direction = _asked(cotangents, ctx.output_mask)
         hessian = terms.sample_hessian(grad_x, grad_log_prob, *direction)
         x_tangent = terms.sample_tangent(*direction[:2])
@@ -132,12 +132,13 @@ class GaussianSampleAndLogProbBackward(torch.autograd.Function):
         _refuse_stick_the_landing(ctx.stick_the_landing)
         grad_x, grad_log_prob, *inputs, key = saved_primals(ctx)
         mu, rho, mu_prior, std_prior = inputs
-        terms = Terms(rho, key, mu, mu_prior, std_prior, ctx.block)
+        terms = Terms(rho, key, mu, mu_prior, std_prior, ctx.full_size, ctx.origin)
         hessian = terms.sample_hessian(grad_x, grad_log_prob, *direction_and_others[:4])
         linear = None
         if grad_x_t is not None or grad_t is not None:
             backward = op("gaussian_sample_and_log_prob_backward")
-            linear = backward(grad_x_t, grad_t, *inputs, key, **ctx.block, prior_grads=ctx.output_mask[2])
+            options = {"full_size": ctx.full_size, "origin": ctx.origin, "prior_grads": ctx.output_mask[2]}
+            linear = backward(grad_x_t, grad_t, *inputs, key, **options)
         return _tangents(hessian, linear, inputs, ctx.output_mask, mu)
 
 

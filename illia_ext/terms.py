@@ -7,8 +7,7 @@ one, are tangents or cotangents of these.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,11 +17,10 @@ from torch.nn.functional import softplus
 
 from illia_ext.ops import op
 
-__all__ = ["Terms", "block_options", "save", "saved_primals"]
+__all__ = ["Terms", "save", "saved_primals"]
 
 _standard_normal = op("standard_normal")
 _kl_divergence_backward = op("gaussian_kl_divergence_backward")
-_NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:
@@ -35,11 +33,6 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
 def saved_primals(ctx: Any) -> list[Any]:
     """For a `tangent`: the saved tensors without the tangents that they carry at this level of forward mode."""
     return [None if tensor is None else forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
-
-
-def block_options(full_size: Sequence[int] | None, origin: Sequence[int] | None) -> Mapping[str, Any]:
-    """Keyword arguments for an op that draws the noise again."""
-    return _NO_OPTIONS if full_size is None else {"full_size": full_size, "origin": origin}
 
 
 class Terms:
@@ -55,7 +48,8 @@ class Terms:
         mu: Tensor | None = None,
         mu_prior: Tensor | None = None,
         std_prior: Tensor | None = None,
-        block: Mapping[str, Any] = _NO_OPTIONS,
+        full_size: Sequence[int] | None = None,
+        origin: Sequence[int] | None = None,
     ) -> None:
         self.dtype = torch.float64 if rho.dtype == torch.float64 else torch.float32
         self.rho = rho.to(self.dtype)
@@ -66,7 +60,7 @@ class Terms:
         if mu_prior is not None and std_prior is not None:
             self.mu_prior, self.std_prior = self.of_prior(mu_prior), self.of_prior(std_prior)
         if key is not None:
-            self.eps = _standard_normal(key, rho.shape, dtype=self.dtype, **block)
+            self.eps = _standard_normal(key, rho.shape, dtype=self.dtype, full_size=full_size, origin=origin)
 
     @property
     def h(self) -> Tensor:

@@ -9,10 +9,10 @@ from helpers import FLOAT_DTYPES, UNIT_ROUNDOFF, make_key, make_keys, make_param
 from test_transforms import TRANSFORMS
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import grad, vmap
+from torch.func import functional_call, grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from illia_ext import functional, reference
+from illia_ext import GaussianDistribution, functional, reference
 from illia_ext.ops import op
 
 # With 2 samples of [2, 2] no dimension can be told from another by its size.
@@ -209,6 +209,38 @@ def test_a_gradient_has_the_shape_and_dtype_of_its_prior(
     expected = gradients(reference, mu, rho, *(prior.double() for prior in priors))
     rtol = UNIT_ROUNDOFF[prior_dtype] + 1e-12
     torch.testing.assert_close([g.double() for g in ours], expected, rtol=rtol, atol=1e-12)
+
+
+def test_samples_before_one_backward(device: torch.device) -> None:
+    """The gradient of a sum is the sum of S gradients, not a mean; and a graph that is kept gives it again."""
+    mu, rho = make_parameters((5, 13), torch.float64, device)
+    inputs = [a.requires_grad_() for a in (mu, rho, mu[:, :1].cos(), rho[0].exp())]
+    keys = keys_for(4, device)
+
+    def draw(key: Tensor) -> Tensor:
+        x, log_prob = functional.gaussian_sample_and_log_prob(*inputs, key)
+        return x.sin().sum() + (log_prob * functional.gaussian_log_prob(x, *inputs)).sum()
+
+    singles = [torch.autograd.grad(draw(key), inputs) for key in keys]
+    expected = [sum(grads) for grads in zip(*singles)]
+    for total in (sum(draw(key) for key in keys), draw(keys)):
+        once, again = (torch.autograd.grad(total, inputs, retain_graph=keep) for keep in (True, False))
+        torch.testing.assert_close(list(once), expected, rtol=1e-10, atol=1e-10)
+        assert all(map(same_bits, once, again))
+        with pytest.raises(RuntimeError, match="second time"):
+            torch.autograd.grad(total, inputs)
+
+
+def test_a_module_learns_its_prior_by_functional_call(device: torch.device) -> None:
+    """Gradients to its buffers, as to its parameters."""
+    module = GaussianDistribution(3, mu_prior=0.25, std_prior=0.75, device=device, dtype=torch.float64)
+    module.forward = module.kl_divergence
+    tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    ours = grad(lambda tensors: functional_call(module, tensors))(tensors)
+    names = ("mu", "rho", "mu_prior", "std_prior")
+    expected = grad(lambda tensors: reference.gaussian_kl_divergence(*map(tensors.get, names)))(tensors)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    assert all(gradient.count_nonzero() for gradient in ours.values())
 
 
 def test_a_number_on_the_cpu_beside_another_device() -> None:
