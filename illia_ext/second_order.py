@@ -22,8 +22,8 @@ def _reduce(terms: Tensor, like: Tensor, plus: Tensor | None = None) -> Tensor:
     return (total if plus is None else total + plus).to(like.dtype).contiguous()
 
 
-def _gradients(hessian: _Tensors, inputs: _Tensors) -> list[Tensor]:
-    return [_reduce(terms, like) for terms, like in zip(hessian, inputs, strict=True)]
+def _gradients(hessian: _Tensors, inputs: _Tensors, needed: Sequence[bool]) -> list[Tensor | None]:
+    return [_reduce(terms, like) if wanted else None for terms, like, wanted in zip(hessian, inputs, needed)]
 
 
 def _tangents(
@@ -90,7 +90,8 @@ class GaussianLogProbBackward(torch.autograd.Function):
         direction = _asked(cotangents, ctx.output_mask)
         hessian = terms.log_prob_hessian(grad_log_prob, x, *direction)
         to_grad = terms.log_prob_tangent(x, *direction)
-        return to_grad, *_gradients(hessian, (x, mu, rho, mu_prior, std_prior)), None
+        needed = ctx.needs_input_grad[1:6]
+        return to_grad, *_gradients(hessian, (x, mu, rho, mu_prior, std_prior), needed), None
 
     @staticmethod
     def tangent(ctx: Any, grad_t: Any, *direction_and_mask: Any) -> tuple[Tensor, ...]:
@@ -125,7 +126,8 @@ class GaussianSampleAndLogProbBackward(torch.autograd.Function):
         to_grad_log_prob = None
         if grad_log_prob is not None:
             to_grad_log_prob = terms.sampled_log_prob_tangent(x_tangent, *direction[1:])
-        return to_grad_x, to_grad_log_prob, *_gradients(hessian, (mu, rho, mu_prior, std_prior)), *[None] * 5
+        grads = _gradients(hessian, (mu, rho, mu_prior, std_prior), ctx.needs_input_grad[2:6])
+        return to_grad_x, to_grad_log_prob, *grads, *[None] * 5
 
     @staticmethod
     def tangent(ctx: Any, grad_x_t: Any, grad_t: Any, *direction_and_others: Any) -> tuple[Tensor, ...]:
@@ -159,7 +161,7 @@ class GaussianKLDivergenceBackward(torch.autograd.Function):
         direction = _asked(cotangents, ctx.output_mask)
         hessian = terms.kl_divergence_hessian(grad, *direction)
         to_grad = terms.kl_divergence_tangent(*direction)
-        return to_grad, *_gradients(hessian, (mu, rho, mu_prior, std_prior)), None
+        return to_grad, *_gradients(hessian, (mu, rho, mu_prior, std_prior), ctx.needs_input_grad[1:5]), None
 
     @staticmethod
     def tangent(ctx: Any, grad_t: Any, *direction_and_flag: Any) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ one, are tangents or cotangents of these.
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,13 +63,13 @@ class Terms:
         if key is not None:
             self.eps = _standard_normal(key, rho.shape, dtype=self.dtype, full_size=full_size, origin=origin)
 
-    @property
+    @cached_property
     def h(self) -> Tensor:
         # The gradient of KL(q || p) to rho is -h under a flat prior: exact where p / sigma would be 0 / 0.
         scalar = self.rho.new_ones(())
         return -_kl_divergence_backward(scalar, self.rho, self.rho, scalar, scalar * torch.inf)[1]
 
-    @property
+    @cached_property
     def dh(self) -> Tensor:
         # 1 - p - h = exp(-sigma) + expm1(-sigma) / sigma = sum over n >= 1 of (-1)^n n sigma^n / (n + 1)!, whose
         # terms cancel to nothing for small sigma. 16 terms leave 0.5^16 / 17! = 4e-20.
@@ -78,7 +79,7 @@ class Terms:
             series = (series + (-1) ** n * n / math.factorial(n + 1)) * small
         return self.h * torch.where(self.sigma < 0.5, series, 1 - self.p - self.h)
 
-    @property
+    @cached_property
     def sample(self) -> Tensor:
         return self.mu + self.sigma * self.eps
 

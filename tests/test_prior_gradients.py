@@ -164,22 +164,30 @@ class Record(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+ASKING: dict[str, Callable[..., Tensor]] = {
+    **FUNCTIONS,
+    "stick_the_landing": lambda library, key, *inputs: op("gaussian_sample_and_log_prob")(
+        *inputs, key, stick_the_landing=True
+    )[1],
+}
+
+
 @parametrize("wanted", [(False, False), (True, False), (False, True), (True, True)])
-@parametrize("name", FUNCTIONS)
+@parametrize("name", ASKING)
 def test_gradients_come_only_where_they_are_asked_for(
     name: str, wanted: tuple[bool, bool], device: torch.device
 ) -> None:
-    key = make_key(3, device=device)
+    function, key = ASKING[name], make_key(3, device=device)
     inputs = [a.to(device).detach() for a in (*POINT, POINT[1], POINT[0].exp())]
     for leaf, is_wanted in zip(inputs, (True, True, *wanted)):
         leaf.requires_grad_(is_wanted)
-    value = FUNCTIONS[name](functional, key, *inputs)
+    value = function(functional, key, *inputs)
     with Record() as record:
         grads = torch.autograd.grad(value.sum(), [leaf for leaf in inputs if leaf.requires_grad])
     one_flag = wanted if "samples" in name else (True if any(wanted) else None)
     assert record.asked == [one_flag]
     every = [a.detach().requires_grad_() for a in inputs]
-    expected = torch.autograd.grad(FUNCTIONS[name](functional, key, *every).sum(), every)
+    expected = torch.autograd.grad(function(functional, key, *every).sum(), every)
     for ours, theirs in zip(grads, (e for e, leaf in zip(expected, inputs) if leaf.requires_grad), strict=True):
         assert same_bits(ours, theirs)
 
