@@ -167,7 +167,7 @@ OPS: list[Case] = [
                 (op_kl_divergence_backward, (ONE, MU, RHO, *PRIOR), 0, "grad", "mu"),
             )
         ],
-        # priors and blocks
+        # priors
         *[
             (
                 lambda prior=prior: op_kl_divergence(MU, RHO, *prior),
@@ -175,28 +175,41 @@ OPS: list[Case] = [
             )
             for name, prior, shape in (
                 ("mu_prior", (MU[:2], ONE), [2]),
-                ("mu_prior", (MU[None], ONE), [1, 3]),
-                ("std_prior", (ONE, RHO[:, None]), [3, 1]),
+                ("std_prior", (ONE, RHO.expand(2, 3)), [2, 3]),
+                ("std_prior", (MU, RHO[:0]), [0]),
             )
         ],
+        # blocks of a larger tensor
         *[
-            (lambda call=call, args=args, block=block: call(*args, **block), message)
-            for block, message in (
-                ({"full_size": [3]}, "origin: expected an index beside full_size, [3], got None"),
-                ({"origin": [0]}, "full_size: expected sizes beside origin, [0], got None"),
-                (
-                    {"full_size": [5], "origin": [-1]},
-                    "origin: expected 0 <= origin and origin + size <= full_size, got [-1] for size [3]",
+            (lambda call=call, block=block: call(*block), message)
+            for call in (
+                lambda full_size, origin: op_normal(KEY, [3], dtype=MU.dtype, full_size=full_size, origin=origin),
+                lambda full_size, origin: op_sample(MU, RHO, KEY, full_size=full_size, origin=origin),
+                lambda full_size, origin: op_sample_backward(MU, RHO, KEY, full_size=full_size, origin=origin),
+                lambda full_size, origin: op_both(MU, RHO, *PRIOR, KEY, full_size=full_size, origin=origin),
+                lambda full_size, origin: op_both_backward(
+                    MU, ONE, MU, RHO, *PRIOR, KEY, full_size=full_size, origin=origin
                 ),
             )
-            for call, args in (
-                (lambda *a, **k: op_normal(*a, dtype=torch.float32, **k), (KEY, [3])),
-                (op_sample, (MU, RHO, KEY)),
-                (op_sample_backward, (MU, RHO, KEY)),
-                (op_both, (MU, RHO, *PRIOR, KEY)),
-                (op_both_backward, (MU, ONE, MU, RHO, *PRIOR, KEY)),
+            for block, message in (
+                (([3], None), "origin: expected an index beside full_size, [3], got None"),
+                ((None, [0]), "full_size: expected sizes beside origin, [0], got None"),
+                (([3, 3], [0]), "full_size: expected one value for each dimension of "),
+                (([3], []), "origin: expected one value for each dimension of "),
+                *[
+                    (block, f"origin: expected 0 <= origin and origin + size <= full_size, got {block[1]} for size [3]")
+                    for block in (([5], [-1]), ([5], [3]), ([2], [0]), ([-5], [-9]), ([5], [2**63 - 1]))
+                ],
             )
         ],
+        (
+            lambda: op_normal(KEY, [1, 1], dtype=MU.dtype, full_size=[2**32, 2**31], origin=[0, 0]),
+            "full_size: expected fewer than 2^63 elements, got [4294967296, 2147483648]",
+        ),
+        (
+            lambda: op_normal(KEY, [2] * 10, dtype=MU.dtype, full_size=[3] * 10, origin=[0] * 10),
+            "full_size: expected a block whose rows are told by at most 8 dimensions, got size [2, 2",
+        ),
         (lambda: op_log_prob_backward(ONE, MU, MU, RHO, *PRIOR, MASK[:4]), "output_mask: expected 5 values, got 4"),
     ]
 ]
