@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.compiler import is_compiling
 
 __all__ = ["differentiable", "unrecorded"]
 
@@ -18,12 +20,34 @@ _library = torch.library.Library("illia_ext", "IMPL")
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
 
+_is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+_autograd_key = torch._C.DispatchKey.AutogradFunctionality
+_tracing = torch._C._get_tracing_state
+_function_modes = torch._C._len_torch_function_stack
+# of arguments that hand nothing on to code of their own
+_PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.dtype, type(None), bool, list, tuple}
+
 
 def _is_recorded(args: tuple[Any, ...]) -> bool:
     """Whether autograd, forward mode or a transform of torch.func watches a call with these arguments."""
     if _transforms_active() or forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
+def _is_watched() -> bool:
+    """Whether something must see what this thread calls now before reverse mode does, or in its place.
+
+    Autocast and dispatch modes need not: they see the call that `forward` makes.
+    """
+    return (
+        is_compiling()
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+        or _function_modes() > 0
+        or _tracing() is not None
+        or _is_excluded(_autograd_key)  # inside another op's kernel nothing is recorded
+    )
 
 
 def unrecorded(overload: Any) -> Callable[..., Any]:
@@ -48,29 +72,37 @@ def differentiable(overload: Any) -> Callable[[type], type]:
     backward(ctx, *grad_outputs)        gradients, one an input; at least one grad_output is given
     tangent(ctx, *grad_inputs)          forward mode (not named `jvp`: Dynamo refuses a class that has one)
 
-    Inputs stand in schema order, keyword-only ones included. The methods call ops, never `apply`.
+    Inputs stand in schema order, keyword-only ones included. The methods call ops, never `apply`. The class's `apply`
+    becomes the op, without the dispatcher's round trip through Python where plain eager code calls it.
     """
     arguments = overload._schema.arguments
     num_positional = sum(not argument.kwarg_only for argument in arguments)
     defaults = tuple(argument.default_value for argument in arguments)
-    keywords = [(argument.name, argument.default_value) for argument in arguments[num_positional:]]
+    names = [argument.name for argument in arguments[num_positional:]]
+    keyword_defaults = defaults[num_positional:]
+    builtin = overload._op  # what `overload.__call__` calls
 
     def call(*inputs: Any) -> Any:
-        given = zip(keywords, inputs[num_positional:])
-        return overload(*inputs[:num_positional], **{name: v for (name, default), v in given if v is not default})
+        given = zip(names, inputs[num_positional:], keyword_defaults)
+        return overload(*inputs[:num_positional], **{name: v for name, v, default in given if v is not default})
 
-    def forward(*inputs_and_modes: Any) -> Any:
-        *inputs, modes = inputs_and_modes
+    def call_below_autograd(inputs: tuple[Any, ...]) -> Any:
         with _below_autograd():
-            if modes is None:
-                return call(*inputs)
-            # `apply` switches recording off for this level of torch.func; the levels below it go on
-            with torch.set_grad_enabled(modes[0]), forward_ad._set_fwd_grad_enabled(modes[1]):
-                return call(*inputs)
+            if inputs[num_positional:] == keyword_defaults[: len(inputs) - num_positional]:
+                return builtin(*inputs[:num_positional])
+            return call(*inputs)
 
     def decorate(cls: Any) -> type:
-        def setup_context(ctx: Any, inputs_and_modes: tuple[Any, ...], output: Any) -> None:
-            cls.setup_context(ctx, inputs_and_modes[:-1], output)
+        def forward(ctx: Any, *inputs_and_modes: Any) -> Any:
+            inputs, modes = inputs_and_modes[:-1], inputs_and_modes[-1]
+            if modes is None:
+                output = call_below_autograd(inputs)
+            else:
+                # `apply` switches recording off for this level of torch.func; the levels below it go on
+                with torch.set_grad_enabled(modes[0]), forward_ad._set_fwd_grad_enabled(modes[1]):
+                    output = call_below_autograd(inputs)
+            cls.setup_context(ctx, inputs, output)
+            return output
 
         def backward(ctx: Any, *grad_outputs: Any) -> Any:
             if all(grad is None for grad in grad_outputs):
@@ -86,7 +118,6 @@ def differentiable(overload: Any) -> Callable[[type], type]:
 
         members = {
             "forward": staticmethod(forward),
-            "setup_context": staticmethod(setup_context),
             "backward": staticmethod(backward),
             "jvp": staticmethod(tangent),
             "_compiled_autograd_key": staticmethod(torch.autograd.Function._compiled_autograd_key),
@@ -100,7 +131,7 @@ def differentiable(overload: Any) -> Callable[[type], type]:
             # the dispatcher leaves out arguments that equal their defaults
             inputs = (*args, *defaults[len(args) :])
             if kwargs:
-                given = [kwargs.get(name, default) for name, default in keywords]
+                given = [kwargs.get(name, default) for name, default in zip(names, keyword_defaults)]
                 inputs = (*inputs[:num_positional], *given)
             if _transforms_active():
                 modes = (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled())
@@ -108,9 +139,16 @@ def differentiable(overload: Any) -> Callable[[type], type]:
                     return function.apply(*inputs, modes)
             return function.apply(*inputs, None)
 
+        def apply(*inputs: Any) -> Any:
+            if _is_watched() or not _PLAIN_TYPES.issuperset(map(type, inputs)):
+                return call(*inputs)
+            if torch.is_grad_enabled():
+                return function.apply(*inputs, *defaults[len(inputs) :], None)
+            return call_below_autograd(inputs)
+
         _library.impl(overload._schema.name.split("::")[1], kernel, "Autograd")
         cls.forward = staticmethod(call)
-        cls.apply = staticmethod(call)
+        cls.apply = staticmethod(apply)
         return cls
 
     return decorate

@@ -7,8 +7,10 @@ from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Independent, Normal
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
+from illia_ext import functional
 from illia_ext.functional import DTYPES, check_finite, check_std_prior
 from illia_ext.random import count, draw_key
 
@@ -26,6 +28,36 @@ def _shape(shape: Any) -> torch.Size:
     if any(size < 0 for size in sizes):
         raise ValueError(f"shape: expected no negative size, got {shape}")
     return torch.Size(sizes)
+
+
+def _prior(name: str, value: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as [1], a tensor as a copy, both of this dtype on this device; an nn.Parameter as it is."""
+    if not isinstance(value, Tensor):
+        number = check_std_prior(value) if name == "std_prior" else check_finite(name, value)
+        prior = torch.tensor([float(number)], dtype=dtype, device="cpu")
+        if not prior.isfinite() or (name == "std_prior" and prior == 0):
+            raise ValueError(f"{name}: expected a number in the range of {dtype}, got {value}")
+        return prior.to(device)
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {value.dtype}")
+    fits = value.dim() <= len(shape) and all(n in (1, size) for n, size in zip(value.shape[::-1], shape[::-1]))
+    if value.numel() != 1 and not fits:
+        message = f"expected one element, or a shape that broadcasts to {list(shape)}"
+        raise ValueError(f"{name}: {message}, got {list(value.shape)}")
+    if isinstance(value, nn.Parameter):
+        prior = value
+        if value.device != device:
+            raise ValueError(f"{name}: expected a parameter on {device}, where mu is, got {value.device}")
+    elif value.requires_grad:
+        raise ValueError(f"{name}: expected an nn.Parameter or a tensor without gradient, got requires_grad=True")
+    else:
+        prior = value.clone().to(device, dtype).reshape(value.shape or [1])
+    if not prior.is_meta:
+        valid = prior.isfinite() & (prior > 0) if name == "std_prior" else prior.isfinite()
+        if not valid.all():
+            kind = "positive finite" if name == "std_prior" else "finite"
+            raise ValueError(f"{name}: expected {kind} values in {prior.dtype}, got {prior[~valid][0].item()}")
+    return prior
 
 
 class DistributionModule(nn.Module, ABC):
@@ -53,13 +85,16 @@ class GaussianDistribution(DistributionModule):
 
     Args:
         shape: int or sequence of ints; () for a scalar.
-        mu_prior, std_prior: of the prior.
+        mu_prior, std_prior: of the prior. Numbers; tensors with one element or broadcastable to shape, which become
+            buffers; or nn.Parameters, which are learned with the weights (empirical Bayes) and may be shared by
+            modules. What keeps a learned std_prior positive, such as torch.nn.utils.parametrize, is up to you.
         mu_init, rho_init: means of the initial values.
         device, dtype: as in every module of torch.nn; the dtype is a floating one.
 
     Raises:
-        TypeError: an unknown argument, a dtype that is not floating, or a prior that is no number.
-        ValueError: a negative size, or a std_prior that is not positive and finite in this dtype.
+        TypeError: an unknown argument, a dtype that is not floating, or a prior that is no number and no tensor.
+        ValueError: a negative size, a prior whose shape does not fit, one with a graph of its own, or a std_prior
+            that is not positive and finite in this dtype.
     """
 
     mu_prior: Tensor
@@ -68,8 +103,8 @@ class GaussianDistribution(DistributionModule):
     def __init__(
         self,
         shape: int | Sequence[int],
-        mu_prior: float = 0.0,
-        std_prior: float = 0.1,
+        mu_prior: float | Tensor = 0.0,
+        std_prior: float | Tensor = 0.1,
         mu_init: float = 0.0,
         rho_init: float = -7.0,
         **kwargs: Any,
@@ -84,17 +119,19 @@ class GaussianDistribution(DistributionModule):
         self.shape = _shape(shape)
         self.mu_init = check_finite("mu_init", mu_init)
         self.rho_init = check_finite("rho_init", rho_init)
-        for name, value in {
-            "mu_prior": check_finite("mu_prior", mu_prior),
-            "std_prior": check_std_prior(std_prior),
-        }.items():
-            prior = torch.tensor([float(value)], dtype=dtype, device="cpu")
-            if not prior.isfinite() or (name == "std_prior" and prior == 0):
-                raise ValueError(f"{name}: expected a number in the range of {dtype}, got {value}")
-            self.register_buffer(name, prior.to(factory["device"] or torch.get_default_device()))
+        device = torch.empty(0, device=factory["device"]).device
+        priors = {
+            name: _prior(name, value, self.shape, dtype, device)
+            for name, value in (("mu_prior", mu_prior), ("std_prior", std_prior))
+        }
         # illia draws a standard normal that it then overwrites; so do we, or later draws would differ
         self.mu = nn.Parameter(torch.randn(self.shape, **factory).normal_(mu_init, 0.1))
         self.rho = nn.Parameter(torch.randn(self.shape, **factory).normal_(rho_init, 0.1))
+        for name, prior in priors.items():
+            if isinstance(prior, nn.Parameter):
+                self.register_parameter(name, prior)
+            else:
+                self.register_buffer(name, prior)
 
     def _choose_key(self, num_samples: Optional[int], key: Optional[Tensor]) -> Tensor:
         if key is not None:
@@ -124,7 +161,11 @@ class GaussianDistribution(DistributionModule):
         Returns:
             [*shape], or [num_samples, *shape].
         """
-        return torch.ops.illia_ext.gaussian_sample(self.mu, self.rho, self._choose_key(num_samples, key))
+        key = self._choose_key(num_samples, key)
+        if is_scripting():
+            return torch.ops.illia_ext.gaussian_sample(self.mu, self.rho, key)
+        else:
+            return functional.gaussian_sample(self.mu, self.rho, key)
 
     @torch.jit.export
     def log_prob(self, x: Optional[Tensor] = None) -> Tensor:
@@ -137,26 +178,54 @@ class GaussianDistribution(DistributionModule):
             Scalar, or [S].
         """
         if x is None:
-            return self.sample_and_log_prob(None, None)[1]  # TorchScript fills in no defaults here
-        return torch.ops.illia_ext.gaussian_log_prob(x, self.mu, self.rho, self.mu_prior, self.std_prior)
+            return self.sample_and_log_prob(None, None, False)[1]  # TorchScript fills in no defaults here
+        if is_scripting():
+            return torch.ops.illia_ext.gaussian_log_prob(x, self.mu, self.rho, self.mu_prior, self.std_prior)
+        else:
+            return functional.gaussian_log_prob(x, self.mu, self.rho, self.mu_prior, self.std_prior)
 
     @torch.jit.export
     def sample_and_log_prob(
-        self, num_samples: Optional[int] = None, key: Optional[Tensor] = None
+        self, num_samples: Optional[int] = None, key: Optional[Tensor] = None, stick_the_landing: bool = False
     ) -> Tuple[Tensor, Tensor]:
         """`sample` and the `log_prob` of that sample, in one pass.
+
+        Args:
+            num_samples, key: as of `sample`.
+            stick_the_landing: as of `illia_ext.functional.gaussian_sample_and_log_prob`.
 
         Returns:
             x: [*shape], or [num_samples, *shape].
             log_prob: scalar, or [num_samples]; in nats.
         """
         key = self._choose_key(num_samples, key)
-        return torch.ops.illia_ext.gaussian_sample_and_log_prob(self.mu, self.rho, self.mu_prior, self.std_prior, key)
+        if is_scripting():
+            return torch.ops.illia_ext.gaussian_sample_and_log_prob(
+                self.mu, self.rho, self.mu_prior, self.std_prior, key, stick_the_landing=stick_the_landing
+            )
+        else:
+            return functional.gaussian_sample_and_log_prob(
+                self.mu, self.rho, self.mu_prior, self.std_prior, key, None, stick_the_landing
+            )
 
     @torch.jit.export
     def kl_divergence(self) -> Tensor:
         """KL(q || p) in closed form: scalar, in nats."""
-        return torch.ops.illia_ext.gaussian_kl_divergence(self.mu, self.rho, self.mu_prior, self.std_prior)
+        if is_scripting():
+            return torch.ops.illia_ext.gaussian_kl_divergence(self.mu, self.rho, self.mu_prior, self.std_prior)
+        else:
+            return functional.gaussian_kl_divergence(self.mu, self.rho, self.mu_prior, self.std_prior)
+
+    def to_distribution(self) -> Independent:
+        """q as one of torch.distributions, with a graph to mu and rho: event_shape is shape, batch_shape empty.
+
+        Its samples come from torch's generator, not from keys.
+
+        Raises:
+            ValueError: from torch.distributions, where softplus(rho) is 0 in this dtype (float32: rho below -104).
+        """
+        # threshold: torch's own, 20, rounds in float64
+        return Independent(Normal(self.mu, nn.functional.softplus(self.rho, threshold=60)), self.mu.dim())
 
     @torch.jit.export
     def num_params(self) -> int:
@@ -164,6 +233,10 @@ class GaussianDistribution(DistributionModule):
         return self.mu.numel()
 
     def extra_repr(self) -> str:
-        known = {} if self.mu_prior.is_meta else {"mu_prior": self.mu_prior.item(), "std_prior": self.std_prior.item()}
-        numbers = {**known, "mu_init": self.mu_init, "rho_init": self.rho_init}
-        return ", ".join([str(tuple(self.shape)), *(f"{name}={value:g}" for name, value in numbers.items())])
+        parts = [str(tuple(self.shape))]
+        for name, prior in (("mu_prior", self.mu_prior), ("std_prior", self.std_prior)):
+            if prior.numel() != 1:
+                parts.append(f"{name}={type(prior).__name__}{list(prior.shape)}")
+            elif not prior.is_meta:
+                parts.append(f"{name}={prior.item():g}")
+        return ", ".join([*parts, f"mu_init={self.mu_init:g}", f"rho_init={self.rho_init:g}"])

@@ -1,8 +1,10 @@
 """The fused functions. Shapes: mu and rho are [*shape]; a key [2] gives one sample, [S, 2] gives S.
 
-sigma = softplus(rho). A prior is a number, a 0-dim tensor on the CPU, or a tensor with one element on mu's device; a
-tensor std_prior is never read by Python (that would make a GPU wait), so a value <= 0 in it gives NaN or -inf. The
-dtype is one of float32, float64, float16 and bfloat16; log_prob is float32 for half types, else the parameters' type.
+sigma = softplus(rho). mu_prior and std_prior are each a number, a 0-dim tensor on the CPU, or a tensor on mu's device
+with one element or of a shape that broadcasts to mu's; they may require a gradient (empirical Bayes), but for a CPU's
+beside parameters on a GPU. A tensor std_prior is never read by Python (that would make a GPU wait), so a value <= 0 in
+it gives NaN or -inf. The dtype is one of float32, float64, float16 and bfloat16, and priors may have another of them;
+log_prob is float32 for half types, else the parameters' type.
 
 All functions raise TypeError and ValueError for arguments of a wrong kind, and RuntimeError, from C++, for
 tensors that do not fit together; the message names the argument and shows its value.
@@ -15,37 +17,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import illia_ext.autograd  # noqa: F401  (the ops' derivatives)
-from illia_ext.ops import op
+import illia_ext.autocast  # noqa: F401  (the dtype of a sample under autocast)
+from illia_ext.autograd import GaussianKLDivergence, GaussianLogProb, GaussianSample, GaussianSampleAndLogProb
 
 __all__ = ["gaussian_kl_divergence", "gaussian_log_prob", "gaussian_sample", "gaussian_sample_and_log_prob"]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-_sample = op("gaussian_sample")
-_log_prob = op("gaussian_log_prob")
-_sample_and_log_prob = op("gaussian_sample_and_log_prob")
-_kl_divergence = op("gaussian_kl_divergence")
+_sample = GaussianSample.apply
+_log_prob = GaussianLogProb.apply
+_sample_and_log_prob = GaussianSampleAndLogProb.apply
+_kl_divergence = GaussianKLDivergence.apply
 
 
-def _check_tensor(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {tensor!r}")
+def _not_a_tensor(name: str, value: Any) -> TypeError:
+    return TypeError(f"{name}: expected a tensor, got {value!r}")
 
 
 def _check_parameters(mu: Tensor, rho: Tensor) -> None:
-    _check_tensor("mu", mu)
-    _check_tensor("rho", rho)
+    if not isinstance(mu, Tensor):
+        raise _not_a_tensor("mu", mu)
+    if not isinstance(rho, Tensor):
+        raise _not_a_tensor("rho", rho)
     if mu.dtype not in DTYPES:
         raise TypeError(f"mu: expected float32, float64, float16 or bfloat16, got {mu.dtype}")
     if rho.shape != mu.shape:
         raise ValueError(f"rho: expected the shape of mu, {list(mu.shape)}, got {list(rho.shape)}")
-    if rho.dtype != mu.dtype:
+    if rho.dtype is not mu.dtype:
         raise TypeError(f"rho: expected the dtype of mu, {mu.dtype}, got {rho.dtype}")
 
 
 def _check_key(key: Tensor) -> None:
-    _check_tensor("key", key)
+    if not isinstance(key, Tensor):
+        raise _not_a_tensor("key", key)
     if key.dtype is not torch.int64 and key.dtype is not torch.uint64:
         raise TypeError(f"key: expected int64 or uint64, got {key.dtype}")
     if key.dim() not in (1, 2) or key.shape[-1] != 2:
@@ -87,7 +91,8 @@ def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | N
     Args:
         mu, rho: [*shape].
         key: [2] or [S, 2], int64 or uint64, on mu's device.
-        dtype: of the sample; by default mu's, or float16 or bfloat16 beside float32 parameters.
+        dtype: of the sample: mu's, or float16 or bfloat16 beside float32 parameters. None is mu's, and under autocast
+            autocast's for float32 parameters.
 
     Returns:
         [*shape] or [S, *shape], contiguous.
@@ -96,7 +101,7 @@ def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | N
     """
     _check_parameters(mu, rho)
     _check_key(key)
-    return _sample(mu, rho, key, dtype=dtype)
+    return _sample(mu, rho, key, dtype)
 
 
 def gaussian_log_prob(
@@ -107,13 +112,14 @@ def gaussian_log_prob(
     Args:
         x: [*shape], or [S, *shape] for S samples.
         mu, rho: [*shape].
-        mu_prior, std_prior: numbers, or tensors with one element.
+        mu_prior, std_prior: numbers, or tensors with one element or broadcastable to [*shape].
 
     Returns:
         Scalar, or [S]; in nats.
     """
     _check_parameters(mu, rho)
-    _check_tensor("x", x)
+    if not isinstance(x, Tensor):
+        raise _not_a_tensor("x", x)
     return _log_prob(x, mu, rho, *_prior(mu_prior, std_prior))
 
 
@@ -124,16 +130,27 @@ def gaussian_sample_and_log_prob(
     std_prior: Tensor | float,
     key: Tensor,
     dtype: torch.dtype | None = None,
+    stick_the_landing: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`gaussian_sample` and the `gaussian_log_prob` of that sample, in one pass.
+
+    Args:
+        mu, rho, key, dtype: as of `gaussian_sample`.
+        mu_prior, std_prior: as of `gaussian_log_prob`.
+        stick_the_landing: hold log q's own mu and rho fixed in the gradient, which drops the score term. Its mean is
+            zero, and its variance rules where q is close to the posterior. The values stay the same; there are no
+            second derivatives.
 
     Returns:
         x: [*shape] or [S, *shape], contiguous.
         log_prob: scalar or [S], in nats: sum of log q(x) - log p(x). Its mean over keys is the KL divergence.
+
+    Source of stick_the_landing: Roeder, Wu & Duvenaud, "Sticking the landing: simple, lower-variance gradient
+    estimators for variational inference" (2017).
     """
     _check_parameters(mu, rho)
     _check_key(key)
-    return _sample_and_log_prob(mu, rho, *_prior(mu_prior, std_prior), key, dtype=dtype)
+    return _sample_and_log_prob(mu, rho, *_prior(mu_prior, std_prior), key, dtype, stick_the_landing)
 
 
 def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float) -> Tensor:

@@ -195,16 +195,6 @@ def test_moves_to_another_dtype(dtype: torch.dtype, device: torch.device) -> Non
     assert distribution.log_prob(distribution.sample()).dtype == torch.float32
 
 
-def test_under_autocast(device: torch.device) -> None:
-    """Parameters stay float32; a sample that autocast narrowed has a log_prob."""
-    distribution = GaussianDistribution((2, 3), device=device)
-    with torch.autocast(device.type, torch.bfloat16):
-        x = distribution.sample()
-        narrow = nn.functional.linear(x, torch.eye(3, device=device))
-        assert (x.dtype, narrow.dtype) == (torch.float32, torch.bfloat16)
-        assert distribution.log_prob(narrow).dtype == torch.float32
-
-
 METHODS = {
     "sample": lambda d: d.sample().sum(),
     "samples": lambda d: d.sample(3).square().sum(),

@@ -247,7 +247,7 @@ MODULE: list[Case] = [
             lambda: DISTRIBUTION.sample_and_log_prob(num_samples=2, key=KEY),
         )
     ],
-    (lambda: DISTRIBUTION.sample(key=KEY.int()), RuntimeError, "key: expected int64 or uint64, got Int"),
+    (lambda: DISTRIBUTION.sample(key=KEY.int()), TypeError, "key: expected int64 or uint64, got torch.int32"),
     (
         lambda: DISTRIBUTION.log_prob(torch.ones(4, device=DEVICE)),
         RuntimeError,

@@ -1,0 +1,195 @@
+"""Priors of a module: numbers, a value for each weight, and learned ones. And stick_the_landing of a module."""
+
+import copy
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import DEVICE, FLOAT_DTYPES, arithmetic_dtype, make_key, make_keys, same_bits
+from torch import Tensor, nn
+from torch.nn.utils import parametrize as torch_parametrize
+
+from illia_ext import GaussianDistribution, functional
+
+parametrize = pytest.mark.parametrize
+inf, nan = float("inf"), float("nan")
+KEYS = make_keys((1, 2), (3, 4))
+
+
+def make_prior(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Positive: it serves as either prior."""
+    return torch.linspace(0.25, 1.5, max(1, torch.Size(shape).numel())).reshape(shape).to(DEVICE, dtype)
+
+
+METHODS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
+    "log_prob": lambda d, m, s, x: d.log_prob(x) if m is None else functional.gaussian_log_prob(x, d.mu, d.rho, m, s),
+    "sample_and_log_prob": lambda d, m, s, x: (
+        d.sample_and_log_prob(key=KEYS)[1].sum()
+        if m is None
+        else functional.gaussian_sample_and_log_prob(d.mu, d.rho, m, s, KEYS)[1].sum()
+    ),
+    "kl_divergence": lambda d, m, s, x: (
+        d.kl_divergence() if m is None else functional.gaussian_kl_divergence(d.mu, d.rho, m, s)
+    ),
+}
+each_method = parametrize("method", METHODS.values(), ids=METHODS)
+
+
+@each_method
+@parametrize("shapes", [((), ()), ((1,), (1, 1)), ((3,), (2, 1)), ((2, 3), (2, 3)), ((2, 3), ())])
+@parametrize("learned", [False, True])
+def test_priors_of_every_shape(method: Any, shapes: Any, learned: bool, device: torch.device) -> None:
+    """The module's methods are the functions of its priors, gradients to learned priors included."""
+    priors = [make_prior(*shape) for shape in shapes]
+    kept = [nn.Parameter(prior) for prior in priors] if learned else priors
+    distribution = GaussianDistribution((2, 3), *kept, rho_init=-1.0, device=device)
+    assert list(distribution.state_dict()) == ["mu", "rho", "mu_prior", "std_prior"]
+    assert len(list(distribution.parameters())) == (4 if learned else 2)
+
+    x = torch.ones(2, 3, device=device)
+    method(distribution, None, None, x).backward()
+    leaves = [distribution.mu, distribution.rho, *(prior.requires_grad_(learned) for prior in priors)]
+    expected = torch.autograd.grad(method(distribution, *priors, x), leaves[: 4 if learned else 2])
+    for parameter, grad in zip(distribution.parameters(), expected, strict=True):
+        assert same_bits(parameter.grad, grad) and grad.any()
+
+
+def test_buffers_are_copies_of_the_modules_dtype(device: torch.device) -> None:
+    prior = make_prior(3)
+    distribution = GaussianDistribution((2, 3), prior, prior.double(), device=device)
+    prior.zero_()
+    assert same_bits(distribution.mu_prior, make_prior(3)) and same_bits(distribution.std_prior, make_prior(3))
+    assert GaussianDistribution(3, torch.tensor(0.5)).mu_prior.shape == (1,)  # as a number
+    for dtype in FLOAT_DTYPES:
+        distribution.to(dtype)
+        assert distribution.mu_prior.dtype == distribution.std_prior.dtype == dtype
+        assert distribution.log_prob().dtype == arithmetic_dtype(dtype)
+
+
+def test_learned_priors_are_the_parameters_given(device: torch.device) -> None:
+    """So modules may share one, which then gets the gradients of all."""
+    std_prior = nn.Parameter(torch.ones(1, device=device))
+    layers = nn.ModuleList([GaussianDistribution(3, std_prior=std_prior, device=device) for _ in range(2)])
+    assert layers[0].std_prior is layers[1].std_prior is std_prior
+    assert len(list(layers.parameters())) == 5
+    sum(layer.kl_divergence() for layer in layers).backward()
+    alone = [torch.autograd.grad(layer.kl_divergence(), std_prior)[0] for layer in layers]
+    torch.testing.assert_close(std_prior.grad, sum(alone))
+
+
+def test_empirical_bayes_finds_the_moments(device: torch.device) -> None:
+    """KL(q || p) is least in the prior at the mean of mu and at the mean of sigma^2 + (mu - that mean)^2."""
+    priors = [nn.Parameter(torch.zeros(1, device=device)), nn.Parameter(torch.ones(1, device=device))]
+    torch.manual_seed(0)
+    distribution = GaussianDistribution(50, *priors, mu_init=2.0, rho_init=-2.0, device=device)
+    torch_parametrize.register_parametrization(distribution, "std_prior", nn.Softplus(), unsafe=True)
+    hyper = [distribution.mu_prior, distribution.parametrizations.std_prior.original]
+    optimizer = torch.optim.LBFGS(hyper, max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        kl_divergence = distribution.kl_divergence()
+        kl_divergence.backward()
+        return kl_divergence
+
+    optimizer.step(closure)
+    mu, sigma = distribution.mu.detach(), nn.functional.softplus(distribution.rho.detach())
+    assert distribution.mu_prior.item() == pytest.approx(mu.mean().item(), rel=1e-3)
+    second_moment = (sigma**2 + (mu - mu.mean()) ** 2).mean()
+    assert distribution.std_prior.item() == pytest.approx(second_moment.sqrt().item(), rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@parametrize("learned", [False, True])
+def test_written_and_copied(learned: bool, device: torch.device) -> None:
+    def make() -> GaussianDistribution:
+        priors = [make_prior(2, 1), make_prior(3)]
+        return GaussianDistribution((2, 3), *(map(nn.Parameter, priors) if learned else priors), device=device)
+
+    distribution, other, file = make(), make(), io.BytesIO()
+    with torch.no_grad():
+        distribution.mu_prior.add_(1)
+    torch.save(distribution.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file))
+    key = make_key(1, device=device)
+    expected = distribution.sample_and_log_prob(None, key, True)
+    for module in (other, copy.deepcopy(distribution), torch.jit.script(distribution)):
+        assert all(map(same_bits, module.sample_and_log_prob(None, key, True), expected))
+        assert same_bits(module.kl_divergence(), distribution.kl_divergence())
+
+
+def test_extra_repr(device: torch.device) -> None:
+    distribution = GaussianDistribution((2, 3), make_prior(2, 1), nn.Parameter(make_prior(3)), device=device)
+    expected = "(2, 3), mu_prior=Tensor[2, 1], std_prior=Parameter[3], mu_init=0, rho_init=-7"
+    assert distribution.extra_repr() == expected
+    assert "(3,), mu_init=0" in repr(GaussianDistribution(3, device="meta"))
+
+
+REFUSALS: list[tuple[str, Tensor, type[Exception], str]] = [
+    *[
+        (name, prior, error, message)
+        for name in ("mu_prior", "std_prior")
+        for prior, error, message in (
+            (make_prior(3).int(), TypeError, "expected float32, float64, float16 or bfloat16, got torch.int32"),
+            (make_prior(2), ValueError, "expected one element, or a shape that broadcasts to [3], got [2]"),
+            (make_prior(1, 3), ValueError, "expected one element, or a shape that broadcasts to [3], got [1, 3]"),
+            (
+                make_prior(3).requires_grad_() * 2,
+                ValueError,
+                "expected an nn.Parameter or a tensor without gradient, got requires_grad=True",
+            ),
+            (
+                nn.Parameter(make_prior(3).to("meta")),
+                ValueError,
+                f"expected a parameter on {DEVICE}, where mu is, got meta",
+            ),
+        )
+    ],
+    ("mu_prior", torch.tensor([0, inf, nan]), ValueError, "expected finite values in torch.float32, got inf"),
+    ("mu_prior", torch.tensor([1e39]).double(), ValueError, "expected finite values in torch.float32, got inf"),
+    *[
+        ("std_prior", prior, ValueError, f"expected positive finite values in torch.float32, got {value}")
+        for prior, value in (
+            (torch.tensor([1, nan, 1]), nan),
+            (torch.tensor([1, 2, -0.5]), -0.5),
+            (torch.tensor([1e-50], dtype=torch.float64), 0.0),
+            (nn.Parameter(torch.zeros(1, device=DEVICE)), 0.0),
+        )
+    ],
+]
+
+
+@parametrize(("name", "prior", "error", "message"), REFUSALS)
+def test_refused_at_construction(name: str, prior: Tensor, error: type[Exception], message: str) -> None:
+    state = torch.random.get_rng_state()
+    with pytest.raises(error, match="^" + re.escape(f"{name}: {message}")):
+        GaussianDistribution(3, **{name: prior}, device=DEVICE)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_values_on_the_meta_device_are_not_read() -> None:
+    prior = torch.zeros(3, device="meta")
+    distribution = GaussianDistribution(3, prior, nn.Parameter(prior), device="meta")
+    assert distribution.sample_and_log_prob(4)[1].shape == (4,)
+
+
+@parametrize("scripted", [False, True])
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_stick_the_landing(scripted: bool, device: torch.device) -> None:
+    """Where q is the prior the score term is all that is left of the gradient, and all of its noise."""
+    distribution = GaussianDistribution((50,), std_prior=1.0, device=device)
+    with torch.no_grad():
+        distribution.mu.zero_()
+        distribution.rho.fill_(torch.tensor(1.0).expm1().log())  # sigma = 1
+    module = torch.jit.script(distribution) if scripted else distribution
+    gradients = {}
+    for stick_the_landing in (False, True):
+        x, log_prob = module.sample_and_log_prob(None, make_key(1, device=device), stick_the_landing)
+        gradients[stick_the_landing] = torch.cat(torch.autograd.grad(log_prob, list(distribution.parameters())))
+    # -eps / sigma + x / std_prior^2 = 0 but for the rounding of sigma and x: 4 units in the last place of |eps| < 4
+    assert gradients[True].abs().max() < 16 * 2**-23
+    assert gradients[False].abs().max() > 1
