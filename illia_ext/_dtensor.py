@@ -1,8 +1,8 @@
 """The ops on DTensors: each rank works on its own shards and draws the noise of their places in the whole tensor.
 
 mu and rho lie alike, and say how the work is split; x, gradients and priors that lie otherwise are redistributed. A
-sample is placed as mu is; log_prob, and the gradient to a prior that shards share, is Partial where mu is sharded. Nothing
-is communicated but for that redistribution and for the gradient to a plain prior, which is summed over the mesh.
+sample is placed as mu is; log_prob, and the gradient to a prior that shards share, is Partial where mu is sharded.
+Beside that redistribution only the gradient to a plain prior is communicated: it is summed over the mesh.
 """
 
 import math
@@ -57,7 +57,7 @@ class Layout:
                 self.origin[dim] += start
                 self.size[dim] = min(chunk, self.size[dim] - start)
             else:
-                message = f"{name}: placement {placement} is not offered; redistribute it to Shard or Replicate"
+                message = f"{name}: placement {placement!r} is not offered; redistribute it to Shard or Replicate"
                 _refuse(not placement.is_replicate(), message)
         self.is_sharded = any(placement.is_shard() for placement in self.placements)
 

@@ -1,0 +1,88 @@
+"""Several processes that talk through gloo: they run a list of checks once, and each check is a test of its own."""
+
+import json
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["CHECKS", "World", "check", "outcomes"]
+
+SECONDS = 90  # for all checks of a world; twenty times what they take
+PATIENCE = timedelta(seconds=20)  # of a rank with the others
+CHECKS: dict[str, tuple[tuple[int, ...], Callable[["World"], None]]] = {}
+
+
+@dataclass
+class World:
+    """What a check may know: this process's rank, how many there are, and an empty directory that they share."""
+
+    rank: int
+    size: int
+    directory: Path
+
+
+def check(*sizes: int) -> Callable[[Callable[[World], None]], Callable[[World], None]]:
+    """Decorator: a check that worlds of these numbers of processes run, on all their ranks."""
+
+    def decorate(function: Callable[[World], None]) -> Callable[[World], None]:
+        CHECKS[function.__name__] = (sizes, function)
+        return function
+
+    return decorate
+
+
+def _work(rank: int, size: int, directory: Path) -> None:
+    """One process: a line of JSON for each check, [name, traceback or ""]."""
+    import distributed_checks  # noqa: F401  (fills CHECKS)
+    import distributed_training  # noqa: F401
+
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(directory / "store"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    with open(directory / f"{rank}.jsonl", "w") as report:
+        for name, (sizes, function) in CHECKS.items():
+            if size not in sizes:
+                continue
+            failure = ""
+            shared = directory / name
+            shared.mkdir(exist_ok=True)
+            try:
+                torch.manual_seed(0)
+                function(World(rank, size, shared))
+            except Exception:
+                failure = traceback.format_exc()
+            print(json.dumps([name, failure]), file=report, flush=True)
+            store.set(f"{name} {rank}", "done")  # and no more checks if one rank is stuck where another failed
+            store.wait([f"{name} {other}" for other in range(size)], PATIENCE)
+    dist.destroy_process_group()
+
+
+def outcomes(size: int, directory: Path) -> dict[str, str]:
+    """Runs the checks of a world: for each check what failed, on any rank; "" if nothing did."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed.tensor", "torch.distributed.fsdp"])  # paid once for all
+    processes = [context.Process(target=_work, args=(rank, size, directory), daemon=True) for rank in range(size)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + SECONDS
+    for process in processes:
+        process.join(max(0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+    reports = []
+    for rank in range(size):
+        path = directory / f"{rank}.jsonl"
+        reports.append(dict(map(json.loads, path.read_text().splitlines() if path.exists() else [])))
+    result = {}
+    for name, (sizes, _) in CHECKS.items():
+        if size in sizes:
+            told = [report.get(name, "did not run to its end") for report in reports]
+            result[name] = "\n".join(f"rank {rank}: {text}" for rank, text in enumerate(told) if text)
+    return result
