@@ -9,7 +9,16 @@
 
 ILLIA_NAMESPACE_BEGIN
 
-// Quotients are formed in double before rounding: std_prior^2 can leave the range of float.
+// Of a positive std_prior however small a quotient by it stays finite: (x - mu_prior) * quotient is 0 at x = mu_prior,
+// and grad * quotient where grad is 0.
+template <typename quotient_t>
+ILLIA_FUNCTION quotient_t in_range(double quotient, double positive) {
+  constexpr double kMax = Constants<quotient_t>::kMax;
+  if (!(positive > 0)) return static_cast<quotient_t>(quotient);
+  return static_cast<quotient_t>(quotient > kMax ? kMax : quotient < -kMax ? -kMax : quotient);
+}
+
+// One prior for all elements. Quotients are formed in double before rounding: std_prior^2 can leave the range of float.
 template <typename acc_t>
 struct Prior {
   acc_t mu;
@@ -23,22 +32,58 @@ struct Prior {
 
   // grad / std_prior^2
   ILLIA_FUNCTION acc_t scale(double grad) const { return in_range<acc_t>(grad * inverse_variance, inverse_variance); }
+};
+
+// The prior of one element, which exists in acc_t only: what leaves its range becomes 0 or the largest number.
+template <typename acc_t>
+struct ElementPrior {
+  acc_t mu, inverse_std;
+
+  ILLIA_FUNCTION static ElementPrior make(acc_t mu, acc_t std) {
+    const acc_t inverse_std = acc_t{1} / std;
+    return {mu, std > 0 ? limit(inverse_std) : inverse_std};
+  }
+
+  // grad / std_prior^2
+  ILLIA_FUNCTION acc_t scale(acc_t grad) const { return limit(grad * inverse_std * inverse_std); }
 
  private:
-  // Of a positive std_prior however small the quotient stays finite: (x - mu_prior) * quotient is 0 at x = mu_prior,
-  // and grad * quotient where grad is 0.
-  template <typename quotient_t>
-  ILLIA_FUNCTION static quotient_t in_range(double quotient, double positive) {
-    constexpr double kMax = Constants<quotient_t>::kMax;
-    if (!(positive > 0)) return static_cast<quotient_t>(quotient);
-    return static_cast<quotient_t>(quotient > kMax ? kMax : quotient < -kMax ? -kMax : quotient);
+  // NaN stays.
+  ILLIA_FUNCTION static acc_t limit(acc_t quotient) {
+    constexpr acc_t kMax = Constants<acc_t>::kMax;
+    return quotient > kMax ? kMax : quotient < -kMax ? -kMax : quotient;
   }
 };
+
+// log std_prior = linear + log(factor), for a sum of many logarithms as in core/softplus.h: split_mantissa and
+// log_normal read `factor`, which is normal for every std_prior. `linear` is NaN below 0 and of NaN, -inf at 0.
+template <typename acc_t>
+struct LogStd {
+  acc_t factor, linear;
+};
+
+template <typename acc_t>
+ILLIA_FUNCTION LogStd<acc_t> log_std_parts(acc_t std) {
+  using K = Constants<acc_t>;
+  constexpr acc_t kInfinity = std::numeric_limits<acc_t>::infinity();
+  const bool subnormal = std > 0 && std < std::numeric_limits<acc_t>::min();
+  const acc_t factor = subnormal ? std / K::kSubnormalScale : std;
+  const bool regular = factor > 0 && factor <= K::kMax;
+  const acc_t shift = subnormal ? -K::kSubnormalShift * K::kLn2 : acc_t{0};
+  const acc_t limit = std == 0 ? -kInfinity : std > 0 ? kInfinity : std::numeric_limits<acc_t>::quiet_NaN();
+  return {regular ? factor : acc_t{1}, regular ? shift : limit};
+}
 
 // Gradients of one element. In the sums over samples `rho` collects the factor of sigmoid(rho) or of h.
 template <typename acc_t>
 struct GaussianGrads {
   acc_t x, mu, rho;
+};
+
+// Gradients of one element to its priors, which lack the factor 1 / std_prior.
+template <typename acc_t>
+struct PriorGrads {
+  acc_t mu, std;
 };
 
 // x = mu + sigma eps
@@ -48,8 +93,8 @@ ILLIA_FUNCTION acc_t gaussian_sample(acc_t mu, acc_t sigma, acc_t eps) {
 }
 
 // z_p = (x - mu_prior) / std_prior
-template <typename acc_t>
-ILLIA_FUNCTION acc_t prior_score(acc_t x, const Prior<acc_t>& prior) {
+template <typename acc_t, typename prior_t>
+ILLIA_FUNCTION acc_t prior_score(acc_t x, const prior_t& prior) {
   return (x - prior.mu) * prior.inverse_std;
 }
 
@@ -57,6 +102,21 @@ ILLIA_FUNCTION acc_t prior_score(acc_t x, const Prior<acc_t>& prior) {
 template <typename acc_t>
 ILLIA_FUNCTION acc_t gaussian_sample_grad(acc_t grad_x, acc_t x, acc_t mu_prior, acc_t prior_scale) {
   return std::fma(x - mu_prior, prior_scale, grad_x);
+}
+
+// What stick_the_landing takes from grad_mu, and one sample's summand of the factor of -h that is grad_log_prob without
+// it: log q(x) with mu and rho held fixed (Roeder, Wu and Duvenaud, "Sticking the landing: simple, lower-variance
+// gradient estimators for variational inference", 2017).
+template <typename acc_t>
+ILLIA_FUNCTION GaussianGrads<acc_t> held_fixed_grads(acc_t grad_log_prob, acc_t eps, acc_t sigma) {
+  const acc_t grad_z = grad_log_prob * eps;
+  return {acc_t{0}, grad_z / sigma, grad_z * eps};
+}
+
+// Gradients of -grad log p for z_p^2 or, of a KL divergence, for (sigma^2 + (mu - mu_prior)^2) / std_prior^2.
+template <typename acc_t>
+ILLIA_FUNCTION PriorGrads<acc_t> prior_grads(acc_t grad, acc_t z_p, acc_t squares) {
+  return {-grad * z_p, grad * (acc_t{1} - squares)};
 }
 
 // z = (x - mu) / sigma

@@ -4,13 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define ILLIA_FUNCTION __host__ __device__ __forceinline__
-#define ILLIA_UNROLL _Pragma("unroll")
-#else
-#define ILLIA_FUNCTION inline __attribute__((always_inline))
-#define ILLIA_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "core/function.h"
 
 // Every translation unit that is compiled for another instruction set names its own namespace, or the
 // linker would keep one copy of each function and an old CPU could meet instructions that it does not have.

@@ -9,45 +9,45 @@ namespace {
 
 Tensor standard_normal_cpu(Tensor key, Sizes size, ScalarType dtype, std::optional<Sizes> full_size,
                            std::optional<Sizes> origin) {
-  check_standard_normal(key, size, dtype, full_size, origin);
+  const Block block = check_standard_normal(key, size, dtype, full_size, origin);
 
   const std::vector<Key> keys = read_keys(key);
   const Output eps(sample_sizes(key, size), dtype);
   const int64_t num_samples = static_cast<int64_t>(keys.size());
   const int64_t numel = num_samples ? eps.tensor().numel() / num_samples : 0;
-  launch(kernels_for(dtype).standard_normal, StandardNormalArgs{keys.data(), num_samples, numel, eps}, numel,
+  launch(kernels_for(dtype).standard_normal, StandardNormalArgs{keys.data(), num_samples, numel, eps, block}, numel,
          num_samples);
   return eps.tensor();
 }
 
 // gaussian_sample and gaussian_sample_and_log_prob: one kernel, with or without its sums.
 Tensor sample(const Tensor& mu, const Tensor& rho, const Tensor& key, std::optional<ScalarType> dtype,
-              const PriorValues& prior, Partials* partials, const std::vector<Key>& keys) {
+              const Block& block, const PriorValues& prior, Partials* partials, const std::vector<Key>& keys) {
   const Input mu_input(mu), rho_input(rho);
   const Output x(sample_sizes(key, mu.sizes()), dtype.value_or(mu.scalar_type()));
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = mu.numel();
-  const SampleArgs args{mu_input, rho_input, keys.data(), num_samples,
-                        numel,    prior,     x,           partials ? partials->data() : nullptr};
+  const SampleArgs args{
+      mu_input, rho_input, keys.data(), num_samples, numel, prior, x, partials ? partials->data() : nullptr, block};
   launch(kernels_for(mu.scalar_type()).sample, args, numel, num_samples);
   return x.tensor();
 }
 
 Tensor gaussian_sample_cpu(Tensor mu, Tensor rho, Tensor key, std::optional<ScalarType> dtype,
                            std::optional<Sizes> full_size, std::optional<Sizes> origin) {
-  check_gaussian_sample(mu, rho, key, dtype, full_size, origin);
-  return sample(mu, rho, key, dtype, PriorValues{0, 1}, nullptr, read_keys(key));
+  const Block block = check_gaussian_sample(mu, rho, key, dtype, full_size, origin);
+  return sample(mu, rho, key, dtype, block, PriorValues{0, 1}, nullptr, read_keys(key));
 }
 
 std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cpu(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior,
                                                             Tensor key, std::optional<ScalarType> dtype,
-                                                            bool stick_the_landing, std::optional<Sizes> full_size,
+                                                            bool /*stick_the_landing*/, std::optional<Sizes> full_size,
                                                             std::optional<Sizes> origin) {
-  check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing, full_size, origin);
+  const Block block = check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, full_size, origin);
 
   const std::vector<Key> keys = read_keys(key);
   const int64_t num_samples = static_cast<int64_t>(keys.size());
   Partials partials(num_samples, mu.numel());
-  const Tensor x = sample(mu, rho, key, dtype, read_prior(mu_prior, std_prior), &partials, keys);
+  const Tensor x = sample(mu, rho, key, dtype, block, read_prior(mu_prior, std_prior), &partials, keys);
   const Output log_prob(log_prob_sizes(key), log_prob_dtype(mu.scalar_type()));
   partials.sum_into(log_prob.tensor());
   return {x, log_prob.tensor()};
@@ -55,14 +55,14 @@ std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cpu(Tensor mu, Tensor rh
 
 Tensor gaussian_sample_backward_cpu(Tensor grad_x, Tensor rho, Tensor key, std::optional<Sizes> full_size,
                                     std::optional<Sizes> origin) {
-  check_gaussian_sample_backward(grad_x, rho, key, full_size, origin);
+  const Block block = check_gaussian_sample_backward(grad_x, rho, key, full_size, origin);
 
   const std::vector<Key> keys = read_keys(key);
   const Input grad_x_input(grad_x), rho_input(rho);
   const Output grad_rho(rho.sizes(), rho.scalar_type());
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = rho.numel();
-  const SampleBackwardArgs args{grad_x_input, nullptr, ConstView{},       rho_input,     keys.data(),
-                                num_samples,  numel,   PriorValues{0, 1}, MutableView{}, grad_rho};
+  const SampleBackwardArgs args{grad_x_input, nullptr,           ConstView{},   rho_input, keys.data(), num_samples,
+                                numel,        PriorValues{0, 1}, MutableView{}, grad_rho,  block};
   launch(kernels_for(rho.scalar_type()).sample_backward, args, numel, num_samples);
   return grad_rho.tensor();
 }
@@ -71,8 +71,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
     std::optional<Tensor> grad_x, std::optional<Tensor> grad_log_prob, Tensor mu, Tensor rho, Tensor mu_prior,
     Tensor std_prior, Tensor key, bool stick_the_landing, std::optional<Sizes> full_size, std::optional<Sizes> origin,
     bool prior_grads) {
-  check_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key,
-                                              stick_the_landing, full_size, origin, prior_grads);
+  const Block block = check_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior,
+                                                                  key, full_size, origin, prior_grads);
 
   const std::vector<Key> keys = read_keys(key);
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = mu.numel();
@@ -90,7 +90,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
                                 numel,
                                 read_prior(mu_prior, std_prior),
                                 grad_mu,
-                                grad_rho};
+                                grad_rho,
+                                block};
   launch(kernels_for(mu.scalar_type()).sample_backward, args, numel, num_samples);
   return {grad_mu.tensor(), grad_rho.tensor(), not_asked_for(mu), not_asked_for(mu)};
 }

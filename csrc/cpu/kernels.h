@@ -4,6 +4,7 @@
 // its own, so that threads may share them out in any way without changing a bit of the result.
 #pragma once
 
+#include "ops/block.h"
 #include "ops/memory.h"
 
 namespace illia {
@@ -22,14 +23,25 @@ struct MutableView {
   Storage storage = Storage::kFloat;
 };
 
+// One prior for all elements, or one for each: then both are [numel] of the arithmetic type, and the numbers not read.
 struct PriorValues {
   double mu, std;
+  const void *each_mu = nullptr, *each_std = nullptr;
+};
+
+// Gradients to the priors: for each element, or summed over those of a chunk, or neither: not asked for.
+struct PriorGradTargets {
+  void *each_mu = nullptr, *each_std = nullptr;            // [numel] of the arithmetic type
+  double *mu_partials = nullptr, *std_partials = nullptr;  // [num_chunks], zeros at first
+
+  bool asked() const { return each_mu || each_std || mu_partials || std_partials; }
 };
 
 struct StandardNormalArgs {
   const Key* keys;  // [num_samples]
   int64_t num_samples, numel;
   MutableView eps;  // [num_samples, numel]
+  Block block{};
 };
 
 struct SampleArgs {
@@ -39,6 +51,7 @@ struct SampleArgs {
   PriorValues prior;
   MutableView x;     // [num_samples, numel]
   double* partials;  // [num_samples, num_chunks] of log_prob; nullptr: not asked for
+  Block block{};
 };
 
 struct SampleBackwardArgs {
@@ -49,6 +62,9 @@ struct SampleBackwardArgs {
   int64_t num_samples, numel;
   PriorValues prior;
   MutableView grad_mu, grad_rho;  // [numel]; grad_mu may be nullptr
+  Block block{};
+  PriorGradTargets prior_grads{};  // only with grad_log_prob
+  bool stick_the_landing = false;
 };
 
 struct LogProbArgs {
@@ -67,6 +83,7 @@ struct LogProbBackwardArgs {
   PriorValues prior;
   MutableView grad_x;             // [num_samples, numel] or nullptr
   MutableView grad_mu, grad_rho;  // [numel] or nullptr
+  PriorGradTargets prior_grads{};
 };
 
 struct KlDivergenceArgs {
@@ -82,6 +99,7 @@ struct KlDivergenceBackwardArgs {
   int64_t numel;
   PriorValues prior;
   MutableView grad_mu, grad_rho;  // [numel]
+  PriorGradTargets prior_grads{};
 };
 
 template <typename args_t>

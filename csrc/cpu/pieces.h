@@ -5,8 +5,6 @@
 #pragma once
 
 #include "core/gaussian.h"
-#include "core/normal.h"
-#include "cpu/philox_words.h"
 #include "cpu/storage.h"
 
 ILLIA_NAMESPACE_BEGIN
@@ -85,22 +83,6 @@ struct LogSigmaSum {
     return linear.total() + std::fma(static_cast<double>(exponent), Constants<double>::kLn2, log_normal(mantissa));
   }
 };
-
-// eps[i] is normal first + i of the key's stream. Writes whole blocks of kNormalsBatch.
-template <typename acc_t>
-void standard_normal_piece(const Key& key, const Piece& piece, acc_t* __restrict eps) {
-  constexpr int kNormals = kNormalsPerBlock<acc_t>, kBlocks = kNormalsBatch / kNormals;
-  const uint64_t counter = key.offset + static_cast<uint64_t>(piece.first / kNormals);
-  for (int64_t first = 0; first < piece.count; first += kNormalsBatch) {
-    uint32_t words[4][kBlocks];
-    philox_words(key.seed, counter + static_cast<uint64_t>(first / kNormals), words);
-    for (int64_t i = 0; i < kBlocks; ++i) {
-      acc_t normals[kNormals];
-      block_normals(PhiloxBlock<uint32_t>{{words[0][i], words[1][i], words[2][i], words[3][i]}}, normals);
-      for (int64_t k = 0; k < kNormals; ++k) eps[first + i * kNormals + k] = normals[k];
-    }
-  }
-}
 
 // sigma, and with kLogProb the sum of log sigma: of a finite rho, or with kInfinite of any.
 template <typename acc_t, bool kLogProb, bool kInfinite = false>

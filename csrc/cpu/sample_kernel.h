@@ -1,19 +1,17 @@
 // standard_normal, and sample_and_log_prob with its backward (the plain sample is the same without its sums).
 #pragma once
 
-#include "cpu/pieces.h"
+#include "cpu/noise.h"
 
 ILLIA_NAMESPACE_BEGIN
 
 template <typename acc_t>
 void standard_normal_kernel(const StandardNormalArgs& args, int64_t begin, int64_t end) {
-  alignas(64) Buffer<acc_t, kChunkSize> eps;
+  Noise<acc_t, kChunkSize> noise(args.block);
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
-    for (int64_t s = 0; s < args.num_samples; ++s) {
-      const int64_t first = s * args.numel + piece.first;
-      standard_normal_piece(args.keys[s], piece, eps);
-      store(args.eps, first, piece.count, eps);
-    }
+    noise.move_to(piece);
+    for (int64_t s = 0; s < args.num_samples; ++s)
+      store(args.eps, s * args.numel + piece.first, piece.count, noise.draw(args.keys[s]));
   });
 }
 
@@ -41,15 +39,17 @@ template <typename acc_t, bool kLogProb>
 void sample_pieces(const SampleArgs& args, int64_t begin, int64_t end) {
   const auto prior = Prior<acc_t>::make(args.prior.mu, args.prior.std);
   const int64_t num_chunks = count_chunks(args.numel);
-  alignas(64) Buffer<acc_t, kChunkSize> mu_buffer, rho_buffer, sigma, eps, x_buffer;
+  alignas(64) Buffer<acc_t, kChunkSize> mu_buffer, rho_buffer, sigma, x_buffer;
+  Noise<acc_t, kChunkSize> noise(args.block);
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
     const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
     const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
     const double log_sigma = softplus_piece<acc_t, kLogProb>(rho, piece.count, sigma);
+    noise.move_to(piece);
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const int64_t first = s * args.numel + piece.first;
       acc_t* x = destination(args.x, first, x_buffer);
-      standard_normal_piece(args.keys[s], piece, eps);
+      const acc_t* eps = noise.draw(args.keys[s]);
       const double squares = sample_piece<acc_t, kLogProb>(mu, sigma, eps, piece.count, prior, x);
       store(args.x, first, piece.count, x);
       if constexpr (kLogProb)
@@ -84,8 +84,8 @@ void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64
   if constexpr (kLogProb)
     for (int64_t s = 0; s < args.num_samples; ++s) grad_log_prob_sum += args.grad_log_prob[s];
   const acc_t h_scale = static_cast<acc_t>(grad_log_prob_sum);
-  alignas(64) Buffer<acc_t, kTileSize> grad_x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, eps, rho_sum,
-      grad_mu_buffer;
+  alignas(64) Buffer<acc_t, kTileSize> grad_x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, rho_sum, grad_mu_buffer;
+  Noise<acc_t, kTileSize> noise(args.block);
   for_each_piece<kTileSize>(begin, end, args.numel, [&](const Piece& piece) {
     const int64_t count = piece.count;
     const acc_t* mu = kLogProb ? load(args.mu, piece.first, count, mu_buffer) : nullptr;
@@ -94,11 +94,12 @@ void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64
     softplus_backward_piece(rho, count, sigma, dsigma, h);
     std::memset(grad_mu, 0, count * sizeof(acc_t));
     std::memset(rho_sum, 0, count * sizeof(acc_t));
+    noise.move_to(piece);
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const acc_t* grad_x = load_or_zeros(args.grad_x, s * args.numel + piece.first, count, grad_x_buffer);
       acc_t prior_scale = 0;
       if constexpr (kLogProb) prior_scale = prior.scale(args.grad_log_prob[s]);
-      standard_normal_piece(args.keys[s], piece, eps);
+      const acc_t* eps = noise.draw(args.keys[s]);
       sample_backward_piece<acc_t, kLogProb>(grad_x, mu, sigma, eps, count, prior.mu, prior_scale, grad_mu, rho_sum);
     }
     store(args.grad_mu, piece.first, count, grad_mu);

@@ -44,8 +44,12 @@ class Device {
   void* stream_ = nullptr;
 };
 
+// What the kernels here do not do yet.
+void refuse(bool asked, const char* argument) { check(!asked, argument, " not offered on CUDA devices yet"); }
+
 // A prior on the CPU is read now; one on the device is read there.
 Scalar scalar_of(const Tensor& prior) {
+  refuse(prior.numel() != 1, "mu_prior, std_prior: priors of more than one element are");
   if (prior.is_cpu()) return {nullptr, Storage::kDouble, read_value(prior)};
   return {prior.const_data_ptr(), storage_of(prior.scalar_type()), 0};
 }
@@ -73,6 +77,7 @@ double* partials_of(const std::optional<Tensor>& partials) {
 Tensor standard_normal_cuda(Tensor key, Sizes size, ScalarType dtype, std::optional<Sizes> full_size,
                             std::optional<Sizes> origin) {
   check_standard_normal(key, size, dtype, full_size, origin);
+  refuse(full_size.has_value(), "full_size: it is");
 
   const Device device(key);
   const Tensor keys = as_contiguous(key);
@@ -86,6 +91,7 @@ Tensor standard_normal_cuda(Tensor key, Sizes size, ScalarType dtype, std::optio
 Tensor gaussian_sample_cuda(Tensor mu, Tensor rho, Tensor key, std::optional<ScalarType> dtype,
                             std::optional<Sizes> full_size, std::optional<Sizes> origin) {
   check_gaussian_sample(mu, rho, key, dtype, full_size, origin);
+  refuse(full_size.has_value(), "full_size: it is");
 
   const Device device(mu);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho), keys = as_contiguous(key);
@@ -108,7 +114,9 @@ std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cuda(Tensor mu, Tensor r
                                                              Tensor key, std::optional<ScalarType> dtype,
                                                              bool stick_the_landing, std::optional<Sizes> full_size,
                                                              std::optional<Sizes> origin) {
-  check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing, full_size, origin);
+  check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, full_size, origin);
+  refuse(full_size.has_value(), "full_size: it is");
+  refuse(stick_the_landing, "stick_the_landing: it is");
 
   const Device device(mu);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho), keys = as_contiguous(key);
@@ -130,6 +138,7 @@ std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cuda(Tensor mu, Tensor r
 Tensor gaussian_sample_backward_cuda(Tensor grad_x, Tensor rho, Tensor key, std::optional<Sizes> full_size,
                                      std::optional<Sizes> origin) {
   check_gaussian_sample_backward(grad_x, rho, key, full_size, origin);
+  refuse(full_size.has_value(), "full_size: it is");
 
   const Device device(rho);
   const Tensor grad_x_input = as_contiguous(grad_x), rho_input = as_contiguous(rho), keys = as_contiguous(key);
@@ -150,8 +159,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
     std::optional<Tensor> grad_x, std::optional<Tensor> grad_log_prob, Tensor mu, Tensor rho, Tensor mu_prior,
     Tensor std_prior, Tensor key, bool stick_the_landing, std::optional<Sizes> full_size, std::optional<Sizes> origin,
     bool prior_grads) {
-  check_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key,
-                                              stick_the_landing, full_size, origin, prior_grads);
+  check_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key, full_size,
+                                              origin, prior_grads);
+  refuse(full_size.has_value(), "full_size: it is");
+  refuse(stick_the_landing, "stick_the_landing: it is");
+  refuse(prior_grads, "prior_grads: it is");
 
   const Device device(mu);
   const std::optional<Tensor> grad_x_input = as_contiguous(grad_x), grad_log_prob_input = as_contiguous(grad_log_prob);
@@ -199,6 +211,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cu
                                                                                    Tensor mu_prior, Tensor std_prior,
                                                                                    std::vector<bool> output_mask) {
   check_gaussian_log_prob_backward(grad_log_prob, x, mu, rho, mu_prior, std_prior, output_mask);
+  refuse(output_mask[3] || output_mask[4], "output_mask: prior gradients are");
 
   const Device device(mu);
   const Tensor grad_log_prob_input = as_contiguous(grad_log_prob), x_input = as_contiguous(x);
@@ -246,6 +259,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_divergence_backward_cuda(
                                                                                 Tensor mu_prior, Tensor std_prior,
                                                                                 bool prior_grads) {
   check_gaussian_kl_divergence_backward(grad, mu, rho, mu_prior, std_prior, prior_grads);
+  refuse(prior_grads, "prior_grads: it is");
 
   const Device device(mu);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho);

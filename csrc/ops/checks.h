@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "ops/block.h"
+
 namespace illia {
 
 using torch::headeronly::IntHeaderOnlyArrayRef;
@@ -100,12 +102,18 @@ inline ScalarType log_prob_dtype(ScalarType parameters) {
   return parameters == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline bool broadcasts_to(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef target) {
+  return sizes.size() <= target.size() && std::equal(sizes.rbegin(), sizes.rend(), target.rbegin(),
+                                                     [](int64_t n, int64_t m) { return n == 1 || n == m; });
+}
+
+// A 0-dim prior on the CPU is a number, for parameters on any device.
 inline void check_prior(const char* name, const Tensor& prior, const Tensor& mu) {
   check_floating(name, prior.scalar_type());
-  const bool on_host = prior.dim() == 0 && prior.is_cpu();
-  if (!on_host) check_same_device(name, prior, "mu", mu);
-  check(prior.numel() == 1, name, ": expected one element, got shape ", shape_of(prior),
-        "; a prior for each element is not offered yet");
+  const bool is_number = prior.dim() == 0 && prior.is_cpu();
+  if (!is_number) check_same_device(name, prior, "mu", mu);
+  check(prior.numel() == 1 || broadcasts_to(prior.sizes(), mu.sizes()), name,
+        ": expected one element, or a shape that broadcasts to that of mu, ", shape_of(mu), ", got ", shape_of(prior));
 }
 
 inline void check_priors(const Tensor& mu_prior, const Tensor& std_prior, const Tensor& mu) {
@@ -142,20 +150,37 @@ inline void check_log_prob_gradient(const char* name, const Tensor& grad, IntHea
   check_same_device(name, grad, "mu", mu);
 }
 
-// Arguments that the schemas hold for later work.
-inline void refuse_blocks(const std::optional<Sizes>& full_size, const std::optional<Sizes>& origin) {
-  check(!full_size, "full_size: drawing a block of a larger tensor is not offered yet, got ",
-        Shape{full_size ? IntHeaderOnlyArrayRef(*full_size) : IntHeaderOnlyArrayRef{}}, "; leave it None");
-  check(!origin, "origin: drawing a block of a larger tensor is not offered yet, got ",
-        Shape{origin ? IntHeaderOnlyArrayRef(*origin) : IntHeaderOnlyArrayRef{}}, "; leave it None");
+inline void check_prior_gradient(bool asked, const char* name, const Tensor& prior, const Tensor& mu) {
+  check(!asked || prior.is_cpu() == mu.is_cpu(), name,
+        ": a gradient to a number on the CPU beside parameters on another device is not offered, it would have to wait "
+        "for that device; move it to the device of mu, or detach it");
 }
 
-inline void refuse_stick_the_landing(bool stick_the_landing) {
-  check(!stick_the_landing, "stick_the_landing: True is not offered yet; leave it False");
-}
-
-inline void refuse_prior_gradients(const char* name, bool asked) {
-  check(!asked, name, ": gradients to mu_prior and std_prior are not offered yet; detach the priors");
+// The block that starts at index `origin` of a tensor of `full_size`; `sizes` are those of `name`.
+inline Block check_block(const char* name, IntHeaderOnlyArrayRef sizes, const std::optional<Sizes>& full_size,
+                         const std::optional<Sizes>& origin) {
+  if (!full_size && !origin) return Block{};
+  check(full_size.has_value(), "full_size: expected sizes beside origin, ", Shape{*origin}, ", got None");
+  check(origin.has_value(), "origin: expected an index beside full_size, ", Shape{*full_size}, ", got None");
+  const auto check_length = [&](const char* argument, const Sizes& values) {
+    check(values.size() == sizes.size(), argument, ": expected one value for each dimension of ", name, ", ",
+          Shape{sizes}, ", got ", Shape{values});
+  };
+  check_length("full_size", *full_size);
+  check_length("origin", *origin);
+  int64_t numel = 1;
+  for (size_t dim = 0; dim < sizes.size(); ++dim) {
+    const int64_t start = (*origin)[dim], full = (*full_size)[dim];
+    check(start >= 0 && full >= sizes[dim] && start <= full - sizes[dim],
+          "origin: expected 0 <= origin and origin + size <= full_size, got ", Shape{*origin}, " for size ",
+          Shape{sizes}, " and full_size ", Shape{*full_size});
+    check(!__builtin_mul_overflow(numel, std::max<int64_t>(full, 1), &numel),
+          "full_size: expected fewer than 2^63 elements, got ", Shape{*full_size});
+  }
+  const std::optional<Block> block = make_block(Sizes(sizes.begin(), sizes.end()), *full_size, *origin);
+  check(block.has_value(), "full_size: expected a block whose rows are told by at most ", Block::kMaxDims,
+        " dimensions, got size ", Shape{sizes}, " in ", Shape{*full_size});
+  return *block;
 }
 
 }  // namespace illia
