@@ -118,9 +118,14 @@ def draw_key(
     drawn = torch.randint(2**63 - 1, size, generator=generator, device=device)
     if mesh is None:
         return drawn
-    from torch.distributed.tensor import distribute_tensor  # here: see _is_distributed
+    from torch.distributed.tensor import DTensor, Partial, Replicate  # here: see _is_distributed
 
-    return distribute_tensor(drawn, mesh)
+    # a sum with zeros, because torch.compile cannot trace distribute_tensor
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        raise ValueError(f"mesh: expected one with this rank on it, got {mesh}")
+    parts = DTensor.from_local(drawn * (not any(coordinate)), mesh, [Partial()] * mesh.ndim, run_check=False)
+    return parts.redistribute(placements=[Replicate()] * mesh.ndim)
 
 
 def _fold(key: Any, steps: Tensor) -> Tensor:
