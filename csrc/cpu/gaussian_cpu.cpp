@@ -1,7 +1,7 @@
 // The ops on the CPU: check, read, launch.
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/launch.h"
+#include "cpu/prior_tensors.h"
 #include "ops/arguments.h"
 
 namespace illia {
@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cpu(Tensor mu, Tensor rh
   const std::vector<Key> keys = read_keys(key);
   const int64_t num_samples = static_cast<int64_t>(keys.size());
   Partials partials(num_samples, mu.numel());
-  const Tensor x = sample(mu, rho, key, dtype, block, read_prior(mu_prior, std_prior), &partials, keys);
+  const Tensor x = sample(mu, rho, key, dtype, block, PriorInput(mu_prior, std_prior, mu), &partials, keys);
   const Output log_prob(log_prob_sizes(key), log_prob_dtype(mu.scalar_type()));
   partials.sum_into(log_prob.tensor());
   return {x, log_prob.tensor()};
@@ -80,20 +80,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
   const std::vector<double> log_prob_grads =
       grad_log_prob ? read_values(*grad_log_prob) : std::vector<double>(keys.size());
   const Input mu_input(mu), rho_input(rho);
+  const PriorInput prior(mu_prior, std_prior, mu);
+  PriorGrads to_priors(prior_grads, prior_grads, mu_prior, std_prior, mu);
   const Output grad_mu(mu.sizes(), mu.scalar_type()), grad_rho(rho.sizes(), rho.scalar_type());
   const SampleBackwardArgs args{grad_x_input ? ConstView(*grad_x_input) : ConstView{},
-                                grad_log_prob ? log_prob_grads.data() : nullptr,
+                                grad_log_prob || prior_grads ? log_prob_grads.data() : nullptr,
                                 mu_input,
                                 rho_input,
                                 keys.data(),
                                 num_samples,
                                 numel,
-                                read_prior(mu_prior, std_prior),
+                                prior,
                                 grad_mu,
                                 grad_rho,
-                                block};
+                                block,
+                                to_priors,
+                                stick_the_landing};
   launch(kernels_for(mu.scalar_type()).sample_backward, args, numel, num_samples);
-  return {grad_mu.tensor(), grad_rho.tensor(), not_asked_for(mu), not_asked_for(mu)};
+  return {grad_mu.tensor(), grad_rho.tensor(), to_priors.mu.result(), to_priors.std.result()};
 }
 
 Tensor gaussian_log_prob_cpu(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) {
@@ -101,9 +105,9 @@ Tensor gaussian_log_prob_cpu(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, T
 
   const int64_t num_samples = count_samples(x, mu), numel = mu.numel();
   const Input x_input(x), mu_input(mu), rho_input(rho);
+  const PriorInput prior(mu_prior, std_prior, mu);
   Partials partials(num_samples, numel);
-  const LogProbArgs args{x_input,        mu_input, rho_input, num_samples, numel, read_prior(mu_prior, std_prior),
-                         partials.data()};
+  const LogProbArgs args{x_input, mu_input, rho_input, num_samples, numel, prior, partials.data()};
   launch(kernels_for(mu.scalar_type()).log_prob, args, numel, num_samples);
   const Output log_prob(log_prob_sizes(x, mu), log_prob_dtype(mu.scalar_type()));
   partials.sum_into(log_prob.tensor());
@@ -119,26 +123,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cp
   const int64_t num_samples = count_samples(x, mu), numel = mu.numel();
   const std::vector<double> log_prob_grads = read_values(grad_log_prob);
   const Input x_input(x), mu_input(mu), rho_input(rho);
+  const PriorInput prior(mu_prior, std_prior, mu);
   const auto output = [&](bool asked, const Tensor& like) {
     return asked ? std::optional<Output>(Output(like.sizes(), like.scalar_type())) : std::nullopt;
   };
   const auto view = [](const std::optional<Output>& out) { return out ? MutableView(*out) : MutableView{}; };
   const auto grad_x = output(output_mask[0], x), grad_mu = output(output_mask[1], mu),
              grad_rho = output(output_mask[2], rho);
-  const LogProbBackwardArgs args{
-      log_prob_grads.data(),           x_input,      mu_input,      rho_input,     num_samples, numel,
-      read_prior(mu_prior, std_prior), view(grad_x), view(grad_mu), view(grad_rho)};
+  PriorGrads to_priors(output_mask[3], output_mask[4], mu_prior, std_prior, mu);
+  const LogProbBackwardArgs args{log_prob_grads.data(), x_input,        mu_input, rho_input,
+                                 num_samples,           numel,          prior,    view(grad_x),
+                                 view(grad_mu),         view(grad_rho), to_priors};
   launch(kernels_for(mu.scalar_type()).log_prob_backward, args, numel, num_samples);
   const auto result = [&](const std::optional<Output>& out) { return out ? out->tensor() : not_asked_for(mu); };
-  return {result(grad_x), result(grad_mu), result(grad_rho), not_asked_for(mu), not_asked_for(mu)};
+  return {result(grad_x), result(grad_mu), result(grad_rho), to_priors.mu.result(), to_priors.std.result()};
 }
 
 Tensor gaussian_kl_divergence_cpu(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) {
   check_gaussian_kl_divergence(mu, rho, mu_prior, std_prior);
 
   const Input mu_input(mu), rho_input(rho);
+  const PriorInput prior(mu_prior, std_prior, mu);
   Partials partials(1, mu.numel());
-  const KlDivergenceArgs args{mu_input, rho_input, mu.numel(), read_prior(mu_prior, std_prior), partials.data()};
+  const KlDivergenceArgs args{mu_input, rho_input, mu.numel(), prior, partials.data()};
   launch(kernels_for(mu.scalar_type()).kl_divergence, args, mu.numel());
   const Output kl_divergence(Sizes{}, log_prob_dtype(mu.scalar_type()));
   partials.sum_into(kl_divergence.tensor());
@@ -151,11 +158,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_divergence_backward_cpu(T
   check_gaussian_kl_divergence_backward(grad, mu, rho, mu_prior, std_prior, prior_grads);
 
   const Input mu_input(mu), rho_input(rho);
+  const PriorInput prior(mu_prior, std_prior, mu);
   const Output grad_mu(mu.sizes(), mu.scalar_type()), grad_rho(rho.sizes(), rho.scalar_type());
-  const KlDivergenceBackwardArgs args{
-      read_value(grad), mu_input, rho_input, mu.numel(), read_prior(mu_prior, std_prior), grad_mu, grad_rho};
+  PriorGrads to_priors(prior_grads, prior_grads, mu_prior, std_prior, mu);
+  const KlDivergenceBackwardArgs args{read_value(grad), mu_input, rho_input, mu.numel(), prior,
+                                      grad_mu,          grad_rho, to_priors};
   launch(kernels_for(mu.scalar_type()).kl_divergence_backward, args, mu.numel());
-  return {grad_mu.tensor(), grad_rho.tensor(), not_asked_for(mu), not_asked_for(mu)};
+  return {grad_mu.tensor(), grad_rho.tensor(), to_priors.mu.result(), to_priors.std.result()};
 }
 
 }  // namespace

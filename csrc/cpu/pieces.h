@@ -52,22 +52,21 @@ struct LaneSum {
   }
 };
 
-// Sum of log sigma: a product of mantissas and a sum of exponents in place of one logarithm an element.
+// Sum of linear + log(factor): a product of mantissas and a sum of exponents in place of one logarithm an element.
 template <typename acc_t>
-struct LogSigmaSum {
+struct LogSum {
   using int_t = typename FloatFormat<acc_t>::int_t;
   LaneSum<acc_t> linear;
   acc_t mantissas[kLanes];
   int_t exponents[kLanes] = {};
 
-  LogSigmaSum() {
+  LogSum() {
     for (acc_t& mantissa : mantissas) mantissa = 1;
   }
 
-  // `linear_part` is linear_log_sigma or, where that is enough, s.linear.
-  ILLIA_FUNCTION void add(int64_t lane, const Softplus<acc_t>& s, acc_t linear_part) {
+  ILLIA_FUNCTION void add(int64_t lane, acc_t factor, acc_t linear_part) {
     int_t exponent;
-    mantissas[lane] *= split_mantissa(s.factor, &exponent);
+    mantissas[lane] *= split_mantissa(factor, &exponent);
     exponents[lane] += exponent;
     linear.lanes[lane] += linear_part;
   }
@@ -87,12 +86,12 @@ struct LogSigmaSum {
 // sigma, and with kLogProb the sum of log sigma: of a finite rho, or with kInfinite of any.
 template <typename acc_t, bool kLogProb, bool kInfinite = false>
 double softplus_piece(const acc_t* __restrict rho, int64_t count, acc_t* __restrict sigma) {
-  LogSigmaSum<acc_t> sum;
+  LogSum<acc_t> sum;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const Softplus<acc_t> s = softplus(rho[first + lane]);
       sigma[first + lane] = s.sigma;
-      if constexpr (kLogProb) sum.add(lane, s, kInfinite ? linear_log_sigma(rho[first + lane]) : s.linear);
+      if constexpr (kLogProb) sum.add(lane, s.factor, kInfinite ? linear_log_sigma(rho[first + lane]) : s.linear);
     }
   });
   return kLogProb ? sum.total(count) : 0;
