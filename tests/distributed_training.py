@@ -5,12 +5,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoints
-from distributed_checks import KEY, line, shard
-from distributed_world import World, check
+from distributed_checks import KEY
+from distributed_world import World, check, make_mesh, place, shard
 from helpers import make_key, make_parameters, same_bits
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.nn.functional import cross_entropy, linear
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,7 +96,7 @@ def fsdp_trains_draws_and_saves(world: World) -> None:
         assert same_bits(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor, loaded[name])
 
     model.reshard()
-    x, log_prob = model.weight.sample_and_log_prob(key=distribute_tensor(KEY, line(world)))
+    x, log_prob = model.weight.sample_and_log_prob(key=place(KEY, make_mesh(world.size)))
     expected_x, expected = whole.weight.sample_and_log_prob(key=KEY)
     assert same_bits(x.full_tensor(), expected_x)
     torch.testing.assert_close(log_prob.full_tensor(), expected, rtol=1e-5, atol=0)  # far from a rank's part missing
@@ -121,9 +121,9 @@ class GatheredBytes(TorchDispatchMode):
 @check(2)
 def gathering_a_sample_is_half_the_traffic(world: World) -> None:
     """Of gathering mu and rho; a quarter in bfloat16."""
-    mesh = line(world)
-    mu, rho = shard(make_parameters((6, 4), device="cpu"), mesh, [Shard(0)])
-    key = distribute_tensor(KEY, mesh)
+    mesh = make_mesh(world.size)
+    mu, rho = shard(make_parameters((6, 4), device="cpu"), mesh, Shard(0))
+    key = place(KEY, mesh)
     samples = [functional.gaussian_sample(mu, rho, key, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     received = []
     for tensors in ([mu, rho], samples[:1], samples[1:]):
@@ -139,24 +139,10 @@ def a_gathered_sample_trains(world: World) -> None:
     """Each rank has data of its own; its gradient to the gathered sample is a part of a sum over ranks."""
     features, labels = make_data(torch.float64)
     parameters = [tensor.requires_grad_() for tensor in make_parameters((3, 5), torch.float64, "cpu")]
-    parts = shard([tensor.detach() for tensor in parameters], line(world), [Shard(0)])
+    parts = shard(parameters, make_mesh(world.size), Shard(0))
     cross_entropy(linear(features, functional.gaussian_sample(*parameters, KEY)), labels).backward()
-    x = functional.gaussian_sample(*parts, distribute_tensor(KEY, line(world))).full_tensor(grad_placements=[Partial()])
+    x = functional.gaussian_sample(*parts, place(KEY, make_mesh(world.size))).full_tensor(grad_placements=[Partial()])
     mine = slice(world.rank, None, world.size)
     (cross_entropy(linear(features[mine], x), labels[mine]) / world.size).backward()
     for part, tensor in zip(parts, parameters):
         torch.testing.assert_close(part.grad.full_tensor(), tensor.grad, rtol=1e-12, atol=1e-12)
-
-
-@check(2)
-def priors_of_several_kinds(world: World) -> None:
-    """One element: a plain tensor or a DTensor; a DTensor that fully_shard has split is gathered."""
-    mesh = line(world)
-    mu, rho = shard(make_parameters((3, 5), device="cpu"), mesh, [Shard(0)])
-    expected = functional.gaussian_kl_divergence(mu, rho, 0.25, 0.75).full_tensor()
-    mu_prior, std_prior = torch.tensor([0.25]), torch.tensor([0.75])
-    for placement in (None, Replicate(), Shard(0)):
-        priors = [mu_prior, std_prior] if placement is None else shard((mu_prior, std_prior), mesh, [placement])
-        with torch.no_grad():
-            ours = functional.gaussian_kl_divergence(mu, rho, *priors)
-        assert same_bits(ours.full_tensor(), expected.detach())

@@ -1,18 +1,25 @@
-"""Several processes that talk through gloo: they run a list of checks once, and each check is a test of its own."""
+"""Several processes that talk through gloo: they run a list of checks once, and each check is a test of its own.
+
+What the checks share stands here too: meshes, and whole tensors taken apart.
+"""
 
 import json
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from helpers import same_bits
+from torch import Tensor
+from torch.distributed.tensor import DeviceMesh, DTensor, Placement, distribute_tensor, init_device_mesh
 
-__all__ = ["CHECKS", "World", "check", "outcomes"]
+__all__ = ["CHECKS", "World", "assert_part_of", "check", "make_mesh", "outcomes", "place", "shard"]
 
 SECONDS = 90  # for all checks of a world; twenty times what they take
 PATIENCE = timedelta(seconds=20)  # of a rank with the others
@@ -38,9 +45,32 @@ def check(*sizes: int) -> Callable[[Callable[[World], None]], Callable[[World], 
     return decorate
 
 
+@cache
+def make_mesh(*sizes: int) -> DeviceMesh:
+    return init_device_mesh("cpu", sizes)
+
+
+def place(whole: Tensor, mesh: DeviceMesh, *placements: Placement) -> DTensor:
+    """Replicated, if no placement is given. Every rank has the whole: nothing is sent."""
+    return distribute_tensor(whole.detach(), mesh, placements or None, src_data_rank=None)
+
+
+def shard(wholes: Iterable[Tensor], mesh: DeviceMesh, *placements: Placement) -> list[DTensor]:
+    """Leaves that require gradients."""
+    return [place(whole.clone(), mesh, *placements).requires_grad_() for whole in wholes]
+
+
+def assert_part_of(whole: Tensor, ours: Tensor, what: object = None) -> None:
+    """That `ours` is a DTensor whose shard has the bits of its place in `whole`."""
+    assert isinstance(ours, DTensor) and ours.shape == whole.shape, what
+    part = place(whole, ours.device_mesh, *ours.placements)
+    assert same_bits(ours.to_local(), part.to_local()), what
+
+
 def _work(rank: int, size: int, directory: Path) -> None:
     """One process: a line of JSON for each check, [name, traceback or ""]."""
     import distributed_checks  # noqa: F401  (fills CHECKS)
+    import distributed_keys  # noqa: F401
     import distributed_training  # noqa: F401
 
     torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import distributed_checks  # noqa: F401  (fills CHECKS)
+import distributed_keys  # noqa: F401
 import distributed_training  # noqa: F401
 import pytest
 from distributed_world import CHECKS, outcomes
