@@ -48,7 +48,7 @@ def assert_sums_agree(ours: Tensor, whole: Tensor, terms: tuple[Tensor, ...], nu
 def a_sample_has_the_bits_of_the_whole(world: World) -> None:
     dtypes = [(torch.float32, None), (torch.float64, None), (torch.bfloat16, None), (torch.float32, torch.bfloat16)]
     for mesh, placements, shape in layouts(world):
-        for dtype, sample_dtype in dtypes:
+        for dtype, sample_dtype in dtypes if shape == SHAPES[0] else dtypes[:1]:
             whole = make_parameters(shape, dtype, "cpu")
             for key, shift in ((KEY, 0), (KEYS, 1)):
                 x = functional.gaussian_sample(*shard(whole, mesh, *placements), place(key, mesh), sample_dtype)
@@ -106,7 +106,7 @@ def cotangent(output: Tensor) -> Tensor:
 def gradients_have_the_bits_of_the_whole(world: World) -> None:
     for mesh, placements, shape in layouts(world):
         for name, function in FUNCTIONS.items():
-            for key in (KEY, KEYS):
+            for key in (KEY, KEYS) if shape == SHAPES[0] else (KEYS,):
                 whole = [tensor.requires_grad_() for tensor in make_parameters(shape, device="cpu")]
                 parts = shard(whole, mesh, *placements)
                 outputs, ours = function(*whole, key), function(*parts, place(key, mesh))
@@ -167,7 +167,7 @@ PRIORED: list[Callable[..., Tensor]] = [
 @check(2, 4)
 def priors_and_their_gradients(world: World) -> None:
     """Of one element or for parts of the weights; plain, replicated or sharded in another way than mu. float64."""
-    for sizes, placements in LAYOUTS[world.size]:
+    for sizes, placements in LAYOUTS[world.size][1::2]:
         mesh = make_mesh(*sizes)
         for prior_shape, kinds in (
             ((1,), (None, Replicate(), Shard(0))),

@@ -80,19 +80,26 @@ def refusals(world: World) -> None:
     partial = DTensor.from_local(whole[0], mesh, [Partial()], run_check=False)
     rows = whole[0][: 1 + 2 * world.rank]
     ragged = DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=mu.shape, stride=mu.stride())
-    line_to_write = r"torch.distributed.tensor.distribute_tensor\(key, mu.device_mesh\)"
+    line_to_write = r"torch.distributed.tensor.distribute_tensor\(key, mu.device_mesh, \[Replicate\(\)\]\)"
     for call, message in (
         (lambda: sample(mu, rho, KEY), f"key: expected a DTensor, as mu is, got a plain tensor; {line_to_write}"),
         (lambda: Weights(mu, rho).sample(key=KEY), "key: expected a DTensor"),
-        (lambda: sample(mu, rho, place(KEY, mesh, Shard(0))), "key: expected to be replicated.*Shard"),
+        (lambda: sample(mu, rho, place(KEY, mesh, Shard(0))), r"key: expected placements \(Replicate.*got \(Shard"),
         (lambda: sample(mu, rho, place(KEY, other)), "key: expected the mesh of mu"),
         (lambda: sample(*whole, key), r"key: expected a plain tensor, as mu is.*key.full_tensor\(\)"),
         (lambda: sample(mu, whole[1], key), "rho: expected a DTensor, as mu is"),
-        (lambda: sample(mu, rho.redistribute(placements=[Replicate()]), key), "rho: expected the placements of mu"),
-        (lambda: sample(partial, partial, key), "mu: placement Partial.* is not offered"),
-        (lambda: sample(ragged, ragged, key), r"mu: expected a shard of shape \[2, 2\].*got \[(1|3), 2\]"),
+        (
+            lambda: sample(mu, rho.redistribute(placements=[Replicate()]), key),
+            r"rho: expected placements \(Shard.*got \(Repl",
+        ),
+        (lambda: sample(partial, partial, key), "mu: expected to be sharded or replicated, got Partial"),
+        (lambda: sample(ragged, ragged, key), r"mu: expected a shard of \[2, 2\].*got \[(1|3), 2\]"),
         (lambda: density(whole[0], mu, rho, *PRIOR), r"x: expected a DTensor.*mu.device_mesh, \[Shard\(dim=0\)\]\)"),
-        (lambda: density(place(torch.ones(2, 4), mesh), mu, rho, *PRIOR), "x: expected the shape of mu"),
+        (
+            lambda: density(place(torch.ones(2, 4), mesh), mu, rho, *PRIOR),
+            r"x: expected a shape as mu has it, \[4, 2\], got \[2, 4\]",
+        ),
+        (lambda: density(mu, mu, rho, 0.0, place(torch.ones(3, 1), mesh)), "std_prior: expected a shape as mu has it"),
         (lambda: density(mu, mu, rho, 0.0, torch.ones(4, 1)), "std_prior: expected a DTensor, as mu is"),
         (
             lambda: torch.ops.illia_ext.gaussian_sample(mu, rho, key, full_size=[8, 2], origin=[0, 0]),
