@@ -52,9 +52,7 @@ class Layout:
                 self.origin[dim] += start
                 self.size[dim] = min(chunk, self.size[dim] - start)
             elif not placement.is_replicate():
-                raise RuntimeError(
-                    f"{name}: expected placements Shard or Replicate, got {placement!r}; redistribute it"
-                )
+                raise RuntimeError(f"{name}: expected to be sharded or replicated, got {placement!r}; redistribute it")
 
     @property
     def block(self) -> dict[str, list[int]]:
