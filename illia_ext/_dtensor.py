@@ -97,8 +97,10 @@ class Layout:
             if name in ("key", "rho"):
                 expected = f"{placements} beside {self.name} with {self.placements}"
                 raise RuntimeError(f"{name}: expected placements {expected}, got {tensor.placements}")
-            tensor = tensor.redistribute(placements=placements)
-        local = tensor.to_local()
+            detached: Any = tensor.detach()  # because torch 2.11 cannot redistribute a leaf below autograd
+            local: Tensor = detached.redistribute(placements=placements).to_local()
+        else:
+            local = tensor.to_local()
         if name in _LIKE_MU and list(local.shape[local.dim() - len(self.size) :]) != self.size:
             raise RuntimeError(f"{name}: expected a shard of {self.size}, as by torch.chunk, got {list(local.shape)}")
         return local

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from multiprocessing import connection
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DeviceMesh, DTensor, Placement, distribute_
 __all__ = ["CHECKS", "World", "assert_part_of", "check", "make_mesh", "outcomes", "place", "shard"]
 
 SECONDS = 180  # for all checks of a world, which take five; a busy machine is no failure
+LEFT_BEHIND = 10  # seconds that ranks have to end after the first, and to join one that failed: else they are stuck
 PATIENCE = timedelta(seconds=60)  # of a rank with the others
 CHECKS: dict[str, tuple[tuple[int, ...], Callable[["World"], None]]] = {}
 
@@ -89,8 +91,9 @@ def _work(rank: int, size: int, directory: Path) -> None:
             except Exception:
                 failure = traceback.format_exc()
             print(json.dumps([name, failure]), file=report, flush=True)
-            store.set(f"{name} {rank}", "done")  # and no more checks if one rank is stuck where another failed
-            store.wait([f"{name} {other}" for other in range(size)], PATIENCE)
+            store.set(f"{name} {rank}", "done")
+            patience = timedelta(seconds=LEFT_BEHIND) if failure else PATIENCE
+            store.wait([f"{name} {other}" for other in range(size)], patience)
     dist.destroy_process_group()
 
 
@@ -101,7 +104,8 @@ def outcomes(size: int, directory: Path) -> dict[str, str]:
     processes = [context.Process(target=_work, args=(rank, size, directory), daemon=True) for rank in range(size)]
     for process in processes:
         process.start()
-    deadline = time.monotonic() + SECONDS
+    connection.wait([process.sentinel for process in processes], SECONDS)
+    deadline = time.monotonic() + LEFT_BEHIND
     for process in processes:
         process.join(max(0, deadline - time.monotonic()))
         if process.is_alive():
