@@ -86,23 +86,22 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def compare(weights: list[GaussianDistribution], mesh: DeviceMesh) -> tuple[bool, Table]:
-    """Draws all weights twice by the same keys: sharded, then from the gathered mu and rho."""
-    key = draw_key(mesh=mesh)  # rank 0's, on all ranks
+    """Whether all weights, drawn as shards and drawn from the gathered mu and rho by the same keys, are equal; and the
+    bytes that either way gathers."""
+    key = draw_key(mesh=mesh)  # the first process's, on all of them
     keys = [fold_in(key, layer) for layer in range(len(weights))]
     with Gathered() as parameters:
         whole = [(part.mu.full_tensor(), part.rho.full_tensor()) for part in weights]
-    unsharded = [gaussian_sample(*parameters, key.to_local()) for parameters, key in zip(whole, keys)]
+    unsharded = [gaussian_sample(mu, rho, key.to_local()) for (mu, rho), key in zip(whole, keys)]
     table = Table("gathered", "bytes", "share")
-    table.add_row("mu and rho", f"{parameters.bytes:,}", "1")
+    table.add_row("mu and rho", f"{parameters.bytes:,}", "1.00")
+    draws = {}
     for dtype in (torch.float32, torch.bfloat16):
+        sharded = [gaussian_sample(part.mu, part.rho, key, dtype) for part, key in zip(weights, keys)]
         with Gathered() as samples:
-            gathered = [
-                gaussian_sample(part.mu, part.rho, key, dtype).full_tensor() for part, key in zip(weights, keys)
-            ]
-        table.add_row(f"the sample, {dtype}", f"{samples.bytes:,}", f"{samples.bytes / parameters.bytes:.2f}")
-        if dtype == torch.float32:
-            equal = all(torch.equal(*pair) for pair in zip(gathered, unsharded))
-    return equal, table
+            draws[dtype] = [x.full_tensor() for x in sharded]
+        table.add_row(f"the sample in {dtype}", f"{samples.bytes:,}", f"{samples.bytes / parameters.bytes:.2f}")
+    return all(torch.equal(*pair) for pair in zip(draws[torch.float32], unsharded)), table
 
 
 def work(rank: int, options: Any, store: str) -> None:
