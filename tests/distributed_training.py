@@ -2,15 +2,17 @@
 
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoints
 from distributed_checks import KEY
-from distributed_world import World, check, make_mesh, place, shard
+from distributed_keys import Weights
+from distributed_world import World, assert_part_of, check, make_mesh, place, shard
 from helpers import make_key, make_parameters, same_bits
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Partial, Shard, init_device_mesh
 from torch.nn.functional import cross_entropy, linear
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -100,6 +102,21 @@ def fsdp_trains_draws_and_saves(world: World) -> None:
     expected_x, expected = whole.weight.sample_and_log_prob(key=KEY)
     assert same_bits(x.full_tensor(), expected_x)
     torch.testing.assert_close(log_prob.full_tensor(), expected, rtol=1e-5, atol=0)  # far from a rank's part missing
+
+
+@check(4)
+def fsdp_over_tensor_parallel(world: World) -> None:
+    """Sharded along the same dimension twice, in an order of FSDP2's own, which is refused by name; while FSDP2 has
+    gathered them, the parameters lie as on the tensor parallel mesh."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    data, tensor = mesh["data"], mesh["tensor"]
+    whole = make_parameters((8, 5), device="cpu")
+    weights = Weights(*shard(whole, tensor, Shard(0)))
+    fully_shard(weights, mesh=data)
+    with pytest.raises(RuntimeError, match="mu: expected to be sharded or replicated, got _StridedShard"):
+        weights.sample()
+    register_fsdp_forward_method(weights, "sample")
+    assert_part_of(functional.gaussian_sample(*whole, KEY), weights.sample(key=place(KEY, tensor)))
 
 
 class GatheredBytes(TorchDispatchMode):
