@@ -1,7 +1,10 @@
 """Bayesian neural networks as cheap to train as ordinary ones: fused Gaussian weights for PyTorch."""
 
 from illia_ext import functional, random, reference
+from illia_ext._after_import import import_after
 from illia_ext.distributions import DistributionModule, GaussianDistribution
 
 __all__ = ["DistributionModule", "GaussianDistribution", "functional", "random", "reference"]
 __version__ = "0.1.0"
+
+import_after("torch.distributed.tensor", "illia_ext._dtensor")  # half a second that few need

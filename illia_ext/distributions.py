@@ -148,7 +148,7 @@ class GaussianDistribution(DistributionModule):
             return torch.randint(9223372036854775807, [num_samples, 2], generator=None, device=self.mu.device)
         else:
             num_keys = None if num_samples is None else count(num_samples, "num_samples")
-            return draw_key(num_keys, device=self.mu.device)
+            return draw_key(num_keys, device=self.mu.device, mesh=getattr(self.mu, "device_mesh", None))
 
     @torch.jit.export
     def sample(self, num_samples: Optional[int] = None, key: Optional[Tensor] = None) -> Tensor:

@@ -17,6 +17,11 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
+def _is_distributed(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, asked without the import of that class, which takes half a second."""
+    return hasattr(tensor, "device_mesh")
+
+
 def philox4x32(seed: Tensor, counter: Tensor) -> list[Tensor]:
     """The four 32-bit words of block `counter` of the stream of `seed`, by Salmon et al. (2011).
 
@@ -26,6 +31,8 @@ def philox4x32(seed: Tensor, counter: Tensor) -> list[Tensor]:
     Returns:
         Four int64 tensors of the broadcast shape, with values in [0, 2^32).
     """
+    if _is_distributed(seed) or _is_distributed(counter):  # torch returns a DTensor that it should shift unchanged
+        raise TypeError("expected words in plain tensors, got a DTensor; its full_tensor() is one")
     words = [counter & _WORD, (counter >> 32) & _WORD, torch.zeros_like(counter), torch.zeros_like(counter)]
     key0, key1 = seed & _WORD, (seed >> 32) & _WORD
     for _ in range(10):
@@ -93,8 +100,12 @@ def draw_key(
     *,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
+    mesh: Any = None,
 ) -> Tensor:
     """A key (or `num_keys` of them) drawn from `generator`, by default PyTorch's own: `torch.manual_seed` sets it.
+
+    With `mesh`, a torch.distributed.DeviceMesh, every rank of it must call, and draws; all get what its first rank
+    drew, as a replicated DTensor. DTensor parameters on that mesh need such a key.
 
     Draw outside a region that is checkpointed or compiled if you pass a `generator` of your own: such a region
     does not restore its state, and the noise of backward would not be the noise of forward.
@@ -104,10 +115,24 @@ def draw_key(
     """
     size = [2] if num_keys is None else [count(num_keys, "num_keys"), 2]
     # `generator=` must be written, also when it is None: without it a compiled program draws other numbers.
-    return torch.randint(2**63 - 1, size, generator=generator, device=device)
+    drawn = torch.randint(2**63 - 1, size, generator=generator, device=device)
+    if mesh is None:
+        return drawn
+    from torch.distributed.tensor import DTensor, Partial, Replicate  # here: see _is_distributed
+
+    # a sum with zeros, because torch.compile cannot trace distribute_tensor
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        raise ValueError(f"mesh: expected one with this rank on it, got {mesh}")
+    parts = DTensor.from_local(drawn * (not any(coordinate)), mesh, [Partial()] * mesh.ndim, run_check=False)
+    return parts.redistribute(placements=[Replicate()] * mesh.ndim)
 
 
-def _fold(key: Tensor, steps: Tensor) -> Tensor:
+def _fold(key: Any, steps: Tensor) -> Tensor:
+    if _is_distributed(key):
+        if not all(placement.is_replicate() for placement in key.placements):
+            raise ValueError(f"key: expected to be replicated, the same on all ranks, got {key.placements}")
+        return type(key).from_local(_fold(key.to_local(), steps), key.device_mesh, key.placements, run_check=False)
     words = philox4x32(key[..., 0], key[..., 1] + steps)
     return torch.stack([words[0] | (words[1] << 32), words[2] | (words[3] << 32)], dim=-1)
 
