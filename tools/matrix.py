@@ -19,7 +19,8 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHES = ["2.11.0", "2.13.0", "2.15.0"]
-CHECKOUT = ["test_bench*", "test_cuda_*", "test_gpu_command*", "test_matrix*", "test_packaging*"]  # not of the wheel
+# of the checkout, which they read, and not of the wheel
+CHECKOUT = ["test_bench*", "test_cuda_*", "test_elementary*", "test_gpu_command*", "test_matrix*", "test_packaging*"]
 ABOUT = """
 import platform, sys, torch
 from illia_ext import _C
