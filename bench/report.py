@@ -10,7 +10,7 @@ from rich.table import Table
 from bench import counts
 from bench.machine import title
 from bench.results import Measurement, Run, Timing
-from bench.setting import AXES
+from bench.setting import AXES, BASES, BUDGETS
 
 __all__ = ["SECTIONS", "Section", "compared", "heading", "markdown", "number", "tables"]
 
@@ -111,10 +111,33 @@ STEP: dict[str, Cell] = {
     "launches": COST["launches"],
     "first ms": COST["first ms"],
 }
+
+
+def _base(run: Run, row: Measurement) -> Measurement | None:
+    return run.find(row.work, row.point, BASES.get(row.case, ""))
+
+
+def _budget(run: Run, row: Measurement) -> str:
+    """For 2^10 weights on a CPU, and whether it is kept."""
+    budget, base = BUDGETS.get(row.case), _base(run, row)
+    if budget is None or row.seconds is None or (row.point, run.settings["device"]) != (2**10, "cpu"):
+        return ""
+    added = row.seconds.median - (base.seconds.median if base and base.seconds else 0)
+    return f"{'+' if base else ''}{budget}{'' if added * 1e6 <= budget else ', missed'}"
+
+
+TRANSFORMS: dict[str, Cell] = {
+    "us": lambda run, row: row.failure or _time(row.seconds, 1e6),
+    "times": lambda run, row: number(counts.ratio(row, _base(run, row)), "x"),
+    "of": lambda run, row: BASES.get(row.case, ""),
+    "at most": _budget,
+    "first ms": COST["first ms"],
+}
 SECTIONS = [
     Section("forward + backward", "One tensor: sample and log q - log p; per weight", ONE_TENSOR),
     Section("samples", "Samples of {weights:,} weights, forward + backward; per drawn weight", SEVERAL),
     Section("tensors", "ResNet-50's parameters, {weights:,} weights, forward + backward", SEVERAL),
+    Section("transforms", "Transforms of one call of illia_ext, its key given", TRANSFORMS),
     Section("training step", "Training step, 784-1024-1024-10, {weights:,} weights, Adam", STEP),
 ]
 

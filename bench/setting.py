@@ -7,7 +7,7 @@ import torch
 from bench.cases import CASES, Case
 from bench.layers import BayesianLinear
 
-__all__ = ["AXES", "Scale", "Setting"]
+__all__ = ["AXES", "BASES", "BUDGETS", "Scale", "Setting"]
 
 # The works, and what a point of each counts.
 AXES = {
@@ -15,8 +15,21 @@ AXES = {
     "forward + backward": "weights",
     "samples": "samples",
     "tensors": "tensors",
+    "transforms": "weights",
     "training step": "batch",
 }
+
+# What a row of the transforms is compared with; the others are whole calls by themselves.
+BASES = {
+    "module, forward": "forward",
+    "module, forward + backward": "forward + backward",
+    **dict.fromkeys(("functional_call", "torch.func.grad", "jvp", "double backward", "checkpoint"), "a loss"),
+    **dict.fromkeys(("autocast", "torch.compile", "8 calls"), "a loss"),
+    **dict.fromkeys(("8 samples", "vmap over 8 keys", "vmap over 8 parameters"), "8 calls"),
+}
+# Microseconds that one call of 2^10 weights may take on one thread of a CPU; of a row with a base, that it may add.
+BUDGETS = {"no gradients": 10, "forward": 20, "forward + backward": 90}
+BUDGETS |= {"module, forward": 8, "module, forward + backward": 8}
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class Scale:
     samples: list[int]  # of samples_numel weights
     samples_numel: int
     tensors: int  # the first so many of ResNet-50
+    transforms: list[int]  # weights of one tensor
     batches: list[int]  # of a training step
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.module_tracker import ModuleTracker
 
 __all__ = ["draw_key", "fold_in", "key", "split"]
 
@@ -107,12 +108,21 @@ def draw_key(
     With `mesh`, a torch.distributed.DeviceMesh, every rank of it must call, and draws; all get what its first rank
     drew, as a replicated DTensor. DTensor parameters on that mesh need such a key.
 
-    Draw outside a region that is checkpointed or compiled if you pass a `generator` of your own: such a region
-    does not restore its state, and the noise of backward would not be the noise of forward.
+    Draw outside a region that is checkpointed or compiled if you pass a `generator` of your own, and hand the key in:
+    checkpointing restores PyTorch's own generator alone (and not that, with preserve_rng_state=False), and the noise
+    of backward would not be the noise of forward.
 
     Returns:
         int64 tensor of shape [2], or [num_keys, 2].
+
+    Raises:
+        RuntimeError: a `generator` during backward, where a checkpointed region draws again.
     """
+    if generator is not None and ModuleTracker().is_bw:
+        raise RuntimeError(
+            "generator: a checkpointed region that runs again in backward would draw another key from it; draw the "
+            f"key before the region and hand it in, got {generator}"
+        )
     size = [2] if num_keys is None else [count(num_keys, "num_keys"), 2]
     # `generator=` must be written, also when it is None: without it a compiled program draws other numbers.
     drawn = torch.randint(2**63 - 1, size, generator=generator, device=device)

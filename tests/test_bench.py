@@ -170,7 +170,7 @@ def test_a_wrong_or_failing_case_gets_no_time_and_stops_nobody() -> None:
 
 
 def test_every_work_measures_every_case() -> None:
-    scale = Scale(sizes=[100], samples=[2], samples_numel=50, tensors=4, batches=[3])
+    scale = Scale(sizes=[100], samples=[2], samples_numel=50, tensors=4, transforms=[], batches=[3])
     seen = {}
     for group in plan(scale, SETTING):
         for measured in measure(group.subjects(), BRIEF, CPU):
@@ -194,7 +194,7 @@ def test_what_a_work_does(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     grad = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *args: calls.append(len(args[0])) or grad(*args))
-    scale = Scale(sizes=[10], samples=[3], samples_numel=10, tensors=4, batches=[])
+    scale = Scale(sizes=[10], samples=[3], samples_numel=10, tensors=4, transforms=[], batches=[])
     counted = {}
     for group in plan(scale, SETTING):
         for subject in group.subjects():

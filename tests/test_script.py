@@ -1,8 +1,5 @@
-"""What is written to disk or copied: TorchScript, pickle, deepcopy and state_dict, illia's own included."""
+"""TorchScript: a scripted, frozen, optimised or loaded module is the module. Copies of other kinds: test_copies.py."""
 
-import copy
-import io
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,79 +114,43 @@ def test_scripted_network_is_the_network(device: torch.device) -> None:
     assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in scripted.parameters())
 
 
-def test_saved_network_runs_in_a_fresh_process(tmp_path: Path, device: torch.device) -> None:
-    network = Network().to(device)
-    torch.jit.save(torch.jit.script(network), tmp_path / "network.pt")
-    torch.save({"inputs": inputs()}, tmp_path / "inputs.pt")
-    result = run_python(f"""if True:
-        import torch, illia_ext
-        network = torch.jit.load("{tmp_path}/network.pt")
-        inputs = torch.load("{tmp_path}/inputs.pt")["inputs"]
-        torch.manual_seed(5)
-        outputs = network(inputs)
-        (outputs[0].sum() + outputs[1]).backward()
-        grads = [parameter.grad for parameter in network.parameters()]
-        torch.save([list(outputs), grads], "{tmp_path}/outputs.pt")""")
-    assert result.returncode == 0, result.stderr
-    outputs, grads = torch.load(tmp_path / "outputs.pt")
-    expected = draw(network)
-    assert_same(outputs, expected)
-    (expected[0].sum() + expected[1]).backward()
-    assert_same(grads, [parameter.grad for parameter in network.parameters()])
-
-
-def through_file(value: Any, weights_only: bool = True) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=weights_only)
-
-
-COPIES: dict[str, Callable[[Any], Any]] = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-    "torch.save": lambda module: through_file(module, weights_only=False),
-    "deepcopy of scripted": lambda module: copy.deepcopy(torch.jit.script(module)),
+PROGRAMS: dict[str, Callable[[Any], Any]] = {
+    "scripted": lambda scripted: scripted,
+    "frozen": lambda scripted: torch.jit.freeze(scripted.eval()),
+    "optimized": lambda scripted: torch.jit.optimize_for_inference(scripted.eval()),
 }
 
 
-@parametrize("duplicate", COPIES.values(), ids=COPIES)
-def test_copies_draw_the_same_and_train_apart(duplicate: Callable[[Any], Any], device: torch.device) -> None:
-    distribution = GaussianDistribution((3, 2), mu_prior=0.5, std_prior=0.25, device=device, dtype=torch.float64)
-    other = duplicate(distribution)
-    assert list(other.state_dict()) == list(distribution.state_dict())
-    assert (other.mu_init, other.rho_init) == (distribution.mu_init, distribution.rho_init)
-    assert_same(list(other.sample_and_log_prob(key=KEYS)), list(distribution.sample_and_log_prob(key=KEYS)))
-    with torch.no_grad():
-        other.mu.add_(1)
-    assert not torch.equal(other.mu, distribution.mu)
+def draw_twice(network: Any) -> list[Any]:
+    """The second call tells a draw from a constant that was folded."""
+    torch.manual_seed(5)
+    return [output for _ in range(2) for output in network(inputs())]
 
 
-def illia_state_dict() -> dict[str, Tensor]:
-    """What illia 0.2.4 writes for a distribution of shape (3, 2)."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "mu": torch.randn(3, 2, generator=generator),
-        "rho": torch.randn(3, 2, generator=generator) - 7,
-        "mu_prior": torch.tensor([0.5]),
-        "std_prior": torch.tensor([0.25]),
-    }
+@parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_programs_draw_as_the_network(program: Callable[[Any], Any], device: torch.device) -> None:
+    network = Network().to(device)
+    assert_same(draw_twice(program(torch.jit.script(network))), draw_twice(network))
 
 
-def test_state_dict_of_illia_loads(device: torch.device) -> None:
-    distribution = GaussianDistribution((3, 2), device=device)
-    state = through_file(illia_state_dict())
-    assert str(distribution.load_state_dict(state, strict=True)) == "<All keys matched successfully>"
-    expected = GaussianDistribution((3, 2), mu_prior=0.5, std_prior=0.25, device=device)
-    with torch.no_grad():
-        expected.mu.copy_(state["mu"])
-        expected.rho.copy_(state["rho"])
-    assert_same([distribution.kl_divergence()], [expected.kl_divergence()])
-    assert_same(list(distribution.sample_and_log_prob(key=KEY)), list(expected.sample_and_log_prob(key=KEY)))
-
-
-def test_state_dict_is_one_of_illia() -> None:
-    ours, illia = through_file(GaussianDistribution((3, 2)).state_dict()), illia_state_dict()
-    assert {name: (tensor.shape, tensor.dtype) for name, tensor in ours.items()} == {
-        name: (tensor.shape, tensor.dtype) for name, tensor in illia.items()
-    }
+def test_saved_programs_run_in_a_fresh_process(tmp_path: Path, device: torch.device) -> None:
+    """The scripted one trains there as well."""
+    network = Network().to(device)
+    for name, program in PROGRAMS.items():
+        torch.jit.save(program(torch.jit.script(network)), tmp_path / f"{name}.pt")
+    result = run_python(f"""if True:
+        import torch, illia_ext
+        from test_script import PROGRAMS, draw, draw_twice
+        networks = {{name: torch.jit.load(f"{tmp_path}/{{name}}.pt") for name in PROGRAMS}}
+        draws = [draw_twice(network) for network in networks.values()]
+        outputs = draw(networks["scripted"])
+        (outputs[0].sum() + outputs[1]).backward()
+        grads = [parameter.grad for parameter in networks["scripted"].parameters()]
+        torch.save([draws, grads], "{tmp_path}/outputs.pt")""")
+    assert result.returncode == 0, result.stderr
+    draws, grads = torch.load(tmp_path / "outputs.pt")
+    for drawn in draws:
+        assert_same(drawn, draw_twice(network))
+    expected = draw(network)
+    (expected[0].sum() + expected[1]).backward()
+    assert_same(grads, [parameter.grad for parameter in network.parameters()])
