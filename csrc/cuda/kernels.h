@@ -21,7 +21,7 @@ struct PriorScalars {
   Scalar mu, std;
 };
 
-// A gradient to a prior, of the arithmetic type.
+// The gradient to a prior, of the arithmetic type.
 struct PriorGrad {
   void* each = nullptr;  // [numel]: for each element, or
   void* sum = nullptr;   // [1]: over all of them, or neither: not asked for
@@ -29,15 +29,15 @@ struct PriorGrad {
   bool asked() const { return each || sum; }
 };
 
-// What few calls ask for. As it stands here they ask for nothing, and the plain kernels run; else the general ones.
+// What few calls ask for. As it stands here they ask for nothing, and the plain kernels run; else the general ones do.
 struct General {
   Block block{};
-  const void *mu_prior = nullptr,
-             *std_prior = nullptr;              // [numel] of the arithmetic type, in place of `prior`; or neither
-  bool stick_the_landing = false;               // matters to a backward
-  PriorGrad mu_prior_grad{}, std_prior_grad{};  // of a backward with its gradient to log_prob
-  double* prior_partials = nullptr;             // [2, num_tiles]; nullptr without sums
+  const void *mu_prior = nullptr, *std_prior = nullptr;  // [numel] of the arithmetic type: for each element, or neither
+  bool stick_the_landing = false;
+  PriorGrad mu_prior_grad{}, std_prior_grad{};  // of a backward that has grad_log_prob
+  double* prior_partials = nullptr;             // [2, num_tiles]; nullptr without their sums
 
+  bool sums_prior_grads() const { return mu_prior_grad.sum || std_prior_grad.sum; }
   bool is_plain() const {
     return block.first == 0 && block.is_one_row() && !std_prior && !stick_the_landing && !mu_prior_grad.asked() &&
            !std_prior_grad.asked();

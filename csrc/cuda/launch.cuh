@@ -112,7 +112,7 @@ const char* sum_tiles(const Launch& launch, const double* partials, int64_t num_
 // The second stage of gradients to priors of one element.
 template <typename scalar_t>
 const char* sum_prior_grads(const Launch& launch, const General& general, int64_t numel) {
-  if (general.prior_partials == nullptr) return nullptr;
+  if (!general.sums_prior_grads()) return nullptr;
   using acc_t = AccType<scalar_t>;
   return start(launch, sum_prior_grads_kernel<acc_t>, dim3(2), kSumThreads, general.prior_partials,
                GeneralTile<scalar_t>::cover(numel), static_cast<acc_t*>(general.mu_prior_grad.sum),
