@@ -61,10 +61,6 @@ class Output {
 
 inline Tensor not_asked_for(const Tensor& like) { return not_asked_for(like, host()); }
 
-inline PriorValues read_prior(const Tensor& mu_prior, const Tensor& std_prior) {
-  return {read_value(mu_prior), read_value(std_prior)};
-}
-
 inline std::vector<Key> read_keys(const Tensor& key) {
   const Tensor words = as_contiguous(key);
   const Key* data = static_cast<const Key*>(words.const_data_ptr());

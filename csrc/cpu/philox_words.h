@@ -49,6 +49,12 @@ ILLIA_FUNCTION philox_lane_t consecutive(uint64_t first) {
   return {places + first, places + (first + kVectorBlocks)};
 }
 
+ILLIA_FUNCTION philox_lane_t listed(const uint64_t* counters) {
+  philox_lane_t lane;
+  std::memcpy(&lane, counters, sizeof(lane));
+  return lane;
+}
+
 struct philox_word_t {
   half_vector_t a, b;
 };
@@ -61,19 +67,20 @@ constexpr int kLaneBlocks = 1;
 using philox_lane_t = uint64_t;
 
 ILLIA_FUNCTION uint64_t consecutive(uint64_t first) { return first; }
+ILLIA_FUNCTION uint64_t listed(const uint64_t* counters) { return *counters; }
 
 ILLIA_FUNCTION uint32_t low_words(uint64_t lane) { return static_cast<uint32_t>(lane); }
 #endif
 
-// words[w][i] is word w of block counter + i.
-template <int num_blocks>
-ILLIA_FUNCTION void philox_words(uint64_t seed, uint64_t counter, uint32_t (&words)[4][num_blocks]) {
+// words[w][i] is word w of block i; lane(i) counts the kLaneBlocks blocks from i on.
+template <int num_blocks, typename function_t>
+ILLIA_FUNCTION void philox_words(uint64_t seed, function_t lane, uint32_t (&words)[4][num_blocks]) {
   static_assert(num_blocks % kLaneBlocks == 0);
   for (int64_t first = 0; first < num_blocks; first += kLaneBlocks) {
-    const auto block = philox4x32_lane(seed, consecutive(counter + static_cast<uint64_t>(first)));
+    const auto block = philox4x32_lane(seed, lane(first));
     for (int w = 0; w < 4; ++w) {
-      const auto lane = low_words(block.words[w]);
-      std::memcpy(&words[w][first], &lane, sizeof(lane));
+      const auto low = low_words(block.words[w]);
+      std::memcpy(&words[w][first], &low, sizeof(low));
     }
   }
 }

@@ -5,8 +5,6 @@
 #pragma once
 
 #include "core/gaussian.h"
-#include "core/normal.h"
-#include "cpu/philox_words.h"
 #include "cpu/storage.h"
 
 ILLIA_NAMESPACE_BEGIN
@@ -54,22 +52,21 @@ struct LaneSum {
   }
 };
 
-// Sum of log sigma: a product of mantissas and a sum of exponents in place of one logarithm an element.
+// Sum of linear + log(factor): a product of mantissas and a sum of exponents in place of one logarithm an element.
 template <typename acc_t>
-struct LogSigmaSum {
+struct LogSum {
   using int_t = typename FloatFormat<acc_t>::int_t;
   LaneSum<acc_t> linear;
   acc_t mantissas[kLanes];
   int_t exponents[kLanes] = {};
 
-  LogSigmaSum() {
+  LogSum() {
     for (acc_t& mantissa : mantissas) mantissa = 1;
   }
 
-  // `linear_part` is linear_log_sigma or, where that is enough, s.linear.
-  ILLIA_FUNCTION void add(int64_t lane, const Softplus<acc_t>& s, acc_t linear_part) {
+  ILLIA_FUNCTION void add(int64_t lane, acc_t factor, acc_t linear_part) {
     int_t exponent;
-    mantissas[lane] *= split_mantissa(s.factor, &exponent);
+    mantissas[lane] *= split_mantissa(factor, &exponent);
     exponents[lane] += exponent;
     linear.lanes[lane] += linear_part;
   }
@@ -86,31 +83,15 @@ struct LogSigmaSum {
   }
 };
 
-// eps[i] is normal first + i of the key's stream. Writes whole blocks of kNormalsBatch.
-template <typename acc_t>
-void standard_normal_piece(const Key& key, const Piece& piece, acc_t* __restrict eps) {
-  constexpr int kNormals = kNormalsPerBlock<acc_t>, kBlocks = kNormalsBatch / kNormals;
-  const uint64_t counter = key.offset + static_cast<uint64_t>(piece.first / kNormals);
-  for (int64_t first = 0; first < piece.count; first += kNormalsBatch) {
-    uint32_t words[4][kBlocks];
-    philox_words(key.seed, counter + static_cast<uint64_t>(first / kNormals), words);
-    for (int64_t i = 0; i < kBlocks; ++i) {
-      acc_t normals[kNormals];
-      block_normals(PhiloxBlock<uint32_t>{{words[0][i], words[1][i], words[2][i], words[3][i]}}, normals);
-      for (int64_t k = 0; k < kNormals; ++k) eps[first + i * kNormals + k] = normals[k];
-    }
-  }
-}
-
 // sigma, and with kLogProb the sum of log sigma: of a finite rho, or with kInfinite of any.
 template <typename acc_t, bool kLogProb, bool kInfinite = false>
 double softplus_piece(const acc_t* __restrict rho, int64_t count, acc_t* __restrict sigma) {
-  LogSigmaSum<acc_t> sum;
+  LogSum<acc_t> sum;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const Softplus<acc_t> s = softplus(rho[first + lane]);
       sigma[first + lane] = s.sigma;
-      if constexpr (kLogProb) sum.add(lane, s, kInfinite ? linear_log_sigma(rho[first + lane]) : s.linear);
+      if constexpr (kLogProb) sum.add(lane, s.factor, kInfinite ? linear_log_sigma(rho[first + lane]) : s.linear);
     }
   });
   return kLogProb ? sum.total(count) : 0;

@@ -1,26 +1,25 @@
 // standard_normal, and sample_and_log_prob with its backward (the plain sample is the same without its sums).
 #pragma once
 
-#include "cpu/pieces.h"
+#include "cpu/noise.h"
+#include "cpu/priors.h"
 
 ILLIA_NAMESPACE_BEGIN
 
 template <typename acc_t>
 void standard_normal_kernel(const StandardNormalArgs& args, int64_t begin, int64_t end) {
-  alignas(64) Buffer<acc_t, kChunkSize> eps;
+  Noise<acc_t, kChunkSize> noise(args.block);
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
-    for (int64_t s = 0; s < args.num_samples; ++s) {
-      const int64_t first = s * args.numel + piece.first;
-      standard_normal_piece(args.keys[s], piece, eps);
-      store(args.eps, first, piece.count, eps);
-    }
+    noise.move_to(piece);
+    for (int64_t s = 0; s < args.num_samples; ++s)
+      store(args.eps, s * args.numel + piece.first, piece.count, noise.draw(args.keys[s]));
   });
 }
 
 // x, and with kLogProb the sum of (z_p^2 - eps^2) / 2: the quadratic term of log q(x) is exactly -eps^2 / 2.
-template <typename acc_t, bool kLogProb>
+template <typename acc_t, bool kLogProb, typename prior_t>
 double sample_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, const acc_t* __restrict eps,
-                    int64_t count, const Prior<acc_t>& prior, acc_t* __restrict x) {
+                    int64_t count, prior_t prior, acc_t* __restrict x) {
   LaneSum<acc_t> prior_squares, eps_squares;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -28,7 +27,7 @@ double sample_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, c
       const acc_t x_i = gaussian_sample(mu[i], sigma[i], eps[i]);
       x[i] = x_i;
       if constexpr (kLogProb) {
-        const acc_t z_p = prior_score(x_i, prior);
+        const acc_t z_p = prior_score(x_i, prior(i));
         prior_squares.lanes[lane] = std::fma(z_p, z_p, prior_squares.lanes[lane]);
         eps_squares.lanes[lane] = std::fma(eps[i], eps[i], eps_squares.lanes[lane]);
       }
@@ -39,21 +38,26 @@ double sample_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, c
 
 template <typename acc_t, bool kLogProb>
 void sample_pieces(const SampleArgs& args, int64_t begin, int64_t end) {
-  const auto prior = Prior<acc_t>::make(args.prior.mu, args.prior.std);
   const int64_t num_chunks = count_chunks(args.numel);
-  alignas(64) Buffer<acc_t, kChunkSize> mu_buffer, rho_buffer, sigma, eps, x_buffer;
+  alignas(64) Buffer<acc_t, kChunkSize> mu_buffer, rho_buffer, sigma, x_buffer;
+  Noise<acc_t, kChunkSize> noise(args.block);
+  Priors<acc_t, kChunkSize> priors(args.prior);
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
     const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
     const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
     const double log_sigma = softplus_piece<acc_t, kLogProb>(rho, piece.count, sigma);
+    noise.move_to(piece);
+    priors.move_to(piece);
+    const double log_std = kLogProb ? priors.log_std_sum(piece.count) : 0;
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const int64_t first = s * args.numel + piece.first;
       acc_t* x = destination(args.x, first, x_buffer);
-      standard_normal_piece(args.keys[s], piece, eps);
-      const double squares = sample_piece<acc_t, kLogProb>(mu, sigma, eps, piece.count, prior, x);
+      const acc_t* eps = noise.draw(args.keys[s]);
+      const double squares = priors.visit([&](auto prior) __attribute__((always_inline)) {
+        return sample_piece<acc_t, kLogProb>(mu, sigma, eps, piece.count, prior, x);
+      });
       store(args.x, first, piece.count, x);
-      if constexpr (kLogProb)
-        args.partials[s * num_chunks + piece.first / kChunkSize] = squares - log_sigma + piece.count * prior.log_std;
+      if constexpr (kLogProb) args.partials[s * num_chunks + piece.first / kChunkSize] = squares - log_sigma + log_std;
     }
   });
 }
@@ -64,28 +68,62 @@ void sample_kernel(const SampleArgs& args, int64_t begin, int64_t end) {
 }
 
 // Adds one sample's gradients: grad_mu += g and rho_sum += g eps, where g is the gradient to x.
-template <typename acc_t, bool kLogProb>
+template <typename acc_t, bool kLogProb, typename prior_t>
 void sample_backward_piece(const acc_t* __restrict grad_x, const acc_t* __restrict mu, const acc_t* __restrict sigma,
-                           const acc_t* __restrict eps, int64_t count, acc_t mu_prior, acc_t prior_scale,
-                           acc_t* __restrict grad_mu, acc_t* __restrict rho_sum) {
+                           const acc_t* __restrict eps, int64_t count, prior_t scaled_prior, acc_t* __restrict grad_mu,
+                           acc_t* __restrict rho_sum) {
   for (int64_t i = 0; i < count; ++i) {
     acc_t g = grad_x[i];
-    if constexpr (kLogProb)
-      g = gaussian_sample_grad(g, gaussian_sample(mu[i], sigma[i], eps[i]), mu_prior, prior_scale);
+    if constexpr (kLogProb) {
+      const ScaledPrior<acc_t> prior = scaled_prior(i);
+      g = gaussian_sample_grad(g, gaussian_sample(mu[i], sigma[i], eps[i]), prior.mu, prior.scale);
+    }
     grad_mu[i] += g;
     rho_sum[i] = std::fma(g, eps[i], rho_sum[i]);
   }
 }
 
+// What stick_the_landing changes: grad_mu, and the factor of -h, which is otherwise the sum of grad_log_prob.
+template <typename acc_t>
+void hold_fixed_piece(acc_t grad_log_prob, const acc_t* __restrict sigma, const acc_t* __restrict eps, int64_t count,
+                      acc_t* __restrict grad_mu, acc_t* __restrict h_scale) {
+  for (int64_t i = 0; i < count; ++i) {
+    const GaussianGrads<acc_t> grads = held_fixed_grads(grad_log_prob, eps[i], sigma[i]);
+    grad_mu[i] -= grads.mu;
+    h_scale[i] += grads.rho;
+  }
+}
+
+template <typename acc_t>
+void sample_prior_grads_piece(acc_t grad_log_prob, const acc_t* __restrict mu, const acc_t* __restrict sigma,
+                              const acc_t* __restrict eps, int64_t count, const Priors<acc_t, kTileSize>& priors,
+                              PriorGradSums<acc_t>& sums) {
+  alignas(64) Buffer<acc_t, kTileSize> x;
+  for (int64_t i = 0; i < count; ++i) x[i] = gaussian_sample(mu[i], sigma[i], eps[i]);
+  priors.visit([&](auto prior) { sums.add(grad_log_prob, x, prior); });
+}
+
+// grad_rho = dsigma rho_sum - h_scale h
+template <typename acc_t, bool kLogProb, typename scale_t>
+void grad_rho_piece(const acc_t* __restrict dsigma, const acc_t* __restrict h, const acc_t* __restrict rho_sum,
+                    int64_t count, scale_t h_scale, acc_t* __restrict grad_rho) {
+  for (int64_t i = 0; i < count; ++i) {
+    grad_rho[i] = dsigma[i] * rho_sum[i];
+    if constexpr (kLogProb) grad_rho[i] = std::fma(-h_scale(i), h[i], grad_rho[i]);
+  }
+}
+
 template <typename acc_t, bool kLogProb>
 void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64_t end) {
-  const auto prior = Prior<acc_t>::make(args.prior.mu, args.prior.std);
+  const bool hold_fixed = kLogProb && args.stick_the_landing;
   double grad_log_prob_sum = 0;
   if constexpr (kLogProb)
     for (int64_t s = 0; s < args.num_samples; ++s) grad_log_prob_sum += args.grad_log_prob[s];
-  const acc_t h_scale = static_cast<acc_t>(grad_log_prob_sum);
-  alignas(64) Buffer<acc_t, kTileSize> grad_x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, eps, rho_sum,
-      grad_mu_buffer;
+  alignas(64) Buffer<acc_t, kTileSize> grad_x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, rho_sum, grad_mu_buffer,
+      h_scale;
+  Noise<acc_t, kTileSize> noise(args.block);
+  Priors<acc_t, kTileSize> priors(args.prior);
+  PriorGradSums<acc_t> prior_grads(args.prior_grads);
   for_each_piece<kTileSize>(begin, end, args.numel, [&](const Piece& piece) {
     const int64_t count = piece.count;
     const acc_t* mu = kLogProb ? load(args.mu, piece.first, count, mu_buffer) : nullptr;
@@ -94,20 +132,32 @@ void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64
     softplus_backward_piece(rho, count, sigma, dsigma, h);
     std::memset(grad_mu, 0, count * sizeof(acc_t));
     std::memset(rho_sum, 0, count * sizeof(acc_t));
+    if (hold_fixed) std::memset(h_scale, 0, count * sizeof(acc_t));
+    noise.move_to(piece);
+    priors.move_to(piece);
+    prior_grads.move_to(piece);
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const acc_t* grad_x = load_or_zeros(args.grad_x, s * args.numel + piece.first, count, grad_x_buffer);
-      acc_t prior_scale = 0;
-      if constexpr (kLogProb) prior_scale = prior.scale(args.grad_log_prob[s]);
-      standard_normal_piece(args.keys[s], piece, eps);
-      sample_backward_piece<acc_t, kLogProb>(grad_x, mu, sigma, eps, count, prior.mu, prior_scale, grad_mu, rho_sum);
+      const acc_t* eps = noise.draw(args.keys[s]);
+      const double grad_log_prob = kLogProb ? args.grad_log_prob[s] : 0;
+      priors.visit_scaled(grad_log_prob, [&](auto scaled_prior) __attribute__((always_inline)) {
+        sample_backward_piece<acc_t, kLogProb>(grad_x, mu, sigma, eps, count, scaled_prior, grad_mu, rho_sum);
+      });
+      const acc_t grad = static_cast<acc_t>(grad_log_prob);
+      if (hold_fixed) hold_fixed_piece(grad, sigma, eps, count, grad_mu, h_scale);
+      if (kLogProb && prior_grads.asked()) sample_prior_grads_piece(grad, mu, sigma, eps, count, priors, prior_grads);
     }
     store(args.grad_mu, piece.first, count, grad_mu);
     acc_t* grad_rho = destination(args.grad_rho, piece.first, rho_buffer);
-    for (int64_t i = 0; i < count; ++i) {
-      grad_rho[i] = dsigma[i] * rho_sum[i];
-      if constexpr (kLogProb) grad_rho[i] = std::fma(-h_scale, h[i], grad_rho[i]);
+    if (hold_fixed) {
+      const auto scale = [&](int64_t i) { return h_scale[i]; };
+      grad_rho_piece<acc_t, kLogProb>(dsigma, h, rho_sum, count, scale, grad_rho);
+    } else {
+      const auto scale = [sum = static_cast<acc_t>(grad_log_prob_sum)](int64_t) { return sum; };
+      grad_rho_piece<acc_t, kLogProb>(dsigma, h, rho_sum, count, scale, grad_rho);
     }
     store(args.grad_rho, piece.first, count, grad_rho);
+    if (prior_grads.asked()) priors.visit([&](auto prior) { prior_grads.hand_on(prior); });
   });
 }
 

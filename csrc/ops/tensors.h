@@ -55,6 +55,19 @@ inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, Place place) 
   return Tensor(handle);
 }
 
+inline Tensor as_dtype(const Tensor& tensor, ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+}
+
+// A prior for each element of mu, contiguous in the arithmetic type: a copy where it is anything else.
+inline Tensor expand_as(const Tensor& prior, const Tensor& mu, Place place) {
+  const ScalarType dtype = log_prob_dtype(mu.scalar_type());
+  if (prior.scalar_type() == dtype && same_sizes(prior.sizes(), mu.sizes())) return as_contiguous(prior);
+  Tensor each = empty(mu.sizes(), dtype, place);
+  torch::stable::copy_(each, prior.numel() == 1 ? torch::stable::reshape(prior, {}) : prior);
+  return each;
+}
+
 inline Tensor not_asked_for(const Tensor& like, Place place) { return empty(Sizes{0}, like.scalar_type(), place); }
 
 // The values of a small floating tensor on the CPU.

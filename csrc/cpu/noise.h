@@ -1,0 +1,104 @@
+// The normals of a piece, in batches of Philox blocks.
+#pragma once
+
+#include "core/normal.h"
+#include "cpu/philox_words.h"
+#include "cpu/pieces.h"
+
+ILLIA_NAMESPACE_BEGIN
+
+// Philox blocks drawn at once.
+template <typename acc_t>
+constexpr int kBatchBlocks = kNormalsBatch / kNormalsPerBlock<acc_t>;
+
+// kNormalsBatch normals of the blocks that `lane` counts: see philox_words.
+template <typename acc_t, typename function_t>
+ILLIA_FUNCTION void normals_batch(uint64_t seed, function_t lane, acc_t* __restrict eps) {
+  constexpr int kNormals = kNormalsPerBlock<acc_t>, kBlocks = kBatchBlocks<acc_t>;
+  uint32_t words[4][kBlocks];
+  philox_words(seed, lane, words);
+  for (int64_t i = 0; i < kBlocks; ++i) {
+    acc_t normals[kNormals];
+    block_normals(PhiloxBlock<uint32_t>{{words[0][i], words[1][i], words[2][i], words[3][i]}}, normals);
+    for (int64_t k = 0; k < kNormals; ++k) eps[i * kNormals + k] = normals[k];
+  }
+}
+
+// Pieces have at most kSize elements.
+template <typename acc_t, int64_t kSize>
+class Noise {
+ public:
+  explicit Noise(const Block& block) : block_(block) {}
+
+  void move_to(const Piece& piece) {
+    piece_ = piece;
+    if (!block_.is_one_row()) collect();
+  }
+
+  // eps of the piece, until the next draw.
+  const acc_t* draw(const Key& key) { return block_.is_one_row() ? draw_row(key) : draw_collected(key); }
+
+ private:
+  static constexpr int kNormals = kNormalsPerBlock<acc_t>, kBlocks = kBatchBlocks<acc_t>;
+  static_assert(kSize * kNormals >= kSize + kNormalsBatch && kSize % kBlocks == 0);
+
+  // Elements of one row, from index `source` of the collected normals.
+  struct Run {
+    int64_t source, count;
+  };
+
+  const acc_t* draw_row(const Key& key) {
+    const int64_t place = block_.first + piece_.first, skipped = place % kNormals;
+    const uint64_t counter = key.offset + static_cast<uint64_t>(place / kNormals);
+    for (int64_t first = 0; first < skipped + piece_.count; first += kNormalsBatch) {
+      const uint64_t batch_counter = counter + static_cast<uint64_t>(first / kNormals);
+      normals_batch(
+          key.seed, [=](int64_t i) { return consecutive(batch_counter + static_cast<uint64_t>(i)); }, normals_ + first);
+    }
+    return normals_ + skipped;
+  }
+
+  // Lists the Philox blocks that the piece's rows need, each once where neighbours share it: never more than elements.
+  void collect() {
+    num_blocks_ = num_runs_ = 0;
+    for (int64_t i = 0; i < piece_.count; i += runs_[num_runs_++].count) {
+      const int64_t row = (piece_.first + i) / block_.row_size, in_row = (piece_.first + i) % block_.row_size;
+      const int64_t place = block_.row_place(row) + in_row;
+      const int64_t in_piece = piece_.count - i, rest_of_row = block_.row_size - in_row;
+      const int64_t count = rest_of_row < in_piece ? rest_of_row : in_piece;
+      const uint64_t counter = static_cast<uint64_t>(place / kNormals);
+      const uint64_t end = static_cast<uint64_t>((place + count - 1) / kNormals) + 1;
+      const bool shared = num_blocks_ > 0 && counters_[num_blocks_ - 1] == counter;
+      if (shared) --num_blocks_;
+      runs_[num_runs_] = {num_blocks_ * kNormals + place % kNormals, count};
+      for (uint64_t next = counter; next < end; ++next) counters_[num_blocks_++] = next;
+    }
+    for (int64_t i = num_blocks_; i % kBlocks; ++i) counters_[i] = 0;  // drawn too, to fill the last batch
+  }
+
+  const acc_t* draw_collected(const Key& key) {
+    for (int64_t first = 0; first < num_blocks_; first += kBlocks) {
+      uint64_t counters[kBlocks];
+      for (int64_t i = 0; i < kBlocks; ++i) counters[i] = key.offset + counters_[first + i];
+      normals_batch(key.seed, [&](int64_t i) { return listed(counters + i); }, normals_ + first * kNormals);
+    }
+    acc_t* eps = eps_;
+    for (int64_t run = 0; run < num_runs_; ++run) {
+      const acc_t* source = normals_ + runs_[run].source;
+      for (int64_t k = 0; k < runs_[run].count; ++k) *eps++ = source[k];
+    }
+    return eps_;
+  }
+
+  const Block& block_;
+  Piece piece_;
+  alignas(64) Buffer<acc_t, kSize * kNormals> normals_;
+
+  // of a block of several rows
+  int64_t num_blocks_, num_runs_;
+  uint64_t counters_[kSize];  // [num_blocks_], without the key's offset
+  Run runs_[kSize];           // [num_runs_]
+  Buffer<acc_t, kSize> eps_;  // [piece_.count]
+};
+
+ILLIA_NAMESPACE_END
