@@ -52,7 +52,7 @@ struct GeneralTile : Tile<scalar_t, 1, false, kNormalsPerBlock<AccType<scalar_t>
       for (int n = 1; n < kWidth; ++n) eps[n - 1] = eps[n];
       ILLIA_UNROLL
       for (int n = 0; n < kWidth; ++n)
-        if (place % kWidth == n) eps[kWidth - 1] = drawn[n];
+        if (static_cast<int>(place % kWidth) == n) eps[kWidth - 1] = drawn[n];
     }
   }
 };

@@ -142,21 +142,20 @@ __global__ void __launch_bounds__(kThreads, 2)
         ILLIA_UNROLL
         for (int k = 0; k < kWidth; ++k) {
           const int i = j * kWidth + k;
-          if constexpr (kLogProb) {
-            const acc_t x = gaussian_sample(mu[i], sigma[i], eps[k]);
+          [[maybe_unused]] const acc_t x = kLogProb ? gaussian_sample(mu[i], sigma[i], eps[k]) : 0;
+          if constexpr (kLogProb)
             g[i] = gaussian_sample_grad(g[i], x, priors[i].mu, priors.scale(i, grad_log_prob[s], prior_scale));
-            if constexpr (kGeneral) {
-              const acc_t z_p = prior_score(x, priors[i]);
-              prior_sums.add(i, grad_log_prob[s], z_p, z_p * z_p);
-              if (variant.stick_the_landing) {
-                const GaussianGrads<acc_t> held = held_fixed_grads(grad_log_prob[s], eps[k], sigma[i]);
-                grad_mu[i] -= held.mu;
-                h_sum[i] += held.rho;
-              }
-            }
-          }
           grad_mu[i] += g[i];
           rho_sum[i] = std::fma(g[i], eps[k], rho_sum[i]);
+          if constexpr (kLogProb && kGeneral) {
+            const acc_t z_p = prior_score(x, priors[i]);
+            prior_sums.add(i, grad_log_prob[s], z_p, z_p * z_p);
+            if (variant.stick_the_landing) {
+              const GaussianGrads<acc_t> held = held_fixed_grads(grad_log_prob[s], eps[k], sigma[i]);
+              grad_mu[i] -= held.mu;
+              h_sum[i] += held.rho;
+            }
+          }
           g[i] = next[i];
         }
       }
