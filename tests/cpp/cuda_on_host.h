@@ -22,7 +22,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
-inline dim3 gridDim, host_grid_limit(0xFFFFFFFF, 0xFFFFFFFF);  // a test may ask for smaller grids
+inline dim3 gridDim, blockDim, host_grid_limit(0xFFFFFFFF, 0xFFFFFFFF);  // a test may ask for smaller grids
 inline uint3 blockIdx, threadIdx;
 inline int host_launches = 0;
 
@@ -39,11 +39,11 @@ struct HostThread {
 
   bool may_run() const { return !ended && !(barrier && barrier->turn == turn); }
 };
-inline std::vector<HostThread> host_threads;
+inline std::vector<HostThread> host_threads(1024);  // as many as a block may have
 inline ucontext_t host_scheduler;
 inline std::function<void()> host_kernel;
 
-inline void host_wait(HostBarrier& barrier, size_t num_threads) {
+inline void host_wait(HostBarrier& barrier, unsigned num_threads) {
   HostThread& thread = host_threads[threadIdx.x];
   thread.barrier = &barrier;
   thread.turn = barrier.turn;
@@ -53,7 +53,7 @@ inline void host_wait(HostBarrier& barrier, size_t num_threads) {
 inline HostBarrier host_block, host_warp;  // only the first warp exchanges values
 inline double host_exchanged[32];
 
-inline void __syncthreads() { host_wait(host_block, host_threads.size()); }
+inline void __syncthreads() { host_wait(host_block, blockDim.x); }
 
 inline void __syncwarp() {}  // kernels use it only to hold the compiler back
 
@@ -81,7 +81,8 @@ inline void host_run_thread() {
 }
 
 inline void host_run_block() {
-  for (HostThread& thread : host_threads) {
+  for (unsigned i = 0; i < blockDim.x; ++i) {
+    HostThread& thread = host_threads[i];
     getcontext(&thread.context);
     thread.context.uc_stack = {thread.stack.data(), 0, thread.stack.size()};
     thread.context.uc_link = &host_scheduler;
@@ -91,7 +92,7 @@ inline void host_run_block() {
   }
   for (bool all_ended = false; !all_ended;) {
     all_ended = true;
-    for (unsigned i = 0; i < host_threads.size(); ++i) {
+    for (unsigned i = 0; i < blockDim.x; ++i) {
       threadIdx = {i, 0, 0};
       if (host_threads[i].may_run()) swapcontext(&host_scheduler, &host_threads[i].context);
       all_ended &= host_threads[i].ended;
@@ -102,9 +103,9 @@ inline void host_run_block() {
 template <typename... parameters_t, typename... args_t>
 cudaError_t host_launch(const cudaLaunchConfig_t* config, void (*kernel)(parameters_t...), const args_t&... args) {
   ++host_launches;
+  blockDim = config->blockDim;
   gridDim.x = std::min(config->gridDim.x, host_grid_limit.x);
   gridDim.y = std::min(config->gridDim.y, host_grid_limit.y);
-  host_threads.resize(config->blockDim.x);
   host_kernel = [&] { kernel(args...); };
   for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) host_run_block();
