@@ -47,12 +47,19 @@ struct GeneralTile : Tile<scalar_t, 1, false, kNormalsPerBlock<AccType<scalar_t>
         counter = its_counter;
         block_normals(philox4x32<uint32_t>(key.seed, key.offset + counter), drawn);
       }
-      // eps is moved on by one an element: with an index that varies it could not stay in registers
+      // No index may vary, or eps and drawn could not stay in registers: eps moves on by one an element, and the bits
+      // of the place halve what is left of drawn.
+      acc_t chosen[kWidth];
+      ILLIA_UNROLL
+      for (int n = 0; n < kWidth; ++n) chosen[n] = drawn[n];
+      ILLIA_UNROLL
+      for (int half = kWidth / 2; half > 0; half /= 2) {
+        ILLIA_UNROLL
+        for (int n = 0; n < half; ++n) chosen[n] = place & half ? chosen[n + half] : chosen[n];
+      }
       ILLIA_UNROLL
       for (int n = 1; n < kWidth; ++n) eps[n - 1] = eps[n];
-      ILLIA_UNROLL
-      for (int n = 0; n < kWidth; ++n)
-        if (static_cast<int>(place % kWidth) == n) eps[kWidth - 1] = drawn[n];
+      eps[kWidth - 1] = chosen[0];
     }
   }
 };
