@@ -1,12 +1,14 @@
 """First derivatives of the ops: reverse mode through the fused backward ops, forward mode by formula.
 
 Nothing is kept for backward but the inputs and the key; the noise is drawn again. Symbols, here and in
-`second_order.py`:
+`terms.py`:
 
     sigma = softplus(rho)    p = d sigma / d rho = sigmoid(rho)    h = d log sigma / d rho = p / sigma
     z = (x - mu) / sigma     w = (x - mu_prior) / std_prior^2
 """
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from illia_ext import second_order  # (registers the derivatives of the backward ops)
 from illia_ext._expose import differentiable, unrecorded
 from illia_ext.ops import op
-from illia_ext.second_order import Terms, refuse_prior_gradients, refuse_prior_tangents, save, saved_primals
+from illia_ext.terms import Terms, save, saved_primals
 
 __all__ = ["GaussianKLDivergence", "GaussianLogProb", "GaussianSample", "GaussianSampleAndLogProb", "second_order"]
 
@@ -23,6 +25,40 @@ _sample_backward = unrecorded(op("gaussian_sample_backward"))
 _log_prob_backward = unrecorded(op("gaussian_log_prob_backward"))
 _sample_and_log_prob_backward = unrecorded(op("gaussian_sample_and_log_prob_backward"))
 _kl_divergence_backward = unrecorded(op("gaussian_kl_divergence_backward"))
+
+
+_NO_PRIOR = (False, False)
+
+
+def _beside(mu: Tensor, priors: Sequence[Tensor], asked: tuple[bool, bool]) -> list[Tensor]:
+    """`priors` for a backward op that gives gradients to both or to none, and to none on the CPU beside a GPU's mu:
+    the one that is not asked for goes to mu's device, without waiting for that device."""
+    return [
+        prior if wanted or prior.device == mu.device else prior.new_zeros((), device=mu.device) + prior
+        for prior, wanted in zip(priors, asked)
+    ]
+
+
+def _only(grads: Sequence[Tensor], asked: Sequence[bool]) -> list[Tensor | None]:
+    return [grad if wanted else None for grad, wanted in zip(grads, asked)]
+
+
+def _stick_the_landing_tangent(
+    inputs: Sequence[Tensor], key: Tensor, direction: Sequence[Tensor | None], block: Mapping[str, Any]
+) -> Tensor:
+    """Of log_prob. By the backward op, which refuses the derivatives that this one must not have, a key at a time."""
+    mu, rho, *priors = inputs
+    asked = (direction[2] is not None, direction[3] is not None)
+    options = {"stick_the_landing": True, "prior_grads": asked != _NO_PRIOR, **block}
+    if options["prior_grads"]:
+        priors = _beside(mu, priors, asked)
+    tangents = [mu.new_zeros(())]
+    for sample_key in key.reshape(-1, 2):
+        grads = op("gaussian_sample_and_log_prob_backward")(
+            None, mu.new_ones(()), mu, rho, *priors, sample_key, **options
+        )
+        tangents.append(sum(((grad * t).sum() for grad, t in zip(grads, direction) if t is not None), tangents[0]))
+    return torch.stack(tangents)[1:].reshape(key.shape[:-1])
 
 
 @differentiable(op("gaussian_sample"))
@@ -33,7 +69,7 @@ class GaussianSample(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         mu, rho, key, dtype, full_size, origin = inputs
         save(ctx, rho, key)
-        ctx.dtype = output.dtype
+        ctx.options = output.dtype, full_size, origin
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
@@ -43,13 +79,19 @@ class GaussianSample(torch.autograd.Function):
             grad_mu = grad_x.sum(0, dtype=rho.dtype) if key.dim() == 2 else grad_x.to(rho.dtype)
             grad_mu = grad_mu.contiguous()
         if ctx.needs_input_grad[1]:
-            grad_rho = _sample_backward(grad_x, rho, key)
+            _, full_size, origin = ctx.options
+            backward = _sample_backward
+            if full_size is not None:
+                backward = unrecorded(partial(op("gaussian_sample_backward"), full_size=full_size, origin=origin))
+            grad_rho = backward(grad_x, rho, key)
         return grad_mu, grad_rho, None, None, None, None
 
     @staticmethod
     def tangent(ctx: Any, mu: Tensor | None, rho: Tensor | None, *_: Any) -> Tensor:
-        terms = Terms(*saved_primals(ctx))
-        return terms.sample_tangent(mu, rho).to(ctx.dtype)
+        rho_value, key = saved_primals(ctx)
+        dtype, full_size, origin = ctx.options
+        terms = Terms(rho_value, key, full_size=full_size, origin=origin)
+        return terms.sample_tangent(mu, rho).to(dtype)
 
 
 @differentiable(op("gaussian_log_prob"))
@@ -58,22 +100,17 @@ class GaussianLogProb(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, mu, rho, mu_prior, std_prior = inputs
-        refuse_prior_gradients(mu_prior, std_prior)
-        save(ctx, x, mu, rho, mu_prior, std_prior)
+        save(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad_log_prob: Tensor) -> tuple[Tensor | None, ...]:
         mask = list(ctx.needs_input_grad[:5])
-        grads = _log_prob_backward(grad_log_prob, *ctx.saved_tensors, mask)
-        return tuple(grad if asked else None for grad, asked in zip(grads, mask))
+        return tuple(_only(_log_prob_backward(grad_log_prob, *ctx.saved_tensors, mask), mask))
 
     @staticmethod
-    def tangent(ctx: Any, x: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any) -> Tensor:
-        refuse_prior_tangents(mu_prior, std_prior)
-        x_value, mu_value, rho_value, mu_prior_value, std_prior_value = saved_primals(ctx)
-        terms = Terms(rho_value, None, mu_value, mu_prior_value, std_prior_value)
-        return terms.log_prob_tangent(x_value, x, mu, rho)
+    def tangent(ctx: Any, *direction: Tensor | None) -> Tensor:
+        x, mu, rho, mu_prior, std_prior = saved_primals(ctx)
+        return Terms(rho, None, mu, mu_prior, std_prior).log_prob_tangent(x, *direction)
 
 
 @differentiable(op("gaussian_sample_and_log_prob"))
@@ -83,22 +120,37 @@ class GaussianSampleAndLogProb(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing, full_size, origin = inputs
-        refuse_prior_gradients(mu_prior, std_prior)
         save(ctx, mu, rho, mu_prior, std_prior, key)
-        ctx.dtype = output[0].dtype
+        ctx.options = output[0].dtype, stick_the_landing, full_size, origin
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor | None, grad_log_prob: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_mu, grad_rho, _, _ = _sample_and_log_prob_backward(grad_x, grad_log_prob, *ctx.saved_tensors)
-        return grad_mu, grad_rho, None, None, None, None, None, None, None
+        _, stick_the_landing, full_size, origin = ctx.options
+        asked = ctx.needs_input_grad[2:4]
+        if asked == _NO_PRIOR and full_size is None and not stick_the_landing:
+            grad_mu, grad_rho, _, _ = _sample_and_log_prob_backward(grad_x, grad_log_prob, *ctx.saved_tensors)
+            return grad_mu, grad_rho, None, None, None, None, None, None, None
+        mu, rho, *priors, key = ctx.saved_tensors
+        options = {"stick_the_landing": stick_the_landing, "full_size": full_size, "origin": origin}
+        if asked != _NO_PRIOR:
+            priors, options["prior_grads"] = _beside(mu, priors, asked), True
+        backward = unrecorded(partial(op("gaussian_sample_and_log_prob_backward"), **options))
+        grads = backward(grad_x, grad_log_prob, mu, rho, *priors, key)
+        return *grads[:2], *_only(grads[2:], asked), None, None, None, None, None
 
     @staticmethod
     def tangent(ctx: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any, *_: Any) -> tuple[Tensor, Tensor]:
-        refuse_prior_tangents(mu_prior, std_prior)
         mu_value, rho_value, mu_prior_value, std_prior_value, key = saved_primals(ctx)
-        terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value)
+        dtype, stick_the_landing, full_size, origin = ctx.options
+        terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value, full_size, origin)
         x_tangent = terms.sample_tangent(mu, rho)
-        return x_tangent.to(ctx.dtype), terms.sampled_log_prob_tangent(x_tangent, rho)
+        if stick_the_landing:
+            inputs, direction = (terms.mu, terms.rho, mu_prior_value, std_prior_value), (mu, rho, mu_prior, std_prior)
+            block = {"full_size": full_size, "origin": origin}
+            log_prob_tangent = _stick_the_landing_tangent(inputs, key, direction, block)
+        else:
+            log_prob_tangent = terms.sampled_log_prob_tangent(x_tangent, rho, mu_prior, std_prior)
+        return x_tangent.to(dtype), log_prob_tangent
 
 
 @differentiable(op("gaussian_kl_divergence"))
@@ -107,17 +159,19 @@ class GaussianKLDivergence(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        mu, rho, mu_prior, std_prior = inputs
-        refuse_prior_gradients(mu_prior, std_prior)
-        save(ctx, mu, rho, mu_prior, std_prior)
+        save(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_mu, grad_rho, _, _ = _kl_divergence_backward(grad, *ctx.saved_tensors)
-        return grad_mu, grad_rho, None, None
+        asked = ctx.needs_input_grad[2:4]
+        if asked == _NO_PRIOR:
+            grad_mu, grad_rho, _, _ = _kl_divergence_backward(grad, *ctx.saved_tensors)
+            return grad_mu, grad_rho, None, None
+        mu, rho, *priors = ctx.saved_tensors
+        grads = _kl_divergence_backward(grad, mu, rho, *_beside(mu, priors, asked), True)
+        return *grads[:2], *_only(grads[2:], asked)
 
     @staticmethod
-    def tangent(ctx: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any) -> Tensor:
-        refuse_prior_tangents(mu_prior, std_prior)
-        mu_value, rho_value, mu_prior_value, std_prior_value = saved_primals(ctx)
-        return Terms(rho_value, None, mu_value, mu_prior_value, std_prior_value).kl_divergence_tangent(mu, rho)
+    def tangent(ctx: Any, *direction: Tensor | None) -> Tensor:
+        mu, rho, mu_prior, std_prior = saved_primals(ctx)
+        return Terms(rho, None, mu, mu_prior, std_prior).kl_divergence_tangent(*direction)

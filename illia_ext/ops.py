@@ -47,9 +47,37 @@ def _refuse(holds: bool, message: str) -> None:
         raise RuntimeError(message)
 
 
+def _check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    message = f"{name}: expected to be on the device of {other_name}, {other.device}, got {tensor.device}"
+    _refuse(tensor.device != other.device, message)
+
+
 def _check_shape(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
     if tensor is not None:
         _refuse(tensor.shape != torch.Size(shape), f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+
+
+def _check_prior(name: str, prior: Tensor, mu: Tensor) -> None:
+    """A 0-dim prior on the CPU is a number, for parameters on any device."""
+    if prior.dim() > 0 or prior.device.type != "cpu":
+        _check_device(name, prior, "mu", mu)
+    fits = prior.dim() <= mu.dim() and all(n in (1, m) for n, m in zip(reversed(prior.shape), reversed(mu.shape)))
+    message = f"{name}: expected one element, or a shape that broadcasts to that of mu, {list(mu.shape)}"
+    _refuse(prior.numel() != 1 and not fits, f"{message}, got {list(prior.shape)}")
+
+
+def _check_block(name: str, size: Sequence[int], full_size: Any, origin: Any) -> None:
+    """That a block of `size`, which `name` has, lies inside a tensor of full_size."""
+    if full_size is None and origin is None:
+        return
+    _refuse(full_size is None, f"full_size: expected sizes beside origin, {origin}, got None")
+    _refuse(origin is None, f"origin: expected an index beside full_size, {full_size}, got None")
+    for argument, values in (("full_size", full_size), ("origin", origin)):
+        message = f"{argument}: expected one value for each dimension of {name}, {list(size)}, got {list(values)}"
+        _refuse(len(values) != len(size), message)
+    message = f"got {list(origin)} for size {list(size)} and full_size {list(full_size)}"
+    inside = all(start >= 0 and start + n <= full for start, n, full in zip(origin, size, full_size))
+    _refuse(not inside, f"origin: expected 0 <= origin and origin + size <= full_size, {message}")
 
 
 def _check(
@@ -59,20 +87,15 @@ def _check(
     mu_prior: Tensor | None = None,
     std_prior: Tensor | None = None,
     grads: dict[str, Tensor | None] | None = None,
-    **not_offered: Any,
 ) -> None:
     """What csrc/ops/checks.h refuses, for traced programs and for arguments on the meta device.
 
-    Devices, shapes, and arguments that are not offered yet; dtypes are left to the kernel, which runs later.
+    Devices and shapes; dtypes are left to the kernel, which runs later.
     """
     (first, leader), *others = parameters.items()
-    tensors = {**dict(others), "key": key, "x": x, "mu_prior": mu_prior, "std_prior": std_prior, **(grads or {})}
-    for name, tensor in tensors.items():
-        if tensor is None or tensor.device == leader.device:
-            continue
-        is_host_scalar = name.endswith("_prior") and tensor.dim() == 0 and tensor.device.type == "cpu"
-        message = f"{name}: expected to be on the device of {first}, {leader.device}, got {tensor.device}"
-        _refuse(not is_host_scalar, message)
+    for name, tensor in {**dict(others), "key": key, "x": x, **(grads or {})}.items():
+        if tensor is not None:
+            _check_device(name, tensor, first, leader)
     for name, tensor in others:
         _check_shape(name, tensor, leader.shape)
     if key is not None:
@@ -83,9 +106,19 @@ def _check(
         _refuse(x.shape != leader.shape and x.shape[1:] != leader.shape, message)
     for name, prior in (("mu_prior", mu_prior), ("std_prior", std_prior)):
         if prior is not None:
-            _refuse(prior.numel() != 1, f"{name}: expected one element, got shape {list(prior.shape)}")
-    for name, value in not_offered.items():
-        _refuse(value is not None and value is not False, f"{name}: {value} is not offered yet")
+            _check_prior(name, prior, leader)
+
+
+def _prior_grads(mu_prior: Tensor, std_prior: Tensor, mu: Tensor, output_mask: Sequence[bool]) -> list[Tensor]:
+    grads = []
+    for name, prior, asked in zip(("mu_prior", "std_prior"), (mu_prior, std_prior), output_mask):
+        message = (
+            f"{name}: a gradient to a number on the CPU beside parameters on another device is not offered, it would "
+            "have to wait for that device; move it to the device of mu, or detach it"
+        )
+        _refuse(asked and prior.device != mu.device, message)
+        grads.append(_contiguous(prior) if asked else _contiguous(mu, [0]))
+    return grads
 
 
 def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -94,19 +127,22 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 @_fake("standard_normal")
 def _(key: Tensor, size: Sequence[int], *, dtype: torch.dtype, full_size: Any = None, origin: Any = None) -> Tensor:
-    _check({"key": key}, key, full_size=full_size, origin=origin)
+    _check({"key": key}, key)
+    _check_block("size", size, full_size, origin)
     return _contiguous(key, [*key_samples(key), *size], dtype)
 
 
 @_fake("gaussian_sample")
 def _(mu: Tensor, rho: Tensor, key: Tensor, *, dtype: Any = None, full_size: Any = None, origin: Any = None) -> Tensor:
-    _check({"mu": mu, "rho": rho}, key, full_size=full_size, origin=origin)
+    _check({"mu": mu, "rho": rho}, key)
+    _check_block("mu", mu.shape, full_size, origin)
     return _contiguous(mu, [*key_samples(key), *mu.shape], dtype)
 
 
 @_fake("gaussian_sample_backward")
 def _(grad_x: Tensor, rho: Tensor, key: Tensor, *, full_size: Any = None, origin: Any = None) -> Tensor:
-    _check({"rho": rho}, key, grads={"grad_x": grad_x}, full_size=full_size, origin=origin)
+    _check({"rho": rho}, key, grads={"grad_x": grad_x})
+    _check_block("rho", rho.shape, full_size, origin)
     _check_shape("grad_x", grad_x, [*key_samples(key), *rho.shape])
     return _contiguous(rho)
 
@@ -129,15 +165,25 @@ def _(
 ) -> tuple[Tensor, ...]:
     _check({"mu": mu, "rho": rho}, None, x, mu_prior, std_prior, {"grad_log_prob": grad_log_prob})
     _check_shape("grad_log_prob", grad_log_prob, x.shape[: x.dim() - mu.dim()])
-    inputs = (x, mu, rho, mu_prior, std_prior)
-    return tuple(_contiguous(a if asked else mu, None if asked else [0]) for a, asked in zip(inputs, output_mask))
+    grads = [_contiguous(a if asked else mu, None if asked else [0]) for a, asked in zip((x, mu, rho), output_mask)]
+    return *grads, *_prior_grads(mu_prior, std_prior, mu, output_mask[3:])
 
 
 @_fake("gaussian_sample_and_log_prob")
 def _(
-    mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, key: Tensor, *, dtype: Any = None, **not_offered: Any
+    mu: Tensor,
+    rho: Tensor,
+    mu_prior: Tensor,
+    std_prior: Tensor,
+    key: Tensor,
+    *,
+    dtype: Any = None,
+    stick_the_landing: bool = False,
+    full_size: Any = None,
+    origin: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    _check({"mu": mu, "rho": rho}, key, None, mu_prior, std_prior, None, **not_offered)
+    _check({"mu": mu, "rho": rho}, key, None, mu_prior, std_prior)
+    _check_block("mu", mu.shape, full_size, origin)
     samples = key_samples(key)
     return _contiguous(mu, [*samples, *mu.shape], dtype), _contiguous(mu, samples, _log_prob_dtype(mu))
 
@@ -151,13 +197,18 @@ def _(
     mu_prior: Tensor,
     std_prior: Tensor,
     key: Tensor,
-    **not_offered: Any,
+    *,
+    stick_the_landing: bool = False,
+    full_size: Any = None,
+    origin: Any = None,
+    prior_grads: bool = False,
 ) -> tuple[Tensor, ...]:
-    _check({"mu": mu, "rho": rho}, key, None, mu_prior, std_prior, {"grad_log_prob": grad_log_prob}, **not_offered)
+    _check({"mu": mu, "rho": rho}, key, None, mu_prior, std_prior, {"grad_log_prob": grad_log_prob})
     _check({"rho": rho}, grads={"grad_x": grad_x})
+    _check_block("mu", mu.shape, full_size, origin)
     _check_shape("grad_x", grad_x, [*key_samples(key), *mu.shape])
     _check_shape("grad_log_prob", grad_log_prob, key_samples(key))
-    return _contiguous(mu), _contiguous(rho), _contiguous(mu, [0]), _contiguous(mu, [0])
+    return _contiguous(mu), _contiguous(rho), *_prior_grads(mu_prior, std_prior, mu, [prior_grads] * 2)
 
 
 @_fake("gaussian_kl_divergence")
@@ -170,9 +221,9 @@ def _(mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
 def _(
     grad: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, prior_grads: bool = False
 ) -> tuple[Tensor, ...]:
-    _check({"mu": mu, "rho": rho}, None, None, mu_prior, std_prior, {"grad": grad}, prior_grads=prior_grads)
+    _check({"mu": mu, "rho": rho}, None, None, mu_prior, std_prior, {"grad": grad})
     _check_shape("grad", grad, [])
-    return _contiguous(mu), _contiguous(rho), _contiguous(mu, [0]), _contiguous(mu, [0])
+    return _contiguous(mu), _contiguous(rho), *_prior_grads(mu_prior, std_prior, mu, [prior_grads] * 2)
 
 
 def _member(value: Any, dim: Any, index: int) -> Any:

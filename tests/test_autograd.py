@@ -1,4 +1,4 @@
-"""Derivatives of every op in float64: reverse mode, forward mode and their mixtures, and the gradients refused."""
+"""Derivatives of every op in float64: reverse mode, forward mode and their mixtures."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,6 @@ import torch
 from helpers import DEVICE, make_key, make_keys
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.func import grad, jacfwd, jvp, vmap
 
 from illia_ext import autograd, functional, reference
 from illia_ext.ops import NAMES, op
@@ -34,6 +33,7 @@ def make_calls(shape: tuple[int, ...], key: Tensor) -> dict[str, Call]:
     mu, rho, x, grad_log_prob = leaf(*shape), leaf(*shape), leaf(*samples, *shape), leaf(*samples)
     prior = [torch.tensor([value], dtype=torch.float64, device=key.device) for value in (MU_PRIOR, STD_PRIOR)]
     backward_of_both = op("gaussian_sample_and_log_prob_backward")
+    block = {"full_size": [n + 2 for n in shape], "origin": [1 for _ in shape]}
     mask = [True, True, True, False, False]
     return {
         "gaussian_sample": (lambda mu, rho: op("gaussian_sample")(mu, rho, key), (mu, rho)),
@@ -62,6 +62,16 @@ def make_calls(shape: tuple[int, ...], key: Tensor) -> dict[str, Call]:
         "gaussian_log_prob_backward, rho alone": (
             lambda *a: op("gaussian_log_prob_backward")(*a, *prior, [False, False, True, False, False])[2],
             (grad_log_prob, x, mu, rho),
+        ),
+        "gaussian_sample, a block": (lambda mu, rho: op("gaussian_sample")(mu, rho, key, **block), (mu, rho)),
+        "gaussian_sample_backward, a block": (lambda *a: op("gaussian_sample_backward")(*a, key, **block), (x, rho)),
+        "gaussian_sample_and_log_prob, a block": (
+            lambda mu, rho: op("gaussian_sample_and_log_prob")(mu, rho, *prior, key, **block),
+            (mu, rho),
+        ),
+        "gaussian_sample_and_log_prob_backward, a block": (
+            lambda *a: backward_of_both(*a, *prior, key, **block)[:2],
+            (x, grad_log_prob, mu, rho),
         ),
         "gaussian_kl_divergence": (lambda *a: op("gaussian_kl_divergence")(*a, *prior), (mu, rho)),
         "gaussian_kl_divergence_backward": (
@@ -176,71 +186,25 @@ def test_tangents_of_narrow_samples_agree_with_backward(
     torch.testing.assert_close(forward, reverse, rtol=2e-2 if sample_dtype else 1e-4, atol=0)
 
 
-REFUSAL = "a (gradient|derivative) to the prior is not offered yet"
-ONE, THREE, KEY = torch.ones((), device=DEVICE), torch.ones(3, device=DEVICE), make_key(42)
-PRIOR = torch.ones(1, device=DEVICE)
-PRIOR_ARGS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # what stands before the priors, and behind
-    "gaussian_log_prob": ((THREE, THREE, THREE), ()),
-    "gaussian_log_prob_backward": ((ONE, THREE, THREE, THREE), ([True, True, True, False, False],)),
-    "gaussian_sample_and_log_prob": ((THREE, THREE), (KEY,)),
-    "gaussian_sample_and_log_prob_backward": ((THREE, ONE, THREE, THREE), (KEY,)),
-    "gaussian_kl_divergence": ((THREE, THREE), ()),
-    "gaussian_kl_divergence_backward": ((ONE, THREE, THREE), ()),
-}
+def test_gradients_of_a_block_are_those_of_the_whole(device: torch.device) -> None:
+    """Of x and of -log q: the block's own, from the noise of its place."""
+    place, block = (slice(1, 4), slice(2, 3)), {"full_size": [5, 4], "origin": [1, 2]}
+    keys, one = keys_for(2, device), torch.ones((), device=device)
+    mu, rho = torch.linspace(-1, 1, 40, device=device).reshape(2, 5, 4)
+
+    def gradients(mu: Tensor, rho: Tensor, **options: Any) -> list[Tensor]:
+        leaves = [mu.clone().requires_grad_(), rho.clone().requires_grad_()]
+        x = op("gaussian_sample")(*leaves, keys, **options)
+        both = op("gaussian_sample_and_log_prob")(*leaves, one, one, keys, **options)
+        weight = torch.autograd.grad((x.sin().sum() + both[0].cos().sum() + both[1].sum()), leaves)
+        return list(weight)
+
+    whole, part = gradients(mu, rho), gradients(mu[place], rho[place], **block)
+    for ours, expected in zip(part, whole, strict=True):
+        assert torch.equal(ours, expected[place])
 
 
-def reverse(function: Callable[[Tensor], Tensor], prior: Tensor) -> None:
-    function(prior.clone().requires_grad_()).backward()
-
-
-def forward(function: Callable[[Tensor], Tensor], prior: Tensor) -> None:
-    with forward_ad.dual_level():
-        function(forward_ad.make_dual(prior, torch.ones_like(prior)))
-
-
-MODES = {
-    "reverse": reverse,
-    "forward": forward,
-    "grad": lambda function, prior: grad(function)(prior),
-    "jvp": lambda function, prior: jvp(function, (prior,), (prior,)),
-    "vmap of grad": lambda function, prior: vmap(grad(function))(prior.expand(2, 1)),
-    "vmap of jvp": lambda function, prior: vmap(lambda p: jvp(function, (p,), (p,)))(prior.expand(2, 1)),
-}
-
-
-@parametrize("mode", MODES.values(), ids=MODES)
-@parametrize("argument", ["mu_prior", "std_prior"])
-@parametrize("name", PRIOR_ARGS)
-def test_derivatives_to_a_prior_are_refused(name: str, argument: str, mode: Callable[..., None]) -> None:
-    before, after = PRIOR_ARGS[name]
-
-    def function(prior: Tensor) -> Tensor:
-        priors = (prior, PRIOR) if argument == "mu_prior" else (PRIOR, prior)
-        outputs = op(name)(*before, *priors, *after)
-        return sum(output.sum() for output in ([outputs] if isinstance(outputs, Tensor) else outputs))
-
-    with pytest.raises(RuntimeError, match=f"^{argument}: {REFUSAL}"):
-        mode(function, PRIOR)
-    assert function(PRIOR).isfinite()
-
-
-MIXED_MODES = {
-    "grad of grad": lambda function, prior: grad(lambda p: grad(function)(THREE, p).sum())(prior),
-    "jacfwd of grad": lambda function, prior: jacfwd(lambda p: grad(function)(THREE, p))(prior),
-    "grad of jvp": lambda function, prior: grad(lambda p: jvp(lambda m: function(m, p), (THREE,), (THREE,))[1])(prior),
-    "jacfwd of jvp": lambda function, prior: jacfwd(lambda p: jvp(lambda m: function(m, p), (THREE,), (THREE,))[1])(
-        prior
-    ),
-}
-
-
-@parametrize("mode", MIXED_MODES.values(), ids=MIXED_MODES)
-def test_mixed_derivatives_to_a_prior_are_refused(mode: Callable[..., Any]) -> None:
-    def kl_divergence(mu: Tensor, mu_prior: Tensor) -> Tensor:
-        return functional.gaussian_kl_divergence(mu, THREE, mu_prior, 0.5)
-
-    with pytest.raises(RuntimeError, match=f"^mu_prior: {REFUSAL}"):
-        mode(kl_divergence, PRIOR)
+THREE, PRIOR = torch.ones(3, device=DEVICE), torch.ones(1, device=DEVICE)
 
 
 def test_a_prior_that_requires_grad_is_read_under_no_grad() -> None:

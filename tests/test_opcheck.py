@@ -43,58 +43,70 @@ def make_samples(device: torch.device) -> dict[str, list[tuple[tuple[Any, ...], 
     x, grad_x = make_parameters((5, 4, 3), device=device, seed=1)
     grad, grads = make_parameters((), device=device)[0], make_parameters((5,), device=device)[0]
     prior = (torch.zeros(1, device=device), torch.ones(1, device=device))
+    row_and_column = (torch.zeros(3, device=device), torch.ones(4, 1, dtype=torch.float64, device=device))
+    full_prior = (mu / 2, rho.exp())
+    block = {"full_size": [6, 5], "origin": [2, 1]}
     host_prior = (torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
     return {
         "standard_normal": [
             ((keys, [4, 3]), {"dtype": torch.float32}),
             ((key.to(torch.uint64), []), {"dtype": torch.float64}),
             ((keys[:0], [3]), {"dtype": torch.bfloat16}),
+            ((keys, [4, 3]), {"dtype": torch.float32, **block}),
         ],
         "gaussian_sample": [
             ((mu, rho, keys), {}),
             ((mu.T.contiguous().T, rho, key), {"dtype": torch.bfloat16}),
             ((mu_half, rho_half, keys), {}),
+            ((mu, rho, keys), block),
         ],
         "gaussian_sample_backward": [
             ((grad_x, rho, keys), {}),
             ((grad_x[0].bfloat16(), rho, key), {}),
             ((mu_half, rho_half, key), {}),
+            ((grad_x, rho, keys), block),
         ],
         "gaussian_log_prob": [
             ((x, mu, rho, *prior), {}),
             ((x[0].half(), mu, rho, *host_prior), {}),
             ((mu_double, mu_double + 1, rho_double, *host_prior), {}),
+            ((x, mu, rho, *row_and_column), {}),
         ],
         "gaussian_log_prob_backward": [
             ((grads, x, mu, rho, *prior, [True, True, True, False, False]), {}),
             ((grad, x[0].half(), mu, rho, *host_prior, [True, False, True, False, False]), {}),
+            ((grads, x, mu, rho, *row_and_column, [False, True, False, True, True]), {}),
         ],
         "gaussian_sample_and_log_prob": [
             ((mu, rho, *prior, keys), {}),
             ((mu, rho, *host_prior, key), {"dtype": torch.float16}),
             ((mu_half, rho_half, *prior, keys), {}),
+            ((mu, rho, *full_prior, keys), {"stick_the_landing": True, **block}),
         ],
         "gaussian_sample_and_log_prob_backward": [
             ((grad_x, grads, mu, rho, *prior, keys), {}),
             ((None, grad, mu, rho, *host_prior, key), {}),
             ((grad_x, None, mu, rho, *prior, keys), {}),
+            ((grad_x, grads, mu, rho, *full_prior, keys), {"prior_grads": True, **block}),
         ],
         "gaussian_kl_divergence": [
             ((mu, rho, *prior), {}),
             ((mu_half, rho_half, *host_prior), {}),
+            ((mu, rho, *row_and_column), {}),
         ],
         "gaussian_kl_divergence_backward": [
             ((grad, mu, rho, *prior), {}),
             ((grad.double(), mu_double, rho_double, *host_prior), {}),
+            ((grad, mu, rho, *row_and_column, True), {}),
         ],
     }
 
 
 def require_grad(args: tuple[Any, ...], names: list[str]) -> tuple[Any, ...]:
-    """Floating arguments become leaves, but for priors."""
+    """Floating arguments become leaves, but for priors of one element, as most users have them."""
     return tuple(
         arg.detach().clone().requires_grad_()
-        if isinstance(arg, Tensor) and arg.is_floating_point() and not name.endswith("_prior")
+        if isinstance(arg, Tensor) and arg.is_floating_point() and (arg.numel() > 1 or not name.endswith("_prior"))
         else arg
         for name, arg in zip(names, args)
     )
@@ -118,3 +130,53 @@ def test_meta_tensors_get_the_real_shapes(name: str, device: torch.device) -> No
         for ours, expected in zip(*([o] if isinstance(o, Tensor) else o for o in (meta, real)), strict=True):
             assert (ours.shape, ours.dtype, ours.stride()) == (expected.shape, expected.dtype, expected.stride())
             assert ours.device.type == "meta"
+
+
+def make_refusals(device: torch.device) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    mu, rho, key, one = (
+        *make_parameters((4, 3), device=device),
+        make_key(1, device=device),
+        torch.ones(1, device=device),
+    )
+    blocks: list[dict[str, Any]] = [
+        {"full_size": [4, 3]},
+        {"origin": [0, 0]},
+        {"full_size": [12], "origin": [0, 0]},
+        {"full_size": [4, 3], "origin": [0]},
+        {"full_size": [4, 3], "origin": [-1, 0]},
+        {"full_size": [4, 3], "origin": [0, 1]},
+        {"full_size": [3, 3], "origin": [0, 0]},
+    ]
+    drawing = {
+        "standard_normal": (key, [4, 3]),
+        "gaussian_sample": (mu, rho, key),
+        "gaussian_sample_backward": (mu, rho, key),
+        "gaussian_sample_and_log_prob": (mu, rho, one, one, key),
+        "gaussian_sample_and_log_prob_backward": (mu, None, mu, rho, one, one, key),
+    }
+    refused_blocks = [
+        (name, args, {**block, **({"dtype": torch.float32} if name == "standard_normal" else {})})
+        for name, args in drawing.items()
+        for block in blocks
+    ]
+    before_and_after: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # the priors
+        "gaussian_log_prob": ((mu, mu, rho), ()),
+        "gaussian_sample_and_log_prob": ((mu, rho), (key,)),
+        "gaussian_kl_divergence": ((mu, rho), ()),
+    }
+    refused_priors: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+        (name, (*before, *priors, *after), {})
+        for name, (before, after) in before_and_after.items()
+        for bad in (torch.ones(size, device=device) for size in ((4,), (2, 3), (1, 4, 3), (0,), (3, 4)))
+        for priors in ((bad, one), (one, bad))
+    ]
+    return [*refused_blocks, *refused_priors]
+
+
+def test_blocks_and_priors_are_refused_in_the_same_words_without_data(device: torch.device) -> None:
+    for name, args, kwargs in make_refusals(device):
+        with pytest.raises(RuntimeError) as real:
+            op(name)(*args, **kwargs)
+        with pytest.raises(RuntimeError) as fake:
+            op(name)(*tree_map_only(Tensor, lambda tensor: tensor.to("meta"), args), **kwargs)
+        assert str(fake.value).splitlines()[0] == str(real.value).splitlines()[0]

@@ -123,6 +123,24 @@ def test_vmap_over_batches_of_keys_is_one_call(device: torch.device) -> None:
             assert same_bits(ours, expected.unflatten(0, (3, 2)))
 
 
+def test_vmap_over_keys_of_a_block_is_one_call(device: torch.device) -> None:
+    """With a prior for each weight, which broadcasts to the weights and not to as many keys."""
+    mu, rho = torch.linspace(-1, 1, 8).to(device).reshape(2, 2, 2)
+    keys, block = make_keys((1, 2), (3, 4), device=device), {"full_size": [5, 3], "origin": [2, 0]}
+    illia, priors = torch.ops.illia_ext, (mu[:, :1], rho[0].exp())
+
+    def drawn(key: Tensor) -> tuple[Tensor, ...]:
+        eps = illia.standard_normal(key, [2, 2], dtype=torch.float32, **block)
+        x = illia.gaussian_sample(mu, rho, key, **block)
+        return eps, x, *illia.gaussian_sample_and_log_prob(mu, rho, *priors, key, **block)
+
+    with Count() as count:
+        outputs = vmap(drawn)(keys)
+    assert len(count.calls) == 3
+    for ours, *members in zip(outputs, *map(drawn, keys)):
+        assert same_bits(ours, torch.stack(members))
+
+
 @parametrize("in_dims", [d for d in itertools.product((None, 0, -1), (None, 1), (None, 0)) if d != (None,) * 3])
 def test_vmap_is_a_loop(in_dims: tuple[int | None, ...], device: torch.device) -> None:
     """So members with one key share its noise, and members with keys of their own do not."""
@@ -214,6 +232,23 @@ def test_functional_call_of_an_ensemble(device: torch.device) -> None:
         outputs = vmap(lambda x: layers[0](x, keys[0])[0])(inputs)
     assert count.calls == ["gaussian_sample_and_log_prob.default"]
     torch.testing.assert_close(outputs, layers[0](inputs, keys[0])[0])
+
+
+def test_vmap_of_grad_compiles(device: torch.device) -> None:
+    """Over members, keys and priors, as in eager."""
+    members = torch.linspace(-1, 1, 12).to(device).unflatten(0, (4, 3))
+    inputs = (members, members.flip(0), members.cos(), members[:, :1].exp())
+    keys = make_keys(*[(i, 0) for i in range(4)], device=device)
+
+    def loss(*inputs: Tensor) -> Tensor:
+        x, log_prob = functional.gaussian_sample_and_log_prob(*inputs)
+        return x.sin().sum() * log_prob
+
+    gradients = vmap(grad(loss, (0, 1, 2, 3)))
+    torch._dynamo.reset()
+    compiled = torch.compile(gradients, backend="aot_eager", fullgraph=True)
+    for ours, expected in zip(compiled(*inputs, keys), gradients(*inputs, keys), strict=True):
+        assert same_bits(ours, expected)
 
 
 @parametrize("use_reentrant", [False, True])
