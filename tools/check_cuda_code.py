@@ -1,11 +1,12 @@
 """Reads the machine code of a built library: `python tools/check_cuda_code.py [illia_ext/_C*.so]`.
 
-Fails when a kernel spills or keeps anything in local memory, on any architecture, or when a kernel over tiles has
-fewer vector accesses than its arrays take. Prints registers, and instructions an element, to be
+Fails when a kernel spills or keeps anything in local memory, on any architecture, or when a plain kernel over tiles
+has fewer vector accesses than its arrays take. Prints registers, and instructions an element, to be
 held against what a GPU issues in the time that its memory takes (CONTRIBUTING.md).
 
-Instructions are those from the first vector load to the end of the loop over samples, all branches counted: one pass
-over a full tile with one sample, a little from above. Needs cuobjdump and nvdisasm, on PATH or from
+Instructions are those from the first load of an element to the end of the loop over samples, all branches counted: one
+pass over a full tile with one sample, a little from above. General kernels have branches for all that they offer, and
+one draw for as many elements as a Philox block has normals. Needs cuobjdump and nvdisasm, on PATH or from
 `pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm`.
 """
 
@@ -19,9 +20,10 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-# How many elements a thread holds, of 4 or 2 bytes and of 8, and of how many arrays: parameters loaded and stored,
-# samples loaded and stored. A backward kernel loads the first sample and, in its loop, the next.
-FORWARD, BACKWARD = (16, 8), (8, 4)
+# How many elements a thread holds, of 4 or 2 bytes and of 8, and of how many arrays where the kernel is plain:
+# parameters loaded and stored, samples loaded and stored. A backward kernel loads the first sample and, in its loop,
+# the next.
+FORWARD, BACKWARD, GENERAL = (16, 8), (8, 4), (4, 2)
 KERNELS = {
     "standard_normal_kernel": (FORWARD, 0, 1, 0, 0),
     "sample_kernel": (FORWARD, 2, 0, 0, 1),
@@ -31,6 +33,7 @@ KERNELS = {
     "kl_divergence_kernel": (FORWARD, 2, 0, 0, 0),
     "kl_divergence_backward_kernel": (BACKWARD, 2, 2, 0, 0),
 }
+VECTOR, ELEMENT = r"LDG\.E\.128|STG\.E\.(128|64)", r"LDG\.E.*\.CONSTANT|STG\.E"
 WIDTHS = {"float": 4, "double": 8, "half": 2, "bfloat16": 2}
 
 
@@ -85,17 +88,17 @@ def machine_code(library: str, architecture: str) -> dict[str, list[tuple[int, s
     return code
 
 
-def main_loop(lines: list[tuple[int, str]]) -> list[str]:
-    """Instructions of one pass over a full tile; none without vector accesses, by which it is found."""
-    vectors = [at for at, text in lines if re.search(r"LDG\.E\.128|STG\.E\.(128|64)", text)]
-    if not vectors:
+def main_loop(lines: list[tuple[int, str]], access: str) -> list[str]:
+    """Instructions of one pass over a full tile; none without an `access` to its elements, by which it is found."""
+    accesses = [at for at, text in lines if re.search(access, text)]
+    if not accesses:
         return []
     branches = [
         (at, int(found[1], 16)) for at, text in lines if (found := re.search(r"BRA(?!\.DIV).* 0x([0-9a-f]+)", text))
     ]
-    end, target = next((at, to) for at, to in branches if to <= at and at > max(vectors))
-    wide_loads = [at for at, text in lines if "LDG.E.128" in text]
-    begin = min(wide_loads) if wide_loads else target
+    end, target = next((at, to) for at, to in branches if to <= at and at > max(accesses))
+    loads = [at for at, text in lines if "LDG" in text and re.search(access, text)]
+    begin = min(loads) if loads else target
     code = {at: text for at, text in lines if begin <= at <= end}
 
     def philox(first: int, last: int) -> bool:
@@ -136,9 +139,11 @@ def main() -> None:
         kernel = short.split("<")[0]
         count = ""
         if kernel in KERNELS:
-            elements = KERNELS[kernel][0]
-            loop = main_loop(code[mangled])
-            for access, expected in expected_accesses(kernel, short[:-1].split("<")[1].split(", ")).items():
+            *types, variant = short[:-1].split("<")[1].split(", ")
+            general = variant == "General"
+            elements = GENERAL if general else KERNELS[kernel][0]
+            loop = main_loop(code[mangled], ELEMENT if general else VECTOR)
+            for access, expected in ({} if general else expected_accesses(kernel, types)).items():
                 found = sum(access in instruction for _, instruction in code[mangled])
                 if found < expected:  # a loop may stand there twice
                     faults.append(f"{short}: {found} {access}, expected {expected}")

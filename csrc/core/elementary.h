@@ -37,6 +37,8 @@ struct Constants<float> {
   static constexpr float kTwoThirds = 0x1.555556p-1f;
   static constexpr float kExpZero = -104.0f;  // exp is 0 here and below
   static constexpr float kMax = std::numeric_limits<float>::max();
+  static constexpr float kMinNormal = std::numeric_limits<float>::min();
+  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
   static constexpr int kSubnormalShift = 24;
   static constexpr float kSubnormalScale = 0x1p-24f;
   ILLIA_FUNCTION static float exp_polynomial(float r) {

@@ -65,12 +65,11 @@ struct LogStd {
 template <typename acc_t>
 ILLIA_FUNCTION LogStd<acc_t> log_std_parts(acc_t std) {
   using K = Constants<acc_t>;
-  constexpr acc_t kInfinity = std::numeric_limits<acc_t>::infinity();
-  const bool subnormal = std > 0 && std < std::numeric_limits<acc_t>::min();
+  const bool subnormal = std > 0 && std < K::kMinNormal;
   const acc_t factor = subnormal ? std / K::kSubnormalScale : std;
   const bool regular = factor > 0 && factor <= K::kMax;
   const acc_t shift = subnormal ? -K::kSubnormalShift * K::kLn2 : acc_t{0};
-  const acc_t limit = std == 0 ? -kInfinity : std > 0 ? kInfinity : std::numeric_limits<acc_t>::quiet_NaN();
+  const acc_t limit = std == 0 ? -K::kInfinity : std > 0 ? K::kInfinity : K::kInfinity - K::kInfinity;
   return {regular ? factor : acc_t{1}, regular ? shift : limit};
 }
 

@@ -1,97 +1,31 @@
 // The ops on CUDA: check, allocate, launch on torch's current stream. Nothing here waits for the device.
 #if defined(ILLIA_CUDA_VERSION)
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/kernels.h"
+#include "cuda/prior_tensors.h"
 #include "ops/arguments.h"
-#include "ops/tensors.h"
-
-// Only a torch with CUDA has it: weak, so that the library loads beside any torch.
-extern "C" AOTI_TORCH_EXPORT AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream)
-    __attribute__((weak));
 
 namespace illia {
 namespace {
 
 using namespace cuda;
 
-// The device of an op's tensors, made current, and torch's stream on it.
-class Device {
- public:
-  explicit Device(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {
-    const bool known = aoti_torch_get_current_cuda_stream != nullptr &&
-                       aoti_torch_get_current_cuda_stream(index_, &stream_) == TORCH_SUCCESS;
-    check(known, "cuda:", index_, ": torch gives no current stream for this device");
-  }
-
-  Launch launch(ScalarType parameters, ScalarType sample) const {
-    return {storage_of(parameters), storage_of(sample), stream_};
-  }
-
-  Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype) const { return illia::empty(sizes, dtype, place()); }
-  Tensor not_asked_for(const Tensor& like) const { return illia::not_asked_for(like, place()); }
-
-  void check_launch(const char* op, const char* error) const {
-    check(error == nullptr, op, ": CUDA could not start the kernel on cuda:", index_, ": ", error ? error : "");
-  }
-
- private:
-  Place place() const { return {aoti_torch_device_type_cuda(), index_}; }
-
-  int32_t index_;
-  torch::stable::accelerator::DeviceGuard guard_;
-  void* stream_ = nullptr;
-};
-
-// What the kernels here do not do yet.
-void refuse(bool asked, const char* argument) { check(!asked, argument, " not offered on CUDA devices yet"); }
-
-// A prior on the CPU is read now; one on the device is read there.
-Scalar scalar_of(const Tensor& prior) {
-  refuse(prior.numel() != 1, "mu_prior, std_prior: priors of more than one element are");
-  if (prior.is_cpu()) return {nullptr, Storage::kDouble, read_value(prior)};
-  return {prior.const_data_ptr(), storage_of(prior.scalar_type()), 0};
-}
-
-PriorScalars scalars_of(const Tensor& mu_prior, const Tensor& std_prior) {
-  return {scalar_of(mu_prior), scalar_of(std_prior)};
-}
-
-const void* data_of(const Tensor& tensor) { return tensor.const_data_ptr(); }
-const void* data_of(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
-const Key* keys_of(const Tensor& key) { return static_cast<const Key*>(key.const_data_ptr()); }
-
-// Scratch for the sums of several tiles: [num_samples, num_tiles]. It returns to torch's allocator when the op ends,
-// which hands it on in the order of the stream.
-std::optional<Tensor> empty_partials(const Device& device, const Tensor& mu, int64_t num_samples) {
-  const int64_t num_tiles = count_tiles(storage_of(mu.scalar_type()), mu.numel());
-  if (num_tiles <= 1) return std::nullopt;
-  return device.empty(Sizes{num_samples, num_tiles}, ScalarType::Double);
-}
-
-double* partials_of(const std::optional<Tensor>& partials) {
-  return partials ? static_cast<double*>(partials->mutable_data_ptr()) : nullptr;
-}
-
 Tensor standard_normal_cuda(Tensor key, Sizes size, ScalarType dtype, std::optional<Sizes> full_size,
                             std::optional<Sizes> origin) {
-  check_standard_normal(key, size, dtype, full_size, origin);
-  refuse(full_size.has_value(), "full_size: it is");
+  const General general{check_standard_normal(key, size, dtype, full_size, origin)};
 
   const Device device(key);
   const Tensor keys = as_contiguous(key);
   const Tensor eps = device.empty(sample_sizes(key, size), dtype);
   const int64_t num_samples = count_samples(key), numel = num_samples ? eps.numel() / num_samples : 0;
   const StandardNormalArgs args{keys_of(keys), num_samples, numel, eps.mutable_data_ptr()};
-  device.check_launch("standard_normal", launch_standard_normal(device.launch(dtype, dtype), args));
+  device.check_launch("standard_normal", launch_standard_normal(device.launch(dtype, dtype), args, general));
   return eps;
 }
 
 Tensor gaussian_sample_cuda(Tensor mu, Tensor rho, Tensor key, std::optional<ScalarType> dtype,
                             std::optional<Sizes> full_size, std::optional<Sizes> origin) {
-  check_gaussian_sample(mu, rho, key, dtype, full_size, origin);
-  refuse(full_size.has_value(), "full_size: it is");
+  const General general{check_gaussian_sample(mu, rho, key, dtype, full_size, origin)};
 
   const Device device(mu);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho), keys = as_contiguous(key);
@@ -106,39 +40,41 @@ Tensor gaussian_sample_cuda(Tensor mu, Tensor rho, Tensor key, std::optional<Sca
                         x.mutable_data_ptr(),
                         nullptr,
                         nullptr};
-  device.check_launch("gaussian_sample", launch_sample(device.launch(mu.scalar_type(), sample_dtype), args));
+  device.check_launch("gaussian_sample", launch_sample(device.launch(mu.scalar_type(), sample_dtype), args, general));
   return x;
 }
 
 std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cuda(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior,
                                                              Tensor key, std::optional<ScalarType> dtype,
-                                                             bool stick_the_landing, std::optional<Sizes> full_size,
+                                                             bool /*stick_the_landing*/, std::optional<Sizes> full_size,
                                                              std::optional<Sizes> origin) {
-  check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, full_size, origin);
-  refuse(full_size.has_value(), "full_size: it is");
-  refuse(stick_the_landing, "stick_the_landing: it is");
+  General general{check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, full_size, origin)};
 
   const Device device(mu);
+  const PriorInput priors(device, mu_prior, std_prior, mu, general);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho), keys = as_contiguous(key);
   const ScalarType sample_dtype = dtype.value_or(mu.scalar_type());
   const int64_t num_samples = count_samples(key);
   const Tensor x = device.empty(sample_sizes(key, mu.sizes()), sample_dtype);
   const Tensor log_prob = device.empty(log_prob_sizes(key), log_prob_dtype(mu.scalar_type()));
-  const std::optional<Tensor> partials = empty_partials(device, mu, num_samples);
-  const SampleArgs args{data_of(mu_input),    data_of(rho_input),
-                        keys_of(keys),        num_samples,
-                        mu.numel(),           scalars_of(mu_prior, std_prior),
-                        x.mutable_data_ptr(), log_prob.mutable_data_ptr(),
-                        partials_of(partials)};
+  const std::optional<Tensor> partials = empty_partials(device, mu, num_samples, general);
+  const SampleArgs args{data_of(mu_input),
+                        data_of(rho_input),
+                        keys_of(keys),
+                        num_samples,
+                        mu.numel(),
+                        priors,
+                        x.mutable_data_ptr(),
+                        log_prob.mutable_data_ptr(),
+                        static_cast<double*>(target_of(partials))};
   device.check_launch("gaussian_sample_and_log_prob",
-                      launch_sample(device.launch(mu.scalar_type(), sample_dtype), args));
+                      launch_sample(device.launch(mu.scalar_type(), sample_dtype), args, general));
   return {x, log_prob};
 }
 
 Tensor gaussian_sample_backward_cuda(Tensor grad_x, Tensor rho, Tensor key, std::optional<Sizes> full_size,
                                      std::optional<Sizes> origin) {
-  check_gaussian_sample_backward(grad_x, rho, key, full_size, origin);
-  refuse(full_size.has_value(), "full_size: it is");
+  const General general{check_gaussian_sample_backward(grad_x, rho, key, full_size, origin)};
 
   const Device device(rho);
   const Tensor grad_x_input = as_contiguous(grad_x), rho_input = as_contiguous(rho), keys = as_contiguous(key);
@@ -151,7 +87,7 @@ Tensor gaussian_sample_backward_cuda(Tensor grad_x, Tensor rho, Tensor key, std:
   args.numel = rho.numel();
   args.grad_rho = grad_rho.mutable_data_ptr();
   device.check_launch("gaussian_sample_backward",
-                      launch_sample_backward(device.launch(rho.scalar_type(), grad_x.scalar_type()), args));
+                      launch_sample_backward(device.launch(rho.scalar_type(), grad_x.scalar_type()), args, general));
   return grad_rho;
 }
 
@@ -159,13 +95,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
     std::optional<Tensor> grad_x, std::optional<Tensor> grad_log_prob, Tensor mu, Tensor rho, Tensor mu_prior,
     Tensor std_prior, Tensor key, bool stick_the_landing, std::optional<Sizes> full_size, std::optional<Sizes> origin,
     bool prior_grads) {
-  check_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key, full_size,
-                                              origin, prior_grads);
-  refuse(full_size.has_value(), "full_size: it is");
-  refuse(stick_the_landing, "stick_the_landing: it is");
-  refuse(prior_grads, "prior_grads: it is");
+  General general{check_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key,
+                                                              full_size, origin, prior_grads)};
 
   const Device device(mu);
+  const PriorInput priors(device, mu_prior, std_prior, mu, general);
+  const PriorGradTensors to_priors(device, prior_grads, prior_grads, mu_prior, std_prior, mu, general);
+  // gradients to the priors come with those of log_prob alone
+  if (prior_grads && !grad_log_prob)
+    grad_log_prob = device.zeros(log_prob_sizes(key), log_prob_dtype(mu.scalar_type()));
+  general.stick_the_landing = stick_the_landing && grad_log_prob;
   const std::optional<Tensor> grad_x_input = as_contiguous(grad_x), grad_log_prob_input = as_contiguous(grad_log_prob);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho), keys = as_contiguous(key);
   const Tensor grad_mu = device.empty(mu.sizes(), mu.scalar_type());
@@ -177,32 +116,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
                                 keys_of(keys),
                                 count_samples(key),
                                 mu.numel(),
-                                scalars_of(mu_prior, std_prior),
+                                priors,
                                 grad_mu.mutable_data_ptr(),
                                 grad_rho.mutable_data_ptr()};
   const ScalarType sample_dtype = grad_x ? grad_x->scalar_type() : mu.scalar_type();
   device.check_launch("gaussian_sample_and_log_prob_backward",
-                      launch_sample_backward(device.launch(mu.scalar_type(), sample_dtype), args));
-  return {grad_mu, grad_rho, device.not_asked_for(mu), device.not_asked_for(mu)};
+                      launch_sample_backward(device.launch(mu.scalar_type(), sample_dtype), args, general));
+  return {grad_mu, grad_rho, to_priors.mu(device, mu), to_priors.std(device, mu)};
 }
 
 Tensor gaussian_log_prob_cuda(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) {
   check_gaussian_log_prob(x, mu, rho, mu_prior, std_prior);
 
   const Device device(mu);
+  General general;
+  const PriorInput priors(device, mu_prior, std_prior, mu, general);
   const Tensor x_input = as_contiguous(x), mu_input = as_contiguous(mu), rho_input = as_contiguous(rho);
   const int64_t num_samples = count_samples(x, mu);
   const Tensor log_prob = device.empty(log_prob_sizes(x, mu), log_prob_dtype(mu.scalar_type()));
-  const std::optional<Tensor> partials = empty_partials(device, mu, num_samples);
+  const std::optional<Tensor> partials = empty_partials(device, mu, num_samples, general);
   const LogProbArgs args{data_of(x_input),
                          data_of(mu_input),
                          data_of(rho_input),
                          num_samples,
                          mu.numel(),
-                         scalars_of(mu_prior, std_prior),
+                         priors,
                          log_prob.mutable_data_ptr(),
-                         partials_of(partials)};
-  device.check_launch("gaussian_log_prob", launch_log_prob(device.launch(mu.scalar_type(), x.scalar_type()), args));
+                         static_cast<double*>(target_of(partials))};
+  device.check_launch("gaussian_log_prob",
+                      launch_log_prob(device.launch(mu.scalar_type(), x.scalar_type()), args, general));
   return log_prob;
 }
 
@@ -211,9 +153,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cu
                                                                                    Tensor mu_prior, Tensor std_prior,
                                                                                    std::vector<bool> output_mask) {
   check_gaussian_log_prob_backward(grad_log_prob, x, mu, rho, mu_prior, std_prior, output_mask);
-  refuse(output_mask[3] || output_mask[4], "output_mask: prior gradients are");
 
   const Device device(mu);
+  General general;
+  const PriorInput priors(device, mu_prior, std_prior, mu, general);
+  const PriorGradTensors to_priors(device, output_mask[3], output_mask[4], mu_prior, std_prior, mu, general);
   const Tensor grad_log_prob_input = as_contiguous(grad_log_prob), x_input = as_contiguous(x);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho);
   const auto output = [&](bool asked, const Tensor& like) {
@@ -228,30 +172,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cu
                                  data_of(rho_input),
                                  count_samples(x, mu),
                                  mu.numel(),
-                                 scalars_of(mu_prior, std_prior),
+                                 priors,
                                  target(output_mask[0], grad_x),
                                  target(output_mask[1], grad_mu),
                                  target(output_mask[2], grad_rho)};
   device.check_launch("gaussian_log_prob_backward",
-                      launch_log_prob_backward(device.launch(mu.scalar_type(), x.scalar_type()), args));
-  return {grad_x, grad_mu, grad_rho, device.not_asked_for(mu), device.not_asked_for(mu)};
+                      launch_log_prob_backward(device.launch(mu.scalar_type(), x.scalar_type()), args, general));
+  return {grad_x, grad_mu, grad_rho, to_priors.mu(device, mu), to_priors.std(device, mu)};
 }
 
 Tensor gaussian_kl_divergence_cuda(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) {
   check_gaussian_kl_divergence(mu, rho, mu_prior, std_prior);
 
   const Device device(mu);
+  General general;
+  const PriorInput priors(device, mu_prior, std_prior, mu, general);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho);
   const Tensor kl_divergence = device.empty(Sizes{}, log_prob_dtype(mu.scalar_type()));
-  const std::optional<Tensor> partials = empty_partials(device, mu, 1);
+  const std::optional<Tensor> partials = empty_partials(device, mu, 1, general);
   const KlDivergenceArgs args{data_of(mu_input),
                               data_of(rho_input),
                               mu.numel(),
-                              scalars_of(mu_prior, std_prior),
+                              priors,
                               kl_divergence.mutable_data_ptr(),
-                              partials_of(partials)};
+                              static_cast<double*>(target_of(partials))};
   device.check_launch("gaussian_kl_divergence",
-                      launch_kl_divergence(device.launch(mu.scalar_type(), mu.scalar_type()), args));
+                      launch_kl_divergence(device.launch(mu.scalar_type(), mu.scalar_type()), args, general));
   return kl_divergence;
 }
 
@@ -259,22 +205,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_divergence_backward_cuda(
                                                                                 Tensor mu_prior, Tensor std_prior,
                                                                                 bool prior_grads) {
   check_gaussian_kl_divergence_backward(grad, mu, rho, mu_prior, std_prior, prior_grads);
-  refuse(prior_grads, "prior_grads: it is");
 
   const Device device(mu);
+  General general;
+  const PriorInput priors(device, mu_prior, std_prior, mu, general);
+  const PriorGradTensors to_priors(device, prior_grads, prior_grads, mu_prior, std_prior, mu, general);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho);
   const Tensor grad_mu = device.empty(mu.sizes(), mu.scalar_type());
   const Tensor grad_rho = device.empty(rho.sizes(), rho.scalar_type());
-  const KlDivergenceBackwardArgs args{data_of(grad),
-                                      data_of(mu_input),
-                                      data_of(rho_input),
-                                      mu.numel(),
-                                      scalars_of(mu_prior, std_prior),
-                                      grad_mu.mutable_data_ptr(),
-                                      grad_rho.mutable_data_ptr()};
+  const KlDivergenceBackwardArgs args{data_of(grad), data_of(mu_input),          data_of(rho_input),         mu.numel(),
+                                      priors,        grad_mu.mutable_data_ptr(), grad_rho.mutable_data_ptr()};
   device.check_launch("gaussian_kl_divergence_backward",
-                      launch_kl_divergence_backward(device.launch(mu.scalar_type(), mu.scalar_type()), args));
-  return {grad_mu, grad_rho, device.not_asked_for(mu), device.not_asked_for(mu)};
+                      launch_kl_divergence_backward(device.launch(mu.scalar_type(), mu.scalar_type()), args, general));
+  return {grad_mu, grad_rho, to_priors.mu(device, mu), to_priors.std(device, mu)};
 }
 
 }  // namespace

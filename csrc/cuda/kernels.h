@@ -3,6 +3,7 @@
 // A launch returns nullptr, or the driver's message: then a kernel was not started, and no sum was written.
 #pragma once
 
+#include "ops/block.h"
 #include "ops/memory.h"
 
 namespace illia {
@@ -18,6 +19,29 @@ struct Scalar {
 
 struct PriorScalars {
   Scalar mu, std;
+};
+
+// The gradient to a prior, of the arithmetic type.
+struct PriorGrad {
+  void* each = nullptr;  // [numel]: for each element, or
+  void* sum = nullptr;   // [1]: over all of them, or neither: not asked for
+
+  bool asked() const { return each || sum; }
+};
+
+// What few calls ask for. As it stands here they ask for nothing, and the plain kernels run; else the general ones do.
+struct General {
+  Block block{};
+  const void *mu_prior = nullptr, *std_prior = nullptr;  // [numel] of the arithmetic type: for each element, or neither
+  bool stick_the_landing = false;
+  PriorGrad mu_prior_grad{}, std_prior_grad{};  // of a backward that has grad_log_prob
+  double* prior_partials = nullptr;             // [2, num_tiles]; nullptr without their sums
+
+  bool sums_prior_grads() const { return mu_prior_grad.sum || std_prior_grad.sum; }
+  bool is_plain() const {
+    return block.first == 0 && block.is_one_row() && !std_prior && !stick_the_landing && !mu_prior_grad.asked() &&
+           !std_prior_grad.asked();
+  }
 };
 
 // Where a launch runs, and in which types. mu, rho and their gradients are stored as `parameters`, x and grad_x as
@@ -89,15 +113,17 @@ struct KlDivergenceBackwardArgs {
 };
 
 // Tiles of one sample, each with one partial sum.
-int64_t count_tiles(Storage parameters, int64_t numel);
+int64_t count_tiles(Storage parameters, int64_t numel, const General& general = {});
 
-const char* launch_standard_normal(const Launch& launch, const StandardNormalArgs& args);
-const char* launch_sample(const Launch& launch, const SampleArgs& args);
-const char* launch_sample_backward(const Launch& launch, const SampleBackwardArgs& args);
-const char* launch_log_prob(const Launch& launch, const LogProbArgs& args);
-const char* launch_log_prob_backward(const Launch& launch, const LogProbBackwardArgs& args);
-const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& args);
-const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergenceBackwardArgs& args);
+const char* launch_standard_normal(const Launch& launch, const StandardNormalArgs& args, const General& general = {});
+const char* launch_sample(const Launch& launch, const SampleArgs& args, const General& general = {});
+const char* launch_sample_backward(const Launch& launch, const SampleBackwardArgs& args, const General& general = {});
+const char* launch_log_prob(const Launch& launch, const LogProbArgs& args, const General& general = {});
+const char* launch_log_prob_backward(const Launch& launch, const LogProbBackwardArgs& args,
+                                     const General& general = {});
+const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& args, const General& general = {});
+const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergenceBackwardArgs& args,
+                                          const General& general = {});
 
 }  // namespace cuda
 }  // namespace illia

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "cuda/reduce.cuh"
+#include "cuda/general.cuh"
 
 namespace illia {
 namespace cuda {
@@ -38,6 +38,12 @@ auto dispatch(const Launch& launch, function_t function) {
   if (launch.parameters == Storage::kFloat && launch.sample == Storage::kBFloat16)
     return function(TypeTag<float>{}, TypeTag<__nv_bfloat16>{});
   return dispatch(launch.parameters, [&](auto tag) { return function(tag, tag); });
+}
+
+// function(the variant that is enough), with all memory `aligned` to vectors or not.
+template <typename function_t>
+auto dispatch(const General& general, bool aligned, function_t function) {
+  return general.is_plain() ? function(Plain{aligned}) : function(general);
 }
 
 constexpr int64_t kMostBlocks = 0x7FFFFFFF;  // of a grid
@@ -83,23 +89,34 @@ const char* start(const Launch& launch, void (*kernel)(parameters_t...), dim3 gr
 }
 
 // A kernel over tiles.
-template <typename tile_t, typename args_t>
-const char* start_tiles(const Launch& launch, void (*kernel)(const args_t, bool), const args_t& args, bool aligned,
-                        int64_t num_samples = 1) {
+template <template <typename, bool> class tile_t, typename scalar_t, typename args_t, typename variant_t>
+const char* start_tiles(const Launch& launch, void (*kernel)(const args_t, const variant_t), const args_t& args,
+                        const variant_t& variant, int64_t num_samples = 1) {
   if (args.numel == 0 || num_samples == 0) return nullptr;
-  return start(launch, kernel, make_grid(tile_t::cover(args.numel), num_samples), kThreads, args, aligned);
+  const int64_t num_tiles = TileOf<tile_t, scalar_t, variant_t>::cover(args.numel);
+  return start(launch, kernel, make_grid(num_tiles, num_samples), kThreads, args, variant);
 }
 
 // The second stage of a sum, where there are several tiles or none: of one tile the sum is made already.
-template <typename scalar_t>
+template <typename scalar_t, typename variant_t>
 const char* sum_tiles(const Launch& launch, const double* partials, int64_t num_samples, int64_t numel,
                       const Scalar& std_prior, double constant, void* result) {
-  const int64_t num_tiles = ForwardTile<scalar_t, true>::cover(numel);
+  const int64_t num_tiles = TileOf<ForwardTile, scalar_t, variant_t>::cover(numel);
   if (num_tiles == 1 || num_samples == 0) return nullptr;
   using acc_t = AccType<scalar_t>;
   const dim3 grid(static_cast<unsigned>(std::min(num_samples, kMostBlocks)));
   return start(launch, sum_tiles_kernel<acc_t>, grid, kSumThreads, partials, num_samples, num_tiles, std_prior, numel,
                constant, static_cast<acc_t*>(result));
+}
+
+// The second stage of gradients to priors of one element.
+template <typename scalar_t>
+const char* sum_prior_grads(const Launch& launch, const General& general, int64_t numel) {
+  if (!general.sums_prior_grads()) return nullptr;
+  using acc_t = AccType<scalar_t>;
+  return start(launch, sum_prior_grads_kernel<acc_t>, dim3(2), kSumThreads, general.prior_partials,
+               GeneralTile<scalar_t>::cover(numel), static_cast<acc_t*>(general.mu_prior_grad.sum),
+               static_cast<acc_t*>(general.std_prior_grad.sum));
 }
 
 }  // namespace cuda

@@ -1,28 +1,27 @@
 // log_prob of a given sample and the closed-form KL divergence, with their backward.
 #include "cuda/launch.cuh"
-#include "cuda/reduce.cuh"
 
 namespace illia {
 namespace cuda {
 
 // Each tile's sum of (z_p^2 - z^2) / 2 - log sigma.
-template <typename scalar_t, typename sample_t>
-__global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs args, bool aligned) {
+template <typename scalar_t, typename sample_t, typename variant_t>
+__global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs args, const variant_t variant) {
   using acc_t = AccType<scalar_t>;
   __shared__ BlockSum<kThreads>::Buffers buffers;
   __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
-  keep_constants<ForwardTile<scalar_t, true>>(args.prior.std, args.numel, kLogProbConstant, &constants);
+  keep_constants<TileOf<ForwardTile, scalar_t, variant_t>>(args.prior.std, args.numel, kLogProbConstant, &constants);
 
-  for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t index) {
+  for_each_tile<ForwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
     using tile_t = std::decay_t<decltype(tile)>;
     constexpr int kCount = tile_t::kCount;
     // 1. What all samples share.
     acc_t mu[kCount], rho[kCount], sigma[kCount];
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     tile.load(static_cast<const scalar_t*>(args.mu), mu);
-    LogSigmaSum<acc_t> log_sigma;
+    LogSum<acc_t> log_sigma;
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i)
       if (tile.holds(i)) log_sigma.linear += linear_log_sigma(rho[i]);
@@ -30,10 +29,11 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const Softplus<acc_t> s = softplus(rho[i]);
-      if (tile.holds(i)) log_sigma.add_factor(s);
+      if (tile.holds(i)) log_sigma.add_factor(s.factor);
       sigma[i] = s.sigma;
     }
-    const double log_sigma_total = log_sigma.total(tile.count());
+    const double logs = log_sigma.total(tile.count()) - log_std_sum(tile, variant);
+    const auto priors = priors_of(tile, variant, prior);
 
     for (int64_t s = blockIdx.y; s < args.num_samples; s += gridDim.y) {
       // 2. One sample.
@@ -42,28 +42,32 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
       ILLIA_UNROLL
       for (int i = 0; i < kCount; ++i) {
         if (!tile.holds(i)) continue;
-        const acc_t z_p = prior_score(x[i], prior), z = posterior_score(x[i], mu[i], sigma[i]);
+        const acc_t z_p = prior_score(x[i], priors[i]), z = posterior_score(x[i], mu[i], sigma[i]);
         prior_squares = std::fma(z_p, z_p, prior_squares);
         posterior_squares = std::fma(z, z, posterior_squares);
       }
       // 3. Its sum over the tile.
       const double squares = static_cast<double>(prior_squares) - static_cast<double>(posterior_squares);
-      const double sum = block_sum(0.5 * squares - log_sigma_total);
+      const double sum = block_sum(0.5 * squares - logs);
       hand_on<tile_t>(sum, s, index, args.numel, &constants, args.partials, static_cast<acc_t*>(args.log_prob));
     }
   });
 }
 
 // grad_x of each sample, and grad_mu and grad_rho summed over the samples in their order.
-template <typename scalar_t, typename sample_t>
-__global__ void __launch_bounds__(kThreads, 2) log_prob_backward_kernel(const LogProbBackwardArgs args, bool aligned) {
+template <typename scalar_t, typename sample_t, typename variant_t>
+__global__ void __launch_bounds__(kThreads, 2)
+    log_prob_backward_kernel(const LogProbBackwardArgs args, const variant_t variant) {
   using acc_t = AccType<scalar_t>;
+  __shared__ BlockSum<kThreads>::Buffers buffers;
+  [[maybe_unused]] BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
   const sample_t* x_rows = static_cast<const sample_t*>(args.x);
   sample_t* grad_x_rows = static_cast<sample_t*>(args.grad_x);
 
-  for_each_tile<BackwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t) {
-    constexpr int kCount = std::decay_t<decltype(tile)>::kCount;
+  for_each_tile<BackwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, [[maybe_unused]] int64_t index) {
+    using tile_t = std::decay_t<decltype(tile)>;
+    constexpr int kCount = tile_t::kCount;
     // 1. What all samples share.
     acc_t mu[kCount], rho[kCount], sigma[kCount], h[kCount], x[kCount], grad_mu[kCount] = {}, rho_sum[kCount] = {};
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
@@ -75,6 +79,8 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_backward_kernel(const Lo
       sigma[i] = s.sigma;
       h[i] = log_sigma_derivative(s);
     }
+    const auto priors = priors_of(tile, variant, prior);
+    [[maybe_unused]] PriorGradSums<tile_t> prior_sums;
 
     for (int64_t s = 0; s < args.num_samples; ++s) {
       // 2. One sample's share, while the next sample is on its way.
@@ -84,8 +90,12 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_backward_kernel(const Lo
       const acc_t prior_scale = prior.scale(static_cast<double>(grad_log_prob));
       ILLIA_UNROLL
       for (int i = 0; i < kCount; ++i) {
-        const GaussianGrads<acc_t> grads =
-            gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], prior.mu, prior_scale);
+        const GaussianGrads<acc_t> grads = gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], priors[i].mu,
+                                                                   priors.scale(i, grad_log_prob, prior_scale));
+        if constexpr (kIsGeneral<variant_t>) {
+          const acc_t z_p = prior_score(x[i], priors[i]);
+          prior_sums.add(i, grad_log_prob, z_p, z_p * z_p);
+        }
         grad_x[i] = grads.x;
         grad_mu[i] += grads.mu;
         rho_sum[i] += grads.rho;
@@ -99,109 +109,140 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_backward_kernel(const Lo
     for (int i = 0; i < kCount; ++i) rho_sum[i] *= h[i];
     tile.store(static_cast<scalar_t*>(args.grad_mu), grad_mu);
     tile.store(static_cast<scalar_t*>(args.grad_rho), rho_sum);
+    if constexpr (kIsGeneral<variant_t>) prior_sums.hand_on(tile, priors, variant, index, block_sum);
   });
 }
 
 // Each tile's sum of (sigma^2 + (mu - mu_prior)^2) / (2 std_prior^2) - log sigma.
-template <typename scalar_t>
-__global__ void __launch_bounds__(kThreads, 2) kl_divergence_kernel(const KlDivergenceArgs args, bool aligned) {
+template <typename scalar_t, typename variant_t>
+__global__ void __launch_bounds__(kThreads, 2)
+    kl_divergence_kernel(const KlDivergenceArgs args, const variant_t variant) {
   using acc_t = AccType<scalar_t>;
   __shared__ BlockSum<kThreads>::Buffers buffers;
   __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
-  keep_constants<ForwardTile<scalar_t, true>>(args.prior.std, args.numel, kKlConstant, &constants);
+  keep_constants<TileOf<ForwardTile, scalar_t, variant_t>>(args.prior.std, args.numel, kKlConstant, &constants);
 
-  for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t index) {
+  for_each_tile<ForwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
     using tile_t = std::decay_t<decltype(tile)>;
     constexpr int kCount = tile_t::kCount;
     acc_t mu[kCount], rho[kCount], mu_squares = 0, sigma_squares = 0;
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     tile.load(static_cast<const scalar_t*>(args.mu), mu);
-    LogSigmaSum<acc_t> log_sigma;
+    const auto priors = priors_of(tile, variant, prior);
+    LogSum<acc_t> log_sigma;
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       if (!tile.holds(i)) continue;
       const Softplus<acc_t> s = softplus(rho[i]);
       log_sigma.add(s);
-      const acc_t z_mu = prior_score(mu[i], prior), z_sigma = s.sigma * prior.inverse_std;
+      const acc_t z_mu = prior_score(mu[i], priors[i]), z_sigma = s.sigma * priors[i].inverse_std;
       mu_squares = std::fma(z_mu, z_mu, mu_squares);
       sigma_squares = std::fma(z_sigma, z_sigma, sigma_squares);
     }
     const double squares = static_cast<double>(mu_squares) + static_cast<double>(sigma_squares);
-    const double sum = block_sum(0.5 * squares - log_sigma.total(tile.count()));
+    const double logs = log_sigma.total(tile.count()) - log_std_sum(tile, variant);
+    const double sum = block_sum(0.5 * squares - logs);
     hand_on<tile_t>(sum, 0, index, args.numel, &constants, args.partials, static_cast<acc_t*>(args.kl_divergence));
   });
 }
 
-template <typename scalar_t>
+template <typename scalar_t, typename variant_t>
 __global__ void __launch_bounds__(kThreads, 2)
-    kl_divergence_backward_kernel(const KlDivergenceBackwardArgs args, bool aligned) {
+    kl_divergence_backward_kernel(const KlDivergenceBackwardArgs args, const variant_t variant) {
   using acc_t = AccType<scalar_t>;
+  __shared__ BlockSum<kThreads>::Buffers buffers;
+  [[maybe_unused]] BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
   const acc_t grad = *static_cast<const acc_t*>(args.grad);
   const acc_t prior_scale = prior.scale(static_cast<double>(grad));
 
-  for_each_tile<BackwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t) {
-    constexpr int kCount = std::decay_t<decltype(tile)>::kCount;
+  for_each_tile<BackwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, [[maybe_unused]] int64_t index) {
+    using tile_t = std::decay_t<decltype(tile)>;
+    constexpr int kCount = tile_t::kCount;
     acc_t mu[kCount], rho[kCount], grad_mu[kCount], grad_rho[kCount];
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     tile.load(static_cast<const scalar_t*>(args.mu), mu);
+    const auto priors = priors_of(tile, variant, prior);
+    [[maybe_unused]] PriorGradSums<tile_t> prior_sums;
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const Softplus<acc_t> s = softplus(rho[i]);
       const acc_t h = log_sigma_derivative(s);
-      const GaussianGrads<acc_t> grads =
-          gaussian_kl_divergence_grads(grad, mu[i], s.sigma, sigmoid(rho[i], s.sigma, h), h, prior.mu, prior_scale);
+      const GaussianGrads<acc_t> grads = gaussian_kl_divergence_grads(
+          grad, mu[i], s.sigma, sigmoid(rho[i], s.sigma, h), h, priors[i].mu, priors.scale(i, grad, prior_scale));
+      if constexpr (kIsGeneral<variant_t>) {
+        const acc_t z_mu = prior_score(mu[i], priors[i]), z_sigma = s.sigma * priors[i].inverse_std;
+        prior_sums.add(i, grad, z_mu, std::fma(z_mu, z_mu, z_sigma * z_sigma));
+      }
       grad_mu[i] = grads.mu;
       grad_rho[i] = grads.rho;
     }
     tile.store(static_cast<scalar_t*>(args.grad_mu), grad_mu);
     tile.store(static_cast<scalar_t*>(args.grad_rho), grad_rho);
+    if constexpr (kIsGeneral<variant_t>) prior_sums.hand_on(tile, priors, variant, index, block_sum);
   });
 }
 
-const char* launch_log_prob(const Launch& launch, const LogProbArgs& args) {
+const char* launch_log_prob(const Launch& launch, const LogProbArgs& args, const General& general) {
   return dispatch(launch, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
     const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
-    const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, log_prob_kernel<scalar_t, sample_t>, args,
-                                                                 aligned, args.num_samples);
-    if (error) return error;
-    return sum_tiles<scalar_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std, kLogProbConstant,
-                               args.log_prob);
+    return dispatch(general, aligned, [&](const auto& variant) {
+      using variant_t = std::decay_t<decltype(variant)>;
+      const char* error = start_tiles<ForwardTile, scalar_t>(launch, log_prob_kernel<scalar_t, sample_t, variant_t>,
+                                                             args, variant, args.num_samples);
+      if (error) return error;
+      return sum_tiles<scalar_t, variant_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std,
+                                            kLogProbConstant, args.log_prob);
+    });
   });
 }
 
-const char* launch_log_prob_backward(const Launch& launch, const LogProbBackwardArgs& args) {
+const char* launch_log_prob_backward(const Launch& launch, const LogProbBackwardArgs& args, const General& general) {
   return dispatch(launch, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
     const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho, args.grad_mu, args.grad_rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel) &&
                          rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
-    return start_tiles<BackwardTile<scalar_t, true>>(launch, log_prob_backward_kernel<scalar_t, sample_t>, args,
-                                                     aligned);
+    return dispatch(general, aligned, [&](const auto& variant) {
+      using variant_t = std::decay_t<decltype(variant)>;
+      const char* error = start_tiles<BackwardTile, scalar_t>(
+          launch, log_prob_backward_kernel<scalar_t, sample_t, variant_t>, args, variant);
+      return error ? error : sum_prior_grads<scalar_t>(launch, general, args.numel);
+    });
   });
 }
 
-const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& args) {
+const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& args, const General& general) {
   return dispatch(launch.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho);
-    const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, kl_divergence_kernel<scalar_t>, args, aligned);
-    if (error) return error;
-    return sum_tiles<scalar_t>(launch, args.partials, 1, args.numel, args.prior.std, kKlConstant, args.kl_divergence);
+    return dispatch(general, vectors_aligned<scalar_t>(args.mu, args.rho), [&](const auto& variant) {
+      using variant_t = std::decay_t<decltype(variant)>;
+      const char* error =
+          start_tiles<ForwardTile, scalar_t>(launch, kl_divergence_kernel<scalar_t, variant_t>, args, variant);
+      if (error) return error;
+      return sum_tiles<scalar_t, variant_t>(launch, args.partials, 1, args.numel, args.prior.std, kKlConstant,
+                                            args.kl_divergence);
+    });
   });
 }
 
-const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergenceBackwardArgs& args) {
+const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergenceBackwardArgs& args,
+                                          const General& general) {
   return dispatch(launch.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho, args.grad_mu, args.grad_rho);
-    return start_tiles<BackwardTile<scalar_t, true>>(launch, kl_divergence_backward_kernel<scalar_t>, args, aligned);
+    return dispatch(general, aligned, [&](const auto& variant) {
+      using variant_t = std::decay_t<decltype(variant)>;
+      const char* error = start_tiles<BackwardTile, scalar_t>(
+          launch, kl_divergence_backward_kernel<scalar_t, variant_t>, args, variant);
+      return error ? error : sum_prior_grads<scalar_t>(launch, general, args.numel);
+    });
   });
 }
 

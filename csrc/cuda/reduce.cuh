@@ -16,23 +16,25 @@ __device__ Prior<acc_t> read_prior(const PriorScalars& prior) {
   return Prior<acc_t>::make(scalar_value(prior.mu, mu), scalar_value(prior.std, std));
 }
 
-// One thread's sum of log sigma: see core/softplus.h on the product of mantissas.
+// One thread's sum of logarithms, each given as a factor and a linear part: see core/softplus.h on the product of
+// mantissas.
 template <typename acc_t>
-struct LogSigmaSum {
+struct LogSum {
   using int_t = typename FloatFormat<acc_t>::int_t;
   acc_t linear = 0, mantissa = 1;
   int_t exponent = 0;  // biased once an element
 
-  __device__ __forceinline__ void add_factor(const Softplus<acc_t>& s) {
+  __device__ __forceinline__ void add_factor(acc_t factor) {
     int_t biased_exponent;
-    mantissa *= split_mantissa(s.factor, &biased_exponent);
+    mantissa *= split_mantissa(factor, &biased_exponent);
     exponent += biased_exponent;
   }
 
-  // With a linear part that is enough beside eps^2 or sigma^2.
-  __device__ __forceinline__ void add(const Softplus<acc_t>& s) {
-    add_factor(s);
-    linear += s.linear;
+  // Softplus has a linear part that is enough beside eps^2 or sigma^2.
+  template <typename parts_t>
+  __device__ __forceinline__ void add(const parts_t& parts) {
+    add_factor(parts.factor);
+    linear += parts.linear;
   }
 
   // Of at most 16 elements. In float the product's 15 roundings of 2^-24 and the logarithm's 0.89 ulp, of at most 2^-20
@@ -100,31 +102,49 @@ __device__ __forceinline__ void hand_on(double sum, int64_t s, int64_t index, in
   }
 }
 
+// The sum of a row, for thread 0.
+__device__ __forceinline__ double sum_row(const double* __restrict__ row, int64_t size,
+                                          BlockSum<kSumThreads>& block_sum) {
+  constexpr int kLoads = 8;  // in flight
+  double sum = 0;
+  for (int64_t first = threadIdx.x; first < size; first += kSumThreads * kLoads) {
+    double values[kLoads];
+    ILLIA_UNROLL
+    for (int i = 0; i < kLoads; ++i) {
+      const int64_t place = first + i * kSumThreads;
+      values[i] = place < size ? row[place] : 0;
+    }
+    ILLIA_UNROLL
+    for (double value : values) sum += value;
+  }
+  return block_sum(sum);
+}
+
 // result[s] = the sum of sample s over its tiles, and numel times the constants. One block takes a sample.
 template <typename acc_t>
 __global__ void __launch_bounds__(kSumThreads)
     sum_tiles_kernel(const double* __restrict__ partials,  // [num_samples, num_tiles]
                      int64_t num_samples, int64_t num_tiles, Scalar std_prior, int64_t numel, double constant,
                      acc_t* __restrict__ result) {  // [num_samples]
-  constexpr int kLoads = 8;                         // in flight
-  __shared__ typename BlockSum<kSumThreads>::Buffers buffers;
+  __shared__ BlockSum<kSumThreads>::Buffers buffers;
   BlockSum<kSumThreads> block_sum(buffers);
   for (int64_t s = blockIdx.x; s < num_samples; s += gridDim.x) {
-    const double* row = partials + s * num_tiles;
-    double sum = 0;
-    for (int64_t first = threadIdx.x; first < num_tiles; first += kSumThreads * kLoads) {
-      double values[kLoads];
-      ILLIA_UNROLL
-      for (int i = 0; i < kLoads; ++i) {
-        const int64_t place = first + i * kSumThreads;
-        values[i] = place < num_tiles ? row[place] : 0;
-      }
-      ILLIA_UNROLL
-      for (double value : values) sum += value;
-    }
-    sum = block_sum(sum);
+    const double sum = sum_row(partials + s * num_tiles, num_tiles, block_sum);
     if (threadIdx.x == 0) result[s] = static_cast<acc_t>(sum + sum_of_constants(std_prior, numel, constant));
   }
+}
+
+// The gradients to two priors of one element, each where it is asked for. One block takes one.
+template <typename acc_t>
+__global__ void __launch_bounds__(kSumThreads)
+    sum_prior_grads_kernel(const double* __restrict__ partials,  // [2, num_tiles]
+                           int64_t num_tiles, acc_t* grad_mu_prior, acc_t* grad_std_prior) {
+  __shared__ BlockSum<kSumThreads>::Buffers buffers;
+  BlockSum<kSumThreads> block_sum(buffers);
+  acc_t* result = blockIdx.x == 0 ? grad_mu_prior : grad_std_prior;
+  if (result == nullptr) return;
+  const double sum = sum_row(partials + blockIdx.x * num_tiles, num_tiles, block_sum);
+  if (threadIdx.x == 0) *result = static_cast<acc_t>(sum);
 }
 
 }  // namespace cuda

@@ -1,13 +1,13 @@
 // standard_normal, and sample_and_log_prob with its backward (the plain sample is the same without its sums).
 #include "cuda/launch.cuh"
-#include "cuda/reduce.cuh"
 
 namespace illia {
 namespace cuda {
 
-template <typename scalar_t>
-__global__ void __launch_bounds__(kThreads, 2) standard_normal_kernel(const StandardNormalArgs args, bool aligned) {
-  for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t) {
+template <typename scalar_t, typename variant_t>
+__global__ void __launch_bounds__(kThreads, 2)
+    standard_normal_kernel(const StandardNormalArgs args, const variant_t variant) {
+  for_each_tile<ForwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t) {
     using tile_t = std::decay_t<decltype(tile)>;
     for (int64_t s = blockIdx.y; s < args.num_samples; s += gridDim.y) {
       const auto words = tile.words(args.keys[s]);
@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(kThreads, 2) standard_normal_kernel(const Stan
 
 // x, and with kLogProb each tile's sum of (z_p^2 - eps^2) / 2 - log sigma: the quadratic term of log q(x) is exactly
 // -eps^2 / 2.
-template <typename scalar_t, typename sample_t, bool kLogProb>
-__global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs args, bool aligned) {
+template <typename scalar_t, typename sample_t, bool kLogProb, typename variant_t>
+__global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs args, const variant_t variant) {
   using acc_t = AccType<scalar_t>;
   // A sample's Philox words, which need its key alone, are made before what is loaded is used, so that their arithmetic
   // passes the time of the loads. __syncwarp keeps ptxas from moving it behind softplus; without sums it does so even
@@ -35,9 +35,9 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
   BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = kLogProb ? read_prior<acc_t>(args.prior) : Prior<acc_t>{};
   if constexpr (kLogProb)
-    keep_constants<ForwardTile<scalar_t, true>>(args.prior.std, args.numel, kLogProbConstant, &constants);
+    keep_constants<TileOf<ForwardTile, scalar_t, variant_t>>(args.prior.std, args.numel, kLogProbConstant, &constants);
 
-  for_each_tile<ForwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t index) {
+  for_each_tile<ForwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
     using tile_t = std::decay_t<decltype(tile)>;
     constexpr int kWidth = tile_t::kWidth, kCount = tile_t::kCount;
     // 1. What all samples share.
@@ -49,14 +49,15 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
       words = tile.words(args.keys[blockIdx.y]);
       __syncwarp();
     }
-    LogSigmaSum<acc_t> log_sigma;
+    LogSum<acc_t> log_sigma;
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const Softplus<acc_t> s = softplus(rho[i]);
       if (kLogProb && tile.holds(i)) log_sigma.add(s);
       sigma[i] = s.sigma;
     }
-    [[maybe_unused]] const double log_sigma_total = kLogProb ? log_sigma.total(tile.count()) : 0;
+    [[maybe_unused]] const auto priors = priors_of(tile, variant, prior);
+    [[maybe_unused]] const double logs = kLogProb ? log_sigma.total(tile.count()) - log_std_sum(tile, variant) : 0;
 
     int64_t s = blockIdx.y;
     do {
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
         for (int k = 0; k < kWidth; ++k) {
           x[k] = gaussian_sample(mu[j * kWidth + k], sigma[j * kWidth + k], eps[k]);
           if (kLogProb && tile.holds(j, k)) {
-            const acc_t z_p = prior_score(x[k], prior);
+            const acc_t z_p = prior_score(x[k], priors[j * kWidth + k]);
             prior_squares = std::fma(z_p, z_p, prior_squares);
             eps_squares = std::fma(eps[k], eps[k], eps_squares);
           }
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
       // 3. Its sum over the tile.
       if constexpr (kLogProb) {
         const double squares = static_cast<double>(prior_squares) - static_cast<double>(eps_squares);
-        const double sum = block_sum(0.5 * squares - log_sigma_total);
+        const double sum = block_sum(0.5 * squares - logs);
         hand_on<tile_t>(sum, s, index, args.numel, &constants, args.partials, static_cast<acc_t*>(args.log_prob));
       }
       s = next;
@@ -94,9 +95,13 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
 
 // grad_mu = sum of g and grad_rho = d sigma / d rho * sum of g eps - h * sum of grad_log_prob, over the samples in
 // their order, where g is the gradient to x.
-template <typename scalar_t, typename sample_t, bool kLogProb>
-__global__ void __launch_bounds__(kThreads, 2) sample_backward_kernel(const SampleBackwardArgs args, bool aligned) {
+template <typename scalar_t, typename sample_t, bool kLogProb, typename variant_t>
+__global__ void __launch_bounds__(kThreads, 2)
+    sample_backward_kernel(const SampleBackwardArgs args, const variant_t variant) {
   using acc_t = AccType<scalar_t>;
+  constexpr bool kGeneral = kIsGeneral<variant_t>;
+  __shared__ BlockSum<kThreads>::Buffers buffers;
+  [[maybe_unused]] BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = kLogProb ? read_prior<acc_t>(args.prior) : Prior<acc_t>{};
   const acc_t* grad_log_prob = static_cast<const acc_t*>(args.grad_log_prob);
   const sample_t* grad_x = static_cast<const sample_t*>(args.grad_x);
@@ -105,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_backward_kernel(const Samp
     for (int64_t s = 0; s < args.num_samples; ++s) grad_log_prob_sum += static_cast<double>(grad_log_prob[s]);
   const acc_t h_scale = static_cast<acc_t>(grad_log_prob_sum);
 
-  for_each_tile<BackwardTile, scalar_t>(args.numel, aligned, [&](const auto& tile, int64_t) {
+  for_each_tile<BackwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, [[maybe_unused]] int64_t index) {
     using tile_t = std::decay_t<decltype(tile)>;
     constexpr int kWidth = tile_t::kWidth, kCount = tile_t::kCount;
     // 1. What all samples share.
@@ -120,6 +125,9 @@ __global__ void __launch_bounds__(kThreads, 2) sample_backward_kernel(const Samp
       sigma[i] = s.sigma;
       h[i] = log_sigma_derivative(s);
     }
+    [[maybe_unused]] const auto priors = priors_of(tile, variant, prior);
+    [[maybe_unused]] PriorGradSums<tile_t> prior_sums;
+    [[maybe_unused]] acc_t h_sum[kCount] = {};  // with stick_the_landing, in place of h_scale
 
     for (int64_t s = 0; s < args.num_samples; ++s) {
       // 2. One sample's share, while the next sample's gradient is on its way.
@@ -134,10 +142,20 @@ __global__ void __launch_bounds__(kThreads, 2) sample_backward_kernel(const Samp
         ILLIA_UNROLL
         for (int k = 0; k < kWidth; ++k) {
           const int i = j * kWidth + k;
+          [[maybe_unused]] const acc_t x = kLogProb ? gaussian_sample(mu[i], sigma[i], eps[k]) : 0;
           if constexpr (kLogProb)
-            g[i] = gaussian_sample_grad(g[i], gaussian_sample(mu[i], sigma[i], eps[k]), prior.mu, prior_scale);
+            g[i] = gaussian_sample_grad(g[i], x, priors[i].mu, priors.scale(i, grad_log_prob[s], prior_scale));
           grad_mu[i] += g[i];
           rho_sum[i] = std::fma(g[i], eps[k], rho_sum[i]);
+          if constexpr (kLogProb && kGeneral) {
+            const acc_t z_p = prior_score(x, priors[i]);
+            prior_sums.add(i, grad_log_prob[s], z_p, z_p * z_p);
+            if (variant.stick_the_landing) {
+              const GaussianGrads<acc_t> held = held_fixed_grads(grad_log_prob[s], eps[k], sigma[i]);
+              grad_mu[i] -= held.mu;
+              h_sum[i] += held.rho;
+            }
+          }
           g[i] = next[i];
         }
       }
@@ -147,50 +165,69 @@ __global__ void __launch_bounds__(kThreads, 2) sample_backward_kernel(const Samp
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       rho_sum[i] *= sigmoid(rho[i], sigma[i], h[i]);
-      if constexpr (kLogProb) rho_sum[i] = std::fma(-h_scale, h[i], rho_sum[i]);
+      if constexpr (kLogProb && kGeneral) {
+        rho_sum[i] = std::fma(variant.stick_the_landing ? -h_sum[i] : -h_scale, h[i], rho_sum[i]);
+      } else if constexpr (kLogProb) {
+        rho_sum[i] = std::fma(-h_scale, h[i], rho_sum[i]);
+      }
     }
     tile.store(static_cast<scalar_t*>(args.grad_mu), grad_mu);
     tile.store(static_cast<scalar_t*>(args.grad_rho), rho_sum);
+    if constexpr (kLogProb && kGeneral) prior_sums.hand_on(tile, priors, variant, index, block_sum);
   });
 }
 
-int64_t count_tiles(Storage parameters, int64_t numel) {
-  return dispatch(parameters, [&](auto tag) { return ForwardTile<typename decltype(tag)::type, true>::cover(numel); });
+int64_t count_tiles(Storage parameters, int64_t numel, const General& general) {
+  return dispatch(parameters, [&](auto tag) {
+    return dispatch(general, true, [&](const auto& variant) {
+      return TileOf<ForwardTile, typename decltype(tag)::type, std::decay_t<decltype(variant)>>::cover(numel);
+    });
+  });
 }
 
-const char* launch_standard_normal(const Launch& launch, const StandardNormalArgs& args) {
+const char* launch_standard_normal(const Launch& launch, const StandardNormalArgs& args, const General& general) {
   return dispatch(launch.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const bool aligned = rows_aligned<scalar_t, scalar_t>(args.eps, args.num_samples, args.numel);
-    return start_tiles<ForwardTile<scalar_t, true>>(launch, standard_normal_kernel<scalar_t>, args, aligned,
-                                                    args.num_samples);
+    return dispatch(general, aligned, [&](const auto& variant) {
+      using variant_t = std::decay_t<decltype(variant)>;
+      return start_tiles<ForwardTile, scalar_t>(launch, standard_normal_kernel<scalar_t, variant_t>, args, variant,
+                                                args.num_samples);
+    });
   });
 }
 
-const char* launch_sample(const Launch& launch, const SampleArgs& args) {
+const char* launch_sample(const Launch& launch, const SampleArgs& args, const General& general) {
   return dispatch(launch, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
     const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
-    const auto kernel =
-        args.log_prob ? sample_kernel<scalar_t, sample_t, true> : sample_kernel<scalar_t, sample_t, false>;
-    const char* error = start_tiles<ForwardTile<scalar_t, true>>(launch, kernel, args, aligned, args.num_samples);
-    if (error || !args.log_prob) return error;
-    return sum_tiles<scalar_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std, kLogProbConstant,
-                               args.log_prob);
+    return dispatch(general, aligned, [&](const auto& variant) {
+      using variant_t = std::decay_t<decltype(variant)>;
+      const auto kernel = args.log_prob ? sample_kernel<scalar_t, sample_t, true, variant_t>
+                                        : sample_kernel<scalar_t, sample_t, false, variant_t>;
+      const char* error = start_tiles<ForwardTile, scalar_t>(launch, kernel, args, variant, args.num_samples);
+      if (error || !args.log_prob) return error;
+      return sum_tiles<scalar_t, variant_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std,
+                                            kLogProbConstant, args.log_prob);
+    });
   });
 }
 
-const char* launch_sample_backward(const Launch& launch, const SampleBackwardArgs& args) {
+const char* launch_sample_backward(const Launch& launch, const SampleBackwardArgs& args, const General& general) {
   return dispatch(launch, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
     const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho, args.grad_mu, args.grad_rho) &&
                          rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
-    const auto kernel = args.grad_log_prob ? sample_backward_kernel<scalar_t, sample_t, true>
-                                           : sample_backward_kernel<scalar_t, sample_t, false>;
-    return start_tiles<BackwardTile<scalar_t, true>>(launch, kernel, args, aligned);
+    return dispatch(general, aligned, [&](const auto& variant) {
+      using variant_t = std::decay_t<decltype(variant)>;
+      const auto kernel = args.grad_log_prob ? sample_backward_kernel<scalar_t, sample_t, true, variant_t>
+                                             : sample_backward_kernel<scalar_t, sample_t, false, variant_t>;
+      const char* error = start_tiles<BackwardTile, scalar_t>(launch, kernel, args, variant);
+      return error ? error : sum_prior_grads<scalar_t>(launch, general, args.numel);
+    });
   });
 }
 

@@ -19,12 +19,12 @@ using namespace base;
 constexpr int kThreads = 256;
 
 // A full tile has no element beyond numel, and its memory may be accessed by vectors.
-template <typename scalar_t, int kVectorsPerThread, bool kIsFull>
+template <typename scalar_t, int kVectorsPerThread, bool kIsFull, int kVectorWidth = 16 / sizeof(scalar_t)>
 struct Tile {
   using param_t = scalar_t;
   using acc_t = AccType<scalar_t>;
   static constexpr bool kFull = kIsFull;
-  static constexpr int kWidth = 16 / sizeof(scalar_t);
+  static constexpr int kWidth = kVectorWidth;
   static constexpr int kVectors = kVectorsPerThread;
   static constexpr int kCount = kWidth * kVectors;  // elements of one thread
   static constexpr int64_t kSize = int64_t{kThreads} * kCount;
@@ -125,20 +125,6 @@ template <typename scalar_t, bool kFull>
 using ForwardTile = Tile<scalar_t, sizeof(scalar_t) == 2 ? 2 : 4, kFull>;
 template <typename scalar_t, bool kFull>
 using BackwardTile = Tile<scalar_t, sizeof(scalar_t) == 2 ? 1 : 2, kFull>;
-
-// function(tile, index) for each tile that falls to this block.
-template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>
-__device__ __forceinline__ void for_each_tile(int64_t numel, bool aligned, function_t function) {
-  using Full = tile_t<scalar_t, true>;
-  using Part = tile_t<scalar_t, false>;
-  for (int64_t index = blockIdx.x; index * Full::kSize < numel; index += gridDim.x) {
-    if (aligned && (index + 1) * Full::kSize <= numel) {
-      function(Full(index, numel), index);
-    } else {
-      function(Part(index, numel), index);
-    }
-  }
-}
 
 }  // namespace cuda
 }  // namespace illia

@@ -1,14 +1,14 @@
-// Runs kernels on the CPU, one thread for each thread of a block, one block at a time: enough to test which elements a
-// thread takes, what it computes and in which order sums are added, where there is no GPU. Compile a .cu as C++ with
+// Runs kernels on the CPU, one coroutine for each thread of a block, one block at a time: enough to test which elements
+// a thread takes, what it computes and in which order sums are added, where there is no GPU. Compile a .cu as C++ with
 // this header in front. CUDA's own headers give the types, vectors and conversions.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#include <pthread.h>
+#include <ucontext.h>
 
-#include <thread>
+#include <functional>
 #include <vector>
 
 #undef __global__
@@ -22,24 +22,46 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
-struct HostBlock {
-  pthread_barrier_t all, warp;  // only the first warp exchanges values
-  double exchanged[32];
-};
-inline HostBlock host_block;
-inline dim3 gridDim, host_grid_limit(0xFFFFFFFF, 0xFFFFFFFF);  // a test may ask for smaller grids
-inline thread_local uint3 blockIdx, threadIdx;
+inline dim3 gridDim, blockDim, host_grid_limit(0xFFFFFFFF, 0xFFFFFFFF);  // a test may ask for smaller grids
+inline uint3 blockIdx, threadIdx;
 inline int host_launches = 0;
 
-inline void __syncthreads() { pthread_barrier_wait(&host_block.all); }
+struct HostBarrier {
+  unsigned count = 0, turn = 0;
+};
+
+struct HostThread {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(1 << 17);
+  const HostBarrier* barrier;  // at which it waits until its turn is over
+  unsigned turn;
+  bool ended;
+
+  bool may_run() const { return !ended && !(barrier && barrier->turn == turn); }
+};
+inline std::vector<HostThread> host_threads(1024);  // as many as a block may have
+inline ucontext_t host_scheduler;
+inline std::function<void()> host_kernel;
+
+inline void host_wait(HostBarrier& barrier, unsigned num_threads) {
+  HostThread& thread = host_threads[threadIdx.x];
+  thread.barrier = &barrier;
+  thread.turn = barrier.turn;
+  if (++barrier.count == num_threads) barrier = {0, barrier.turn + 1};
+  swapcontext(&thread.context, &host_scheduler);
+}
+inline HostBarrier host_block, host_warp;  // only the first warp exchanges values
+inline double host_exchanged[32];
+
+inline void __syncthreads() { host_wait(host_block, blockDim.x); }
 
 inline void __syncwarp() {}  // kernels use it only to hold the compiler back
 
 inline double __shfl_down_sync(unsigned, double value, int step) {
-  host_block.exchanged[threadIdx.x] = value;
-  pthread_barrier_wait(&host_block.warp);
-  const double other = threadIdx.x + step < 32 ? host_block.exchanged[threadIdx.x + step] : value;
-  pthread_barrier_wait(&host_block.warp);
+  host_exchanged[threadIdx.x] = value;
+  host_wait(host_warp, 32);
+  const double other = threadIdx.x + step < 32 ? host_exchanged[threadIdx.x + step] : value;
+  host_wait(host_warp, 32);
   return other;
 }
 
@@ -53,27 +75,40 @@ void __stwb(value_t* data, value_t value) {
   *data = value;
 }
 
+inline void host_run_thread() {
+  host_kernel();
+  host_threads[threadIdx.x].ended = true;
+}
+
+inline void host_run_block() {
+  for (unsigned i = 0; i < blockDim.x; ++i) {
+    HostThread& thread = host_threads[i];
+    getcontext(&thread.context);
+    thread.context.uc_stack = {thread.stack.data(), 0, thread.stack.size()};
+    thread.context.uc_link = &host_scheduler;
+    makecontext(&thread.context, host_run_thread, 0);
+    thread.barrier = nullptr;
+    thread.ended = false;
+  }
+  for (bool all_ended = false; !all_ended;) {
+    all_ended = true;
+    for (unsigned i = 0; i < blockDim.x; ++i) {
+      threadIdx = {i, 0, 0};
+      if (host_threads[i].may_run()) swapcontext(&host_scheduler, &host_threads[i].context);
+      all_ended &= host_threads[i].ended;
+    }
+  }
+}
+
 template <typename... parameters_t, typename... args_t>
 cudaError_t host_launch(const cudaLaunchConfig_t* config, void (*kernel)(parameters_t...), const args_t&... args) {
   ++host_launches;
+  blockDim = config->blockDim;
   gridDim.x = std::min(config->gridDim.x, host_grid_limit.x);
   gridDim.y = std::min(config->gridDim.y, host_grid_limit.y);
-  pthread_barrier_init(&host_block.all, nullptr, config->blockDim.x);
-  pthread_barrier_init(&host_block.warp, nullptr, 32);
-  std::vector<std::thread> threads;
-  for (unsigned thread = 0; thread < config->blockDim.x; ++thread)
-    threads.emplace_back([&, thread] {
-      for (unsigned y = 0; y < gridDim.y; ++y)
-        for (unsigned x = 0; x < gridDim.x; ++x) {
-          threadIdx = {thread, 0, 0};
-          blockIdx = {x, y, 0};
-          kernel(args...);
-          __syncthreads();
-        }
-    });
-  for (std::thread& thread : threads) thread.join();
-  pthread_barrier_destroy(&host_block.all);
-  pthread_barrier_destroy(&host_block.warp);
+  host_kernel = [&] { kernel(args...); };
+  for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
+    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) host_run_block();
   return cudaSuccess;
 }
 

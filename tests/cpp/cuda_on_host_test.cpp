@@ -3,91 +3,30 @@
 #include "cuda_on_host.h"
 // The order matters: the kernels are compiled as what the header above makes of them.
 #include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <random>
-#include <string>
 
-#include "cpu/kernels.h"
+#include "arrays.h"
 #include "cuda/log_prob_kernel.cu"
 #include "cuda/sample_kernel.cu"
 
 namespace illia {
 namespace {
 
-int failures = 0;
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::fprintf(stderr, "failed: %s\n", what.c_str());
-}
-
-size_t width_of(Storage storage) { return storage == Storage::kDouble ? 8 : storage == Storage::kFloat ? 4 : 2; }
-
-// Memory of `numel` elements `shift` elements behind a 64-byte boundary, between sentinels.
-class Array {
- public:
-  Array(Storage storage, int64_t numel, int shift = 0)
-      : storage(storage), width_(width_of(storage)), bytes_(numel * width_), memory_(bytes_ + 256, kSentinel) {
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(memory_.data()) + 64;
-    offset_ = ((begin + 63) & ~uintptr_t{63}) - begin + 64 + shift * width_;
-  }
-
-  // `scale` times a standard normal, plus `center`.
-  Array& fill(unsigned seed, double center, double scale) {
-    std::mt19937 engine(seed);
-    std::normal_distribution<double> normal(center, scale);
-    for (size_t i = 0; i < bytes_ / width_; ++i) {
-      const double value = normal(engine);
-      char* place = data() + i * width_;
-      if (storage == Storage::kDouble) std::memcpy(place, &value, 8);
-      const float single = static_cast<float>(value);
-      if (storage == Storage::kFloat) std::memcpy(place, &single, 4);
-      const __half half = __float2half_rn(single);
-      if (storage == Storage::kHalf) std::memcpy(place, &half, 2);
-      const __nv_bfloat16 brain = __float2bfloat16_rn(single);
-      if (storage == Storage::kBFloat16) std::memcpy(place, &brain, 2);
-    }
-    return *this;
-  }
-
-  char* data() { return memory_.data() + offset_; }
-  ConstView view() { return {data(), storage}; }
-  MutableView target() { return {data(), storage}; }
-  double value(int64_t i) {
-    float single = 0;
-    double result = 0;
-    std::memcpy(storage == Storage::kDouble ? static_cast<void*>(&result) : &single, data() + i * width_, width_);
-    return storage == Storage::kDouble ? result : single;
-  }
-
-  bool same_bits(Array& other) { return std::memcmp(data(), other.data(), bytes_) == 0; }
-  bool sentinels_stand() const {
-    for (size_t i = 0; i < memory_.size(); ++i)
-      if ((i < offset_ || i >= offset_ + bytes_) && memory_[i] != kSentinel) return false;
-    return true;
-  }
-
-  const Storage storage;
-
- private:
-  static constexpr char kSentinel = 0x5A;
-  size_t width_, bytes_;
-  std::vector<char> memory_;
-  size_t offset_;
-};
-
 struct Case {
   Storage parameters, sample;
   int64_t numel, num_samples;
   int shift;  // elements off the alignment
+};
 
-  std::string name(const char* what) const {
-    return std::string(what) + ": parameters " + std::to_string(static_cast<int>(parameters)) + ", sample " +
-           std::to_string(static_cast<int>(sample)) + ", numel " + std::to_string(numel) + ", num_samples " +
-           std::to_string(num_samples) + ", shift " + std::to_string(shift);
-  }
+// How a gradient to a prior is asked for.
+enum class Ask { kNothing, kEach, kSum };
+
+// What the general kernels do; the plain ones without any of it.
+struct Feature {
+  const char* name;
+  Block block{};
+  bool each_prior = false;
+  Ask grad_mu_prior = Ask::kNothing, grad_std_prior = Ask::kNothing;
+  bool stick_the_landing = false;
 };
 
 // The sum of a sample by the CPU's partial sums, and the sum of their absolute values.
@@ -100,15 +39,30 @@ double sum(const std::vector<double>& partials, int64_t sample, int64_t num_chun
   return total;
 }
 
-void test_case(const Case& c) {
+void test_case(const Case& c, const Feature& feature) {
+  const auto name = [&](const char* what) {
+    return std::string(what) + ": " + feature.name + ", parameters " + std::to_string(static_cast<int>(c.parameters)) +
+           ", sample " + std::to_string(static_cast<int>(c.sample)) + ", numel " + std::to_string(c.numel) +
+           ", num_samples " + std::to_string(c.num_samples) + ", shift " + std::to_string(c.shift);
+  };
   const bool in_double = c.parameters == Storage::kDouble;
   const Storage acc = in_double ? Storage::kDouble : Storage::kFloat;
   const KernelTable& cpu = in_double ? base::kKernels.in_double : base::kKernels.in_float;
   const cuda::Launch launch{c.parameters, c.sample, nullptr};
   const int64_t total = c.numel * c.num_samples, cpu_chunks = count_chunks(c.numel);
-  const int64_t num_tiles = cuda::count_tiles(c.parameters, c.numel);
-  const int64_t stored_tiles = num_tiles > 1 ? num_tiles : 0;  // one tile's sum is the result
   const auto array = [&](Storage storage, int64_t numel) { return Array(storage, numel, c.shift); };
+
+  Array mu_priors = array(acc, c.numel).fill(5, 0.25, 0.3), std_priors = array(acc, c.numel).fill(6, 0.5, 0.03);
+  PriorValues prior{0.25, 0.5};
+  cuda::PriorScalars scalars{{nullptr, Storage::kDouble, prior.mu}, {&prior.std, Storage::kDouble, 0}};
+  cuda::General general{feature.block};
+  if (feature.each_prior) {
+    prior = {0, 1, mu_priors.data(), std_priors.data()};
+    general.mu_prior = mu_priors.data(), general.std_prior = std_priors.data();
+    scalars.mu.value = 0;
+  }
+  const int64_t num_tiles = cuda::count_tiles(c.parameters, c.numel, general);
+  const int64_t stored_tiles = num_tiles > 1 ? num_tiles : 0;  // one tile's sum is the result
 
   Array mu = array(c.parameters, c.numel).fill(1, 0, 0.3), rho = array(c.parameters, c.numel).fill(2, -3, 3);
   Array grad_x = array(c.sample, total).fill(3, 0, 1), grad_log_prob = array(acc, c.num_samples).fill(4, 1, 0.5);
@@ -117,8 +71,6 @@ void test_case(const Case& c) {
     keys.push_back({0x9E3779B97F4A7C15u * static_cast<uint64_t>(s + 1), ~uint64_t{0} - static_cast<uint64_t>(2 * s)});
   std::vector<double> log_prob_grads;
   for (int64_t s = 0; s < c.num_samples; ++s) log_prob_grads.push_back(grad_log_prob.value(s));
-  const PriorValues prior{0.25, 0.5};
-  const cuda::PriorScalars scalars{{nullptr, Storage::kDouble, prior.mu}, {&prior.std, Storage::kDouble, 0}};
   // Both sides add up to 32 floats in a row: each is off by at most 32 2^-24 of the absolute sum.
   const double tolerance = in_double ? 1e-14 : 4e-6;
 
@@ -126,18 +78,57 @@ void test_case(const Case& c) {
     for (int64_t s = 0; s < samples; ++s) {
       double absolute = c.numel;
       const double expected = sum(partials, s, cpu_chunks, &absolute);
-      expect(std::fabs(result.value(s) - expected) <= tolerance * absolute, c.name(what));
+      expect(std::fabs(result.value(s) - expected) <= tolerance * absolute, name(what));
     }
   };
   const auto check_equal = [&](Array& ours, Array& theirs, const char* what) {
-    expect(ours.same_bits(theirs) && ours.sentinels_stand(), c.name(what));
+    expect(ours.same_bits(theirs) && ours.sentinels_stand(), name(what));
+  };
+
+  // ours(general) and theirs(prior_grads) run a backward: the gradients to the priors that both write agree.
+  const auto check_backward = [&](auto ours, auto theirs, const char* what) {
+    const Ask asked[] = {feature.grad_mu_prior, feature.grad_std_prior};
+    Array each[] = {array(acc, c.numel), array(acc, c.numel)}, sums[] = {array(acc, 1), array(acc, 1)};
+    Array their_each[] = {array(acc, c.numel), array(acc, c.numel)}, first_sums[] = {array(acc, 1), array(acc, 1)};
+    cuda::General with_grads = general;
+    with_grads.stick_the_landing = feature.stick_the_landing;
+    const auto target = [&](int i, Array& sum) {
+      return cuda::PriorGrad{asked[i] == Ask::kEach ? each[i].data() : nullptr,
+                             asked[i] == Ask::kSum ? sum.data() : nullptr};
+    };
+    const auto run = [&](Array(&results)[2]) {
+      with_grads.mu_prior_grad = target(0, results[0]), with_grads.std_prior_grad = target(1, results[1]);
+      std::vector<double> scratch(2 * cuda::count_tiles(c.parameters, c.numel, with_grads));
+      with_grads.prior_partials = with_grads.sums_prior_grads() ? scratch.data() : nullptr;
+      host_launches = 0;
+      ours(with_grads);
+      expect(host_launches <= (with_grads.sums_prior_grads() ? 2 : 1), name("launches of a backward"));
+    };
+    host_grid_limit = dim3(2, 1);
+    run(first_sums);
+    host_grid_limit = dim3(0xFFFFFFFF, 0xFFFFFFFF);
+    run(sums);
+    theirs(PriorGradTargets{asked[0] == Ask::kNothing ? nullptr : their_each[0].data(),
+                            asked[1] == Ask::kNothing ? nullptr : their_each[1].data()});
+    for (int i = 0; i < 2; ++i) {
+      if (asked[i] == Ask::kEach) check_equal(each[i], their_each[i], what);
+      if (asked[i] != Ask::kSum) continue;
+      expect(sums[i].same_bits(first_sums[i]) && sums[i].sentinels_stand(), name(what));
+      double expected = 0, absolute = 0;
+      for (int64_t n = 0; n < c.numel; ++n) {
+        expected += their_each[i].value(n);
+        absolute += std::fabs(their_each[i].value(n));
+      }
+      // Equal summands, added in double, but for the result's own rounding.
+      expect(std::fabs(sums[i].value(0) - expected) <= (in_double ? 1e-14 : 1.2e-7) * absolute, name(what));
+    }
   };
 
   // 1. Noise.
   if (c.parameters == c.sample) {
     Array ours = array(c.sample, total), theirs = array(c.sample, total);
-    launch_standard_normal(launch, {keys.data(), c.num_samples, c.numel, ours.data()});
-    cpu.standard_normal({keys.data(), c.num_samples, c.numel, theirs.target()}, 0, cpu_chunks);
+    launch_standard_normal(launch, {keys.data(), c.num_samples, c.numel, ours.data()}, general);
+    cpu.standard_normal({keys.data(), c.num_samples, c.numel, theirs.target(), feature.block}, 0, cpu_chunks);
     check_equal(ours, theirs, "standard_normal");
   }
   // 2. A sample and its log_prob, on two grids.
@@ -149,20 +140,21 @@ void test_case(const Case& c) {
     cuda::SampleArgs args{mu.data(), rho.data(), keys.data(),     c.num_samples, c.numel,
                           scalars,   x.data(),   log_prob.data(), scratch.data()};
     host_launches = 0;
-    launch_sample(launch, args);
-    expect(host_launches <= 2, c.name("launches of sample_and_log_prob"));
+    launch_sample(launch, args, general);
+    expect(host_launches <= 2, name("launches of sample_and_log_prob"));
     args.x = other.data(), args.log_prob = other_log_prob.data();
     host_grid_limit = dim3(2, 1);
-    launch_sample(launch, args);
+    launch_sample(launch, args, general);
     host_grid_limit = dim3(0xFFFFFFFF, 0xFFFFFFFF);
-    cpu.sample({mu.view(), rho.view(), keys.data(), c.num_samples, c.numel, prior, theirs.target(), partials.data()}, 0,
-               cpu_chunks);
+    cpu.sample({mu.view(), rho.view(), keys.data(), c.num_samples, c.numel, prior, theirs.target(), partials.data(),
+                feature.block},
+               0, cpu_chunks);
     check_equal(x, theirs, "sample");
     check_equal(other, theirs, "sample on a small grid");
-    expect(log_prob.same_bits(other_log_prob), c.name("the sum depends on the grid"));
+    expect(log_prob.same_bits(other_log_prob), name("the sum depends on the grid"));
     check_sums(log_prob, partials, c.num_samples, "log_prob of the sample");
     args.log_prob = nullptr;
-    launch_sample(launch, args);
+    launch_sample(launch, args, general);
     check_equal(other, theirs, "sample without its sum");
   }
   // 3. Its backward, with each of its gradients or without.
@@ -170,15 +162,22 @@ void test_case(const Case& c) {
     for (bool with_log_prob : {true, false}) {
       Array grad_mu = array(c.parameters, c.numel), grad_rho = array(c.parameters, c.numel);
       Array their_mu = array(c.parameters, c.numel), their_rho = array(c.parameters, c.numel);
-      host_launches = 0;
-      launch_sample_backward(
-          launch, {with_x ? grad_x.data() : nullptr, with_log_prob ? grad_log_prob.data() : nullptr, mu.data(),
-                   rho.data(), keys.data(), c.num_samples, c.numel, scalars, grad_mu.data(), grad_rho.data()});
-      expect(host_launches <= 1, c.name("launches of the backward"));
-      cpu.sample_backward(
-          {with_x ? grad_x.view() : ConstView{}, with_log_prob ? log_prob_grads.data() : nullptr, mu.view(), rho.view(),
-           keys.data(), c.num_samples, c.numel, prior, their_mu.target(), their_rho.target()},
-          0, cpu_chunks);
+      if (!with_log_prob && feature.grad_mu_prior != Ask::kNothing) continue;
+      check_backward(
+          [&](const cuda::General& general) {
+            launch_sample_backward(
+                launch,
+                {with_x ? grad_x.data() : nullptr, with_log_prob ? grad_log_prob.data() : nullptr, mu.data(),
+                 rho.data(), keys.data(), c.num_samples, c.numel, scalars, grad_mu.data(), grad_rho.data()},
+                general);
+          },
+          [&](const PriorGradTargets& prior_grads) {
+            cpu.sample_backward({with_x ? grad_x.view() : ConstView{}, with_log_prob ? log_prob_grads.data() : nullptr,
+                                 mu.view(), rho.view(), keys.data(), c.num_samples, c.numel, prior, their_mu.target(),
+                                 their_rho.target(), feature.block, prior_grads, feature.stick_the_landing},
+                                0, cpu_chunks);
+          },
+          "prior gradients of the sample");
       check_equal(grad_mu, their_mu, "grad_mu of the sample");
       check_equal(grad_rho, their_rho, "grad_rho of the sample");
     }
@@ -186,33 +185,49 @@ void test_case(const Case& c) {
   {
     Array log_prob(acc, c.num_samples);
     std::vector<double> scratch(c.num_samples * stored_tiles), partials(c.num_samples * cpu_chunks);
-    launch_log_prob(
-        launch, {x.data(), mu.data(), rho.data(), c.num_samples, c.numel, scalars, log_prob.data(), scratch.data()});
+    launch_log_prob(launch,
+                    {x.data(), mu.data(), rho.data(), c.num_samples, c.numel, scalars, log_prob.data(), scratch.data()},
+                    general);
     cpu.log_prob({x.view(), mu.view(), rho.view(), c.num_samples, c.numel, prior, partials.data()}, 0, cpu_chunks);
     check_sums(log_prob, partials, c.num_samples, "log_prob");
     Array ours[] = {array(c.sample, total), array(c.parameters, c.numel), array(c.parameters, c.numel)};
     Array theirs[] = {array(c.sample, total), array(c.parameters, c.numel), array(c.parameters, c.numel)};
-    launch_log_prob_backward(launch, {grad_log_prob.data(), x.data(), mu.data(), rho.data(), c.num_samples, c.numel,
-                                      scalars, ours[0].data(), ours[1].data(), ours[2].data()});
-    cpu.log_prob_backward({log_prob_grads.data(), x.view(), mu.view(), rho.view(), c.num_samples, c.numel, prior,
-                           theirs[0].target(), theirs[1].target(), theirs[2].target()},
-                          0, cpu_chunks);
+    check_backward(
+        [&](const cuda::General& general) {
+          launch_log_prob_backward(launch,
+                                   {grad_log_prob.data(), x.data(), mu.data(), rho.data(), c.num_samples, c.numel,
+                                    scalars, ours[0].data(), ours[1].data(), ours[2].data()},
+                                   general);
+        },
+        [&](const PriorGradTargets& prior_grads) {
+          cpu.log_prob_backward({log_prob_grads.data(), x.view(), mu.view(), rho.view(), c.num_samples, c.numel, prior,
+                                 theirs[0].target(), theirs[1].target(), theirs[2].target(), prior_grads},
+                                0, cpu_chunks);
+        },
+        "prior gradients of log_prob");
     for (int i = 0; i < 3; ++i) check_equal(ours[i], theirs[i], "log_prob_backward");
   }
   // 5. The closed-form KL divergence, and its backward.
   if (c.parameters == c.sample && c.num_samples == 1) {
     Array kl(acc, 1);
     std::vector<double> scratch(stored_tiles), partials(cpu_chunks);
-    launch_kl_divergence(launch, {mu.data(), rho.data(), c.numel, scalars, kl.data(), scratch.data()});
+    launch_kl_divergence(launch, {mu.data(), rho.data(), c.numel, scalars, kl.data(), scratch.data()}, general);
     cpu.kl_divergence({mu.view(), rho.view(), c.numel, prior, partials.data()}, 0, cpu_chunks);
     check_sums(kl, partials, 1, "kl_divergence");
     Array grad_mu = array(c.parameters, c.numel), grad_rho = array(c.parameters, c.numel);
     Array their_mu = array(c.parameters, c.numel), their_rho = array(c.parameters, c.numel);
-    launch_kl_divergence_backward(
-        launch, {grad_log_prob.data(), mu.data(), rho.data(), c.numel, scalars, grad_mu.data(), grad_rho.data()});
-    cpu.kl_divergence_backward(
-        {log_prob_grads[0], mu.view(), rho.view(), c.numel, prior, their_mu.target(), their_rho.target()}, 0,
-        cpu_chunks);
+    check_backward(
+        [&](const cuda::General& general) {
+          launch_kl_divergence_backward(
+              launch, {grad_log_prob.data(), mu.data(), rho.data(), c.numel, scalars, grad_mu.data(), grad_rho.data()},
+              general);
+        },
+        [&](const PriorGradTargets& prior_grads) {
+          cpu.kl_divergence_backward({log_prob_grads[0], mu.view(), rho.view(), c.numel, prior, their_mu.target(),
+                                      their_rho.target(), prior_grads},
+                                     0, cpu_chunks);
+        },
+        "prior gradients of kl_divergence");
     check_equal(grad_mu, their_mu, "grad_mu of kl_divergence");
     check_equal(grad_rho, their_rho, "grad_rho of kl_divergence");
   }
@@ -222,11 +237,19 @@ void test_case(const Case& c) {
 }  // namespace illia
 
 int main() {
-  using illia::Storage;
+  using illia::Ask, illia::Feature, illia::Storage;
   const std::pair<Storage, Storage> types[] = {
       {Storage::kFloat, Storage::kFloat}, {Storage::kDouble, Storage::kDouble},
       {Storage::kHalf, Storage::kHalf},   {Storage::kBFloat16, Storage::kBFloat16},
       {Storage::kFloat, Storage::kHalf},  {Storage::kFloat, Storage::kBFloat16}};
+  // a row off the Philox blocks and beyond 2^32 of them; rows that end within a thread's elements, one outer dimension
+  // of two; rows of one element
+  const illia::Block row{(int64_t{1} << 35) + 6}, rows{3, 7, 2, {1000, 3}, {97, 10}}, elements{1, 1, 1, {100000}, {5}};
+  const Feature features[] = {{"a row", row},
+                              {"rows", rows, false, Ask::kSum, Ask::kSum},
+                              {"elements", elements, true, Ask::kEach, Ask::kEach, true},
+                              {"stick_the_landing", {}, false, Ask::kNothing, Ask::kSum, true},
+                              {"prior for each element", {}, true, Ask::kSum, Ask::kEach}};
   for (const auto& [parameters, sample] : types) {
     // one tile, less, more, ends within and between vectors, rows off the alignment, none
     for (const auto& [numel, num_samples, shift] : {std::tuple<int64_t, int64_t, int>{1, 1, 0},
@@ -238,7 +261,11 @@ int main() {
                                                     {5000, 2, 1},
                                                     {0, 2, 0},
                                                     {16, 0, 0}})
-      illia::test_case({parameters, sample, numel, num_samples, shift});
+      illia::test_case({parameters, sample, numel, num_samples, shift}, {"plain"});
+    for (const Feature& feature : features)
+      for (const auto& [numel, num_samples] :
+           {std::pair<int64_t, int64_t>{1, 1}, {1024, 1}, {4099, 1}, {1031, 3}, {0, 2}, {16, 0}})
+        illia::test_case({parameters, sample, numel, num_samples, 1}, feature);
   }
   std::fprintf(stderr, "%d checks of the CUDA kernels on the host failed\n", illia::failures);
   return illia::failures > 0;
