@@ -30,6 +30,26 @@ def every_output(dtype: torch.dtype, numel: int) -> list[Tensor]:
     for outputs in calls:
         weights = [make_parameters(output.shape, output.dtype, seed=7)[0] for output in outputs]
         results += [*outputs, *torch.autograd.grad(outputs, [mu, rho], weights)]
+    return results + general_outputs(mu.detach(), rho.detach(), keys)
+
+
+def general_outputs(mu: Tensor, rho: Tensor, keys: Tensor) -> list[Tensor]:
+    """Blocks, priors of each element, gradients to priors of either kind, and stick_the_landing."""
+    ops = torch.ops.illia_ext
+    block = {"full_size": (len(mu) + 7, 3), "origin": (5, 1)}
+    mu, rho = mu[:, None], rho[:, None]
+    x = mu + make_parameters((2, *mu.shape), mu.dtype, seed=8)[0]
+    each = (mu.flip(0).clone(), rho.abs() + 0.5)
+    grad = make_parameters((2,), torch.float64 if mu.dtype == torch.float64 else torch.float32, seed=9)[0]
+    results = [ops.standard_normal(keys, mu.shape, dtype=mu.dtype, **block)]
+    for priors in (each, [torch.tensor(value) for value in PRIORS]):
+        results += ops.gaussian_sample_and_log_prob(mu, rho, *priors, keys, **block)
+        results += [ops.gaussian_log_prob(x, mu, rho, *priors), ops.gaussian_kl_divergence(mu, rho, *priors)]
+        results += ops.gaussian_sample_and_log_prob_backward(
+            x, grad, mu, rho, *priors, keys, stick_the_landing=True, **block, prior_grads=True
+        )
+        results += ops.gaussian_log_prob_backward(grad, x, mu, rho, *priors, [True] * 5)
+        results += ops.gaussian_kl_divergence_backward(grad[0], mu, rho, *priors, True)
     return results
 
 

@@ -167,47 +167,49 @@ OPS: list[Case] = [
                 (op_kl_divergence_backward, (ONE, MU, RHO, *PRIOR), 0, "grad", "mu"),
             )
         ],
-        # what is not offered yet, by its name
+        # priors
         *[
             (
                 lambda prior=prior: op_kl_divergence(MU, RHO, *prior),
-                f"{name}: expected one element, got shape [3]; a prior for each element is not offered yet",
+                f"{name}: expected one element, or a shape that broadcasts to that of mu, [3], got {shape}",
             )
-            for name, prior in (("mu_prior", (MU, ONE)), ("std_prior", (ONE, RHO)))
-        ],
-        *[
-            (
-                lambda call=call, args=args, argument=argument: call(*args, **{argument: [3]}),
-                f"{argument}: drawing a block of a larger tensor is not offered yet, got [3]; leave it None",
-            )
-            for argument in ("full_size", "origin")
-            for call, args in (
-                (lambda *a, **k: op_normal(*a, dtype=torch.float32, **k), (KEY, [3])),
-                (op_sample, (MU, RHO, KEY)),
-                (op_sample_backward, (MU, RHO, KEY)),
-                (op_both, (MU, RHO, *PRIOR, KEY)),
-                (op_both_backward, (MU, ONE, MU, RHO, *PRIOR, KEY)),
+            for name, prior, shape in (
+                ("mu_prior", (MU[:2], ONE), [2]),
+                ("std_prior", (ONE, RHO.expand(2, 3)), [2, 3]),
+                ("std_prior", (MU, RHO[:0]), [0]),
             )
         ],
+        # blocks of a larger tensor
         *[
-            (
-                lambda call=call: call(stick_the_landing=True),
-                "stick_the_landing: True is not offered yet; leave it False",
-            )
+            (lambda call=call, block=block: call(*block), message)
             for call in (
-                lambda **k: op_both(MU, RHO, *PRIOR, KEY, **k),
-                lambda **k: op_both_backward(MU, ONE, MU, RHO, *PRIOR, KEY, **k),
+                lambda full_size, origin: op_normal(KEY, [3], dtype=MU.dtype, full_size=full_size, origin=origin),
+                lambda full_size, origin: op_sample(MU, RHO, KEY, full_size=full_size, origin=origin),
+                lambda full_size, origin: op_sample_backward(MU, RHO, KEY, full_size=full_size, origin=origin),
+                lambda full_size, origin: op_both(MU, RHO, *PRIOR, KEY, full_size=full_size, origin=origin),
+                lambda full_size, origin: op_both_backward(
+                    MU, ONE, MU, RHO, *PRIOR, KEY, full_size=full_size, origin=origin
+                ),
+            )
+            for block, message in (
+                (([3], None), "origin: expected an index beside full_size, [3], got None"),
+                ((None, [0]), "full_size: expected sizes beside origin, [0], got None"),
+                (([3, 3], [0]), "full_size: expected one value for each dimension of "),
+                (([3], []), "origin: expected one value for each dimension of "),
+                *[
+                    (block, f"origin: expected 0 <= origin and origin + size <= full_size, got {block[1]} for size [3]")
+                    for block in (([5], [-1]), ([5], [3]), ([2], [0]), ([-5], [-9]), ([5], [2**63 - 1]))
+                ],
             )
         ],
-        *[
-            (call, f"{argument}: gradients to mu_prior and std_prior are not offered yet; detach the priors")
-            for call, argument in (
-                (lambda: op_both_backward(MU, ONE, MU, RHO, *PRIOR, KEY, prior_grads=True), "prior_grads"),
-                (lambda: op_kl_divergence_backward(ONE, MU, RHO, *PRIOR, True), "prior_grads"),
-                (lambda: op_log_prob_backward(ONE, MU, MU, RHO, *PRIOR, [*MASK[:4], True]), "output_mask"),
-                (lambda: op_log_prob_backward(ONE, MU, MU, RHO, *PRIOR, [*MASK[:3], True, False]), "output_mask"),
-            )
-        ],
+        (
+            lambda: op_normal(KEY, [1, 1], dtype=MU.dtype, full_size=[2**32, 2**31], origin=[0, 0]),
+            "full_size: expected fewer than 2^63 elements, got [4294967296, 2147483648]",
+        ),
+        (
+            lambda: op_normal(KEY, [2] * 10, dtype=MU.dtype, full_size=[3] * 10, origin=[0] * 10),
+            "full_size: expected a block whose rows are told by at most 8 dimensions, got size [2, 2",
+        ),
         (lambda: op_log_prob_backward(ONE, MU, MU, RHO, *PRIOR, MASK[:4]), "output_mask: expected 5 values, got 4"),
     ]
 ]

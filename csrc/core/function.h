@@ -9,3 +9,6 @@
 #define ILLIA_FUNCTION inline __attribute__((always_inline))
 #define ILLIA_UNROLL _Pragma("GCC unroll 16")
 #endif
+
+// A function that a plain call does not need: compiled once, not into each kernel.
+#define ILLIA_APART __attribute__((noinline))

@@ -8,12 +8,12 @@ ILLIA_NAMESPACE_BEGIN
 // Sum of (z_p^2 - z^2) / 2.
 template <typename acc_t, typename prior_t>
 double log_prob_piece(const acc_t* __restrict x, const acc_t* __restrict mu, const acc_t* __restrict sigma,
-                      int64_t count, prior_t prior) {
+                      int64_t count, const prior_t& prior) {
   LaneSum<acc_t> prior_squares, posterior_squares;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const int64_t i = first + lane;
-      const acc_t z_p = prior_score(x[i], prior(i)), z = posterior_score(x[i], mu[i], sigma[i]);
+      const acc_t z_p = prior_score(x[i], prior.at(i)), z = posterior_score(x[i], mu[i], sigma[i]);
       prior_squares.lanes[lane] = std::fma(z_p, z_p, prior_squares.lanes[lane]);
       posterior_squares.lanes[lane] = std::fma(z, z, posterior_squares.lanes[lane]);
     }
@@ -31,11 +31,12 @@ void log_prob_kernel(const LogProbArgs& args, int64_t begin, int64_t end) {
     const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
     const double log_sigma = softplus_piece<acc_t, true, true>(rho, piece.count, sigma);
     priors.move_to(piece);
-    const double log_std = priors.log_std_sum(piece.count);
+    const double log_std = priors.log_std_sum();
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const acc_t* x = load(args.x, s * args.numel + piece.first, piece.count, x_buffer);
-      const double squares = priors.visit(
-          [&](auto prior) __attribute__((always_inline)) { return log_prob_piece(x, mu, sigma, piece.count, prior); });
+      const double squares = priors.visit(0, [&](const auto& prior) __attribute__((always_inline)) {
+        return log_prob_piece(x, mu, sigma, piece.count, prior);
+      });
       args.partials[s * num_chunks + piece.first / kChunkSize] = squares - log_sigma + log_std;
     }
   });
@@ -44,12 +45,11 @@ void log_prob_kernel(const LogProbArgs& args, int64_t begin, int64_t end) {
 // Writes grad_x and adds one sample's gradients to grad_mu and rho_sum.
 template <typename acc_t, typename prior_t>
 void log_prob_backward_piece(acc_t grad_log_prob, const acc_t* __restrict x, const acc_t* __restrict mu,
-                             const acc_t* __restrict sigma, int64_t count, prior_t scaled_prior,
+                             const acc_t* __restrict sigma, int64_t count, const prior_t& prior,
                              acc_t* __restrict grad_x, acc_t* __restrict grad_mu, acc_t* __restrict rho_sum) {
   for (int64_t i = 0; i < count; ++i) {
-    const ScaledPrior<acc_t> prior = scaled_prior(i);
     const GaussianGrads<acc_t> grads =
-        gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], prior.mu, prior.scale);
+        gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], prior.at(i).mu, prior.scale(i));
     grad_x[i] = grads.x;
     grad_mu[i] += grads.mu;
     rho_sum[i] += grads.rho;
@@ -71,34 +71,35 @@ void log_prob_backward_kernel(const LogProbBackwardArgs& args, int64_t begin, in
     std::memset(grad_mu, 0, count * sizeof(acc_t));
     std::memset(rho_sum, 0, count * sizeof(acc_t));
     priors.move_to(piece);
-    prior_grads.move_to(piece);
+    prior_grads.move_to(piece, priors);
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const int64_t first = s * args.numel + piece.first;
       const acc_t* x = load(args.x, first, count, x_buffer);
       acc_t* grad_x = destination(args.grad_x, first, grad_x_buffer);
       const acc_t grad = static_cast<acc_t>(args.grad_log_prob[s]);
-      priors.visit_scaled(grad, [&](auto scaled_prior) __attribute__((always_inline)) {
-        log_prob_backward_piece(grad, x, mu, sigma, count, scaled_prior, grad_x, grad_mu, rho_sum);
+      priors.visit(grad, [&](const auto& prior) __attribute__((always_inline)) {
+        log_prob_backward_piece(grad, x, mu, sigma, count, prior, grad_x, grad_mu, rho_sum);
       });
-      if (prior_grads.asked()) priors.visit([&](auto prior) { prior_grads.add(grad, x, prior); });
+      if (prior_grads.asked()) prior_grads.add(grad, x, nullptr);
       store(args.grad_x, first, count, grad_x);
     }
     store(args.grad_mu, piece.first, count, grad_mu);
     acc_t* grad_rho = destination(args.grad_rho, piece.first, rho_buffer);
     for (int64_t i = 0; i < count; ++i) grad_rho[i] = h[i] * rho_sum[i];
     store(args.grad_rho, piece.first, count, grad_rho);
-    if (prior_grads.asked()) priors.visit([&](auto prior) { prior_grads.hand_on(prior); });
+    prior_grads.hand_on();
   });
 }
 
 // Sum of (sigma^2 + (mu - mu_prior)^2) / (2 std_prior^2).
 template <typename acc_t, typename prior_t>
-double kl_divergence_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, int64_t count, prior_t prior) {
+double kl_divergence_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, int64_t count,
+                           const prior_t& prior) {
   LaneSum<acc_t> mu_squares, sigma_squares;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const int64_t i = first + lane;
-      const acc_t z_mu = prior_score(mu[i], prior(i)), z_sigma = sigma[i] * prior(i).inverse_std;
+      const acc_t z_mu = prior_score(mu[i], prior.at(i)), z_sigma = sigma[i] * prior.at(i).inverse_std;
       mu_squares.lanes[lane] = std::fma(z_mu, z_mu, mu_squares.lanes[lane]);
       sigma_squares.lanes[lane] = std::fma(z_sigma, z_sigma, sigma_squares.lanes[lane]);
     }
@@ -115,20 +116,20 @@ void kl_divergence_kernel(const KlDivergenceArgs& args, int64_t begin, int64_t e
     const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
     const double log_sigma = softplus_piece<acc_t, true>(rho, piece.count, sigma);
     priors.move_to(piece);
-    const double squares = priors.visit(
-        [&](auto prior) __attribute__((always_inline)) { return kl_divergence_piece(mu, sigma, piece.count, prior); });
-    args.partials[piece.first / kChunkSize] = squares - log_sigma + priors.log_std_sum(piece.count, -0.5);
+    const double squares = priors.visit(0, [&](const auto& prior) __attribute__((always_inline)) {
+      return kl_divergence_piece(mu, sigma, piece.count, prior);
+    });
+    args.partials[piece.first / kChunkSize] = squares - log_sigma + priors.log_std_sum(-0.5);
   });
 }
 
 template <typename acc_t, typename prior_t>
 void kl_divergence_backward_piece(acc_t grad, const acc_t* __restrict mu, const acc_t* __restrict sigma,
                                   const acc_t* __restrict dsigma, const acc_t* __restrict h, int64_t count,
-                                  prior_t scaled_prior, acc_t* __restrict grad_mu, acc_t* __restrict grad_rho) {
+                                  const prior_t& prior, acc_t* __restrict grad_mu, acc_t* __restrict grad_rho) {
   for (int64_t i = 0; i < count; ++i) {
-    const ScaledPrior<acc_t> prior = scaled_prior(i);
     const GaussianGrads<acc_t> grads =
-        gaussian_kl_divergence_grads(grad, mu[i], sigma[i], dsigma[i], h[i], prior.mu, prior.scale);
+        gaussian_kl_divergence_grads(grad, mu[i], sigma[i], dsigma[i], h[i], prior.at(i).mu, prior.scale(i));
     grad_mu[i] = grads.mu;
     grad_rho[i] = grads.rho;
   }
@@ -147,17 +148,15 @@ void kl_divergence_backward_kernel(const KlDivergenceBackwardArgs& args, int64_t
     acc_t* grad_rho = destination(args.grad_rho, piece.first, grad_rho_buffer);
     softplus_backward_piece(rho, piece.count, sigma, dsigma, h);
     priors.move_to(piece);
-    priors.visit_scaled(args.grad, [&](auto scaled_prior) __attribute__((always_inline)) {
-      kl_divergence_backward_piece(grad, mu, sigma, dsigma, h, piece.count, scaled_prior, grad_mu, grad_rho);
+    priors.visit(args.grad, [&](const auto& prior) __attribute__((always_inline)) {
+      kl_divergence_backward_piece(grad, mu, sigma, dsigma, h, piece.count, prior, grad_mu, grad_rho);
     });
     store(args.grad_mu, piece.first, piece.count, grad_mu);
     store(args.grad_rho, piece.first, piece.count, grad_rho);
     if (!prior_grads.asked()) return;
-    prior_grads.move_to(piece);
-    priors.visit([&](auto prior) {
-      prior_grads.add_kl(grad, mu, sigma, prior);
-      prior_grads.hand_on(prior);
-    });
+    prior_grads.move_to(piece, priors);
+    prior_grads.add(grad, mu, sigma);
+    prior_grads.hand_on();
   });
 }
 

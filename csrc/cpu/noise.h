@@ -11,21 +11,38 @@ ILLIA_NAMESPACE_BEGIN
 template <typename acc_t>
 constexpr int kBatchBlocks = kNormalsBatch / kNormalsPerBlock<acc_t>;
 
-// kNormalsBatch normals of the blocks that `lane` counts: see philox_words.
+// The normals of `num_blocks` blocks, rounded up to whole batches; lane(i) counts those from i on: see philox_words.
 template <typename acc_t, typename function_t>
-ILLIA_FUNCTION void normals_batch(uint64_t seed, function_t lane, acc_t* __restrict eps) {
+ILLIA_FUNCTION void draw_batches(uint64_t seed, int64_t num_blocks, function_t lane, acc_t* __restrict eps) {
   constexpr int kNormals = kNormalsPerBlock<acc_t>, kBlocks = kBatchBlocks<acc_t>;
-  uint32_t words[4][kBlocks];
-  philox_words(seed, lane, words);
-  for (int64_t i = 0; i < kBlocks; ++i) {
-    acc_t normals[kNormals];
-    block_normals(PhiloxBlock<uint32_t>{{words[0][i], words[1][i], words[2][i], words[3][i]}}, normals);
-    for (int64_t k = 0; k < kNormals; ++k) eps[i * kNormals + k] = normals[k];
+  for (int64_t first = 0; first < num_blocks; first += kBlocks) {
+    uint32_t words[4][kBlocks];
+    philox_words(seed, [&](int64_t i) __attribute__((always_inline)) { return lane(first + i); }, words);
+    for (int64_t i = 0; i < kBlocks; ++i) {
+      acc_t normals[kNormals];
+      block_normals(PhiloxBlock<uint32_t>{{words[0][i], words[1][i], words[2][i], words[3][i]}}, normals);
+      for (int64_t k = 0; k < kNormals; ++k) eps[(first + i) * kNormals + k] = normals[k];
+    }
   }
 }
 
-// Pieces have at most kSize elements.
-template <typename acc_t, int64_t kSize>
+// Blocks counter, counter + 1, ...
+template <typename acc_t>
+void draw_consecutive(uint64_t seed, uint64_t counter, int64_t num_blocks, acc_t* __restrict eps) {
+  const auto lane = [=](int64_t i)
+                        __attribute__((always_inline)) { return consecutive(counter + static_cast<uint64_t>(i)); };
+  draw_batches(seed, num_blocks, lane, eps);
+}
+
+// Blocks offset + counters[i].
+template <typename acc_t>
+void draw_listed(const Key& key, const uint64_t* counters, int64_t num_blocks, acc_t* __restrict eps) {
+  const auto lane = [&](int64_t i) __attribute__((always_inline)) { return listed(counters + i, key.offset); };
+  draw_batches(key.seed, num_blocks, lane, eps);
+}
+
+// Pieces have at most kChunkSize elements.
+template <typename acc_t>
 class Noise {
  public:
   explicit Noise(const Block& block) : block_(block) {}
@@ -40,7 +57,7 @@ class Noise {
 
  private:
   static constexpr int kNormals = kNormalsPerBlock<acc_t>, kBlocks = kBatchBlocks<acc_t>;
-  static_assert(kSize * kNormals >= kSize + kNormalsBatch && kSize % kBlocks == 0);
+  static_assert(kChunkSize * kNormals >= kChunkSize + kNormalsBatch && kChunkSize % kBlocks == 0);
 
   // Elements of one row, from index `source` of the collected normals.
   struct Run {
@@ -49,17 +66,13 @@ class Noise {
 
   const acc_t* draw_row(const Key& key) {
     const int64_t place = block_.first + piece_.first, skipped = place % kNormals;
-    const uint64_t counter = key.offset + static_cast<uint64_t>(place / kNormals);
-    for (int64_t first = 0; first < skipped + piece_.count; first += kNormalsBatch) {
-      const uint64_t batch_counter = counter + static_cast<uint64_t>(first / kNormals);
-      normals_batch(
-          key.seed, [=](int64_t i) { return consecutive(batch_counter + static_cast<uint64_t>(i)); }, normals_ + first);
-    }
+    const int64_t num_blocks = (skipped + piece_.count + kNormals - 1) / kNormals;
+    draw_consecutive(key.seed, key.offset + static_cast<uint64_t>(place / kNormals), num_blocks, normals_);
     return normals_ + skipped;
   }
 
   // Lists the Philox blocks that the piece's rows need, each once where neighbours share it: never more than elements.
-  void collect() {
+  ILLIA_APART void collect() {
     num_blocks_ = num_runs_ = 0;
     for (int64_t i = 0; i < piece_.count; i += runs_[num_runs_++].count) {
       const int64_t row = (piece_.first + i) / block_.row_size, in_row = (piece_.first + i) % block_.row_size;
@@ -76,12 +89,8 @@ class Noise {
     for (int64_t i = num_blocks_; i % kBlocks; ++i) counters_[i] = 0;  // drawn too, to fill the last batch
   }
 
-  const acc_t* draw_collected(const Key& key) {
-    for (int64_t first = 0; first < num_blocks_; first += kBlocks) {
-      uint64_t counters[kBlocks];
-      for (int64_t i = 0; i < kBlocks; ++i) counters[i] = key.offset + counters_[first + i];
-      normals_batch(key.seed, [&](int64_t i) { return listed(counters + i); }, normals_ + first * kNormals);
-    }
+  ILLIA_APART const acc_t* draw_collected(const Key& key) {
+    draw_listed(key, counters_, num_blocks_, normals_);
     acc_t* eps = eps_;
     for (int64_t run = 0; run < num_runs_; ++run) {
       const acc_t* source = normals_ + runs_[run].source;
@@ -92,13 +101,13 @@ class Noise {
 
   const Block& block_;
   Piece piece_;
-  alignas(64) Buffer<acc_t, kSize * kNormals> normals_;
+  alignas(64) Buffer<acc_t, kChunkSize * kNormals> normals_;
 
   // of a block of several rows
   int64_t num_blocks_, num_runs_;
-  uint64_t counters_[kSize];  // [num_blocks_], without the key's offset
-  Run runs_[kSize];           // [num_runs_]
-  Buffer<acc_t, kSize> eps_;  // [piece_.count]
+  uint64_t counters_[kChunkSize];  // [num_blocks_], without the key's offset
+  Run runs_[kChunkSize];           // [num_runs_]
+  Buffer<acc_t, kChunkSize> eps_;  // [piece_.count]
 };
 
 ILLIA_NAMESPACE_END

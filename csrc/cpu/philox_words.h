@@ -49,10 +49,10 @@ ILLIA_FUNCTION philox_lane_t consecutive(uint64_t first) {
   return {places + first, places + (first + kVectorBlocks)};
 }
 
-ILLIA_FUNCTION philox_lane_t listed(const uint64_t* counters) {
+ILLIA_FUNCTION philox_lane_t listed(const uint64_t* counters, uint64_t offset) {
   philox_lane_t lane;
   std::memcpy(&lane, counters, sizeof(lane));
-  return lane;
+  return {lane.a + offset, lane.b + offset};
 }
 
 struct philox_word_t {
@@ -67,7 +67,7 @@ constexpr int kLaneBlocks = 1;
 using philox_lane_t = uint64_t;
 
 ILLIA_FUNCTION uint64_t consecutive(uint64_t first) { return first; }
-ILLIA_FUNCTION uint64_t listed(const uint64_t* counters) { return *counters; }
+ILLIA_FUNCTION uint64_t listed(const uint64_t* counters, uint64_t offset) { return *counters + offset; }
 
 ILLIA_FUNCTION uint32_t low_words(uint64_t lane) { return static_cast<uint32_t>(lane); }
 #endif

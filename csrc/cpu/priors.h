@@ -5,10 +5,25 @@
 
 ILLIA_NAMESPACE_BEGIN
 
-// mu_prior and grad / std_prior^2 of one element.
+// What a piece reads of its priors: element i's, and grad / std_prior^2 of element i for the grad of one sample. Both
+// kinds have the same members; the first is constant in a loop.
 template <typename acc_t>
-struct ScaledPrior {
-  acc_t mu, scale;
+struct SamePrior {
+  Prior<acc_t> prior;
+  acc_t prior_scale;
+
+  SamePrior(const Prior<acc_t>& prior, double grad) : prior(prior), prior_scale(prior.scale(grad)) {}
+  ILLIA_FUNCTION const Prior<acc_t>& at(int64_t) const { return prior; }
+  ILLIA_FUNCTION acc_t scale(int64_t) const { return prior_scale; }
+};
+
+template <typename acc_t>
+struct EachPrior {
+  const acc_t *mu, *inverse_std;  // [count]
+  acc_t grad;
+
+  ILLIA_FUNCTION ElementPrior<acc_t> at(int64_t i) const { return {mu[i], inverse_std[i]}; }
+  ILLIA_FUNCTION acc_t scale(int64_t i) const { return at(i).scale(grad); }
 };
 
 // Pieces have at most kSize elements.
@@ -17,55 +32,57 @@ class Priors {
  public:
   explicit Priors(const PriorValues& values)
       : same_(Prior<acc_t>::make(values.mu, values.std)),
-        all_mu_(static_cast<const acc_t*>(values.each_mu)),
-        all_std_(static_cast<const acc_t*>(values.each_std)) {}
+        each_mu_(static_cast<const acc_t*>(values.each_mu)),
+        each_std_(static_cast<const acc_t*>(values.each_std)) {}
 
   void move_to(const Piece& piece) {
-    if (!all_std_) return;
-    mu_ = all_mu_ + piece.first;
-    std_ = all_std_ + piece.first;
-    for (int64_t i = 0; i < piece.count; ++i) inverse_std_[i] = ElementPrior<acc_t>::make(mu_[i], std_[i]).inverse_std;
+    piece_ = piece;
+    if (each_std_) invert();
   }
 
-  // function(prior), where prior(i) is that of element i.
-  template <typename function_t>
-  ILLIA_FUNCTION auto visit(function_t function) const {
-    if (all_std_)
-      return function([mu = mu_, inverse_std = inverse_std_](int64_t i)
-                          __attribute__((always_inline)) { return ElementPrior<acc_t>{mu[i], inverse_std[i]}; });
-    return function([same = same_](int64_t) __attribute__((always_inline)) { return same; });
-  }
-
-  // The same for ScaledPrior.
-  template <typename function_t>
-  ILLIA_FUNCTION void visit_scaled(double grad, function_t function) const {
-    if (all_std_)
-      return function([mu = mu_, inverse_std = inverse_std_, grad = static_cast<acc_t>(grad)](int64_t i)
-                          __attribute__((always_inline)) {
-                            const ElementPrior<acc_t> prior{mu[i], inverse_std[i]};
-                            return ScaledPrior<acc_t>{prior.mu, prior.scale(grad)};
-                          });
-    const ScaledPrior<acc_t> scaled{same_.mu, same_.scale(grad)};
-    function([scaled](int64_t) __attribute__((always_inline)) { return scaled; });
+  // function(prior), where prior is a SamePrior or an EachPrior, the latter only for a function that reads its prior.
+  template <bool kReads = true, typename function_t>
+  ILLIA_FUNCTION auto visit(double grad, function_t function) const {
+    if (kReads && each_std_)
+      return function(EachPrior<acc_t>{each_mu_ + piece_.first, inverse_std_, static_cast<acc_t>(grad)});
+    return function(SamePrior<acc_t>(same_, grad));
   }
 
   // Sum of log std_prior + constant.
-  double log_std_sum(int64_t count, double constant = 0) const {
-    if (!all_std_) return count * (same_.log_std + constant);
-    LogSum<acc_t> sum;
-    for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const LogStd<acc_t> parts = log_std_parts(std_[first + lane]);
-        sum.add(lane, parts.factor, parts.linear);
-      }
-    });
-    return sum.total(count) + count * constant;
+  double log_std_sum(double constant = 0) const {
+    if (each_std_) return log_each_std_sum() + piece_.count * constant;
+    return piece_.count * (same_.log_std + constant);
+  }
+
+  // mu_prior and 1 / std_prior of every element.
+  ILLIA_APART void copy_to(acc_t* __restrict mu, acc_t* __restrict inverse_std) const {
+    for (int64_t i = 0; i < piece_.count; ++i) {
+      mu[i] = each_std_ ? each_mu_[piece_.first + i] : same_.mu;
+      inverse_std[i] = each_std_ ? inverse_std_[i] : same_.inverse_std;
+    }
   }
 
  private:
+  ILLIA_APART void invert() {
+    const acc_t* __restrict std = each_std_ + piece_.first;
+    for (int64_t i = 0; i < piece_.count; ++i) inverse_std_[i] = ElementPrior<acc_t>::make(0, std[i]).inverse_std;
+  }
+
+  ILLIA_APART double log_each_std_sum() const {
+    LogSum<acc_t> sum;
+    const acc_t* std = each_std_ + piece_.first;
+    for_each_row(piece_.count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const LogStd<acc_t> parts = log_std_parts(std[first + lane]);
+        sum.add(lane, parts.factor, parts.linear);
+      }
+    });
+    return sum.total(piece_.count);
+  }
+
   const Prior<acc_t> same_;
-  const acc_t *all_mu_, *all_std_;  // [numel], or nullptr
-  const acc_t *mu_ = nullptr, *std_ = nullptr;
+  const acc_t *each_mu_, *each_std_;  // [numel], or nullptr
+  Piece piece_;
   alignas(64) Buffer<acc_t, kSize> inverse_std_;
 };
 
@@ -77,46 +94,37 @@ class PriorGradSums {
 
   bool asked() const { return asked_; }
 
-  void move_to(const Piece& piece) {
+  ILLIA_APART void move_to(const Piece& piece, const Priors<acc_t, kTileSize>& priors) {
+    if (!asked_) return;
     piece_ = piece;
-    for (int64_t i = 0; asked_ && i < piece.count; ++i) mu_[i] = std_[i] = 0;
+    priors.copy_to(mu_prior_, inverse_std_);
+    std::memset(mu_, 0, sizeof(mu_));
+    std::memset(std_, 0, sizeof(std_));
   }
 
-  // Those of one sample: of -grad log p(x).
-  template <typename prior_t>
-  void add(acc_t grad, const acc_t* __restrict x, prior_t prior) {
+  // Those of -grad log p(x), or with sigma of grad KL(N(x, sigma^2) || p).
+  ILLIA_APART void add(acc_t grad, const acc_t* __restrict x, const acc_t* __restrict sigma) {
     for (int64_t i = 0; i < piece_.count; ++i) {
-      const acc_t z_p = prior_score(x[i], prior(i));
-      add(i, prior_grads(grad, z_p, z_p * z_p));
+      const acc_t z_p = prior_score(x[i], ElementPrior<acc_t>{mu_prior_[i], inverse_std_[i]});
+      const acc_t z_sigma = sigma ? sigma[i] * inverse_std_[i] : acc_t{0};
+      const PriorGrads<acc_t> grads = prior_grads(grad, z_p, std::fma(z_p, z_p, z_sigma * z_sigma));
+      mu_[i] += grads.mu;
+      std_[i] += grads.std;
     }
   }
 
-  // Those of grad KL(q || p).
-  template <typename prior_t>
-  void add_kl(acc_t grad, const acc_t* __restrict mu, const acc_t* __restrict sigma, prior_t prior) {
+  ILLIA_APART void hand_on() {
+    if (!asked_) return;
     for (int64_t i = 0; i < piece_.count; ++i) {
-      const acc_t z_mu = prior_score(mu[i], prior(i)), z_sigma = sigma[i] * prior(i).inverse_std;
-      add(i, prior_grads(grad, z_mu, std::fma(z_mu, z_mu, z_sigma * z_sigma)));
-    }
-  }
-
-  template <typename prior_t>
-  void hand_on(prior_t prior) {
-    for (int64_t i = 0; i < piece_.count; ++i) {
-      mu_[i] *= prior(i).inverse_std;
-      std_[i] *= prior(i).inverse_std;
+      mu_[i] *= inverse_std_[i];
+      std_[i] *= inverse_std_[i];
     }
     hand_on(mu_, targets_.each_mu, targets_.mu_partials);
     hand_on(std_, targets_.each_std, targets_.std_partials);
   }
 
  private:
-  ILLIA_FUNCTION void add(int64_t i, const PriorGrads<acc_t>& grads) {
-    mu_[i] += grads.mu;
-    std_[i] += grads.std;
-  }
-
-  void hand_on(const acc_t* grads, void* each, double* partials) const {
+  ILLIA_APART void hand_on(const acc_t* grads, void* each, double* partials) const {
     if (each) std::memcpy(static_cast<acc_t*>(each) + piece_.first, grads, piece_.count * sizeof(acc_t));
     if (!partials) return;
     LaneSum<acc_t> sum;
@@ -129,7 +137,7 @@ class PriorGradSums {
   const PriorGradTargets& targets_;
   const bool asked_;
   Piece piece_;
-  alignas(64) Buffer<acc_t, kTileSize> mu_, std_;
+  alignas(64) Buffer<acc_t, kTileSize> mu_prior_, inverse_std_, mu_, std_;
 };
 
 ILLIA_NAMESPACE_END

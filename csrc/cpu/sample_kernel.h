@@ -8,7 +8,7 @@ ILLIA_NAMESPACE_BEGIN
 
 template <typename acc_t>
 void standard_normal_kernel(const StandardNormalArgs& args, int64_t begin, int64_t end) {
-  Noise<acc_t, kChunkSize> noise(args.block);
+  Noise<acc_t> noise(args.block);
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
     noise.move_to(piece);
     for (int64_t s = 0; s < args.num_samples; ++s)
@@ -19,7 +19,7 @@ void standard_normal_kernel(const StandardNormalArgs& args, int64_t begin, int64
 // x, and with kLogProb the sum of (z_p^2 - eps^2) / 2: the quadratic term of log q(x) is exactly -eps^2 / 2.
 template <typename acc_t, bool kLogProb, typename prior_t>
 double sample_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, const acc_t* __restrict eps,
-                    int64_t count, prior_t prior, acc_t* __restrict x) {
+                    int64_t count, const prior_t& prior, acc_t* __restrict x) {
   LaneSum<acc_t> prior_squares, eps_squares;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -27,7 +27,7 @@ double sample_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, c
       const acc_t x_i = gaussian_sample(mu[i], sigma[i], eps[i]);
       x[i] = x_i;
       if constexpr (kLogProb) {
-        const acc_t z_p = prior_score(x_i, prior(i));
+        const acc_t z_p = prior_score(x_i, prior.at(i));
         prior_squares.lanes[lane] = std::fma(z_p, z_p, prior_squares.lanes[lane]);
         eps_squares.lanes[lane] = std::fma(eps[i], eps[i], eps_squares.lanes[lane]);
       }
@@ -40,7 +40,7 @@ template <typename acc_t, bool kLogProb>
 void sample_pieces(const SampleArgs& args, int64_t begin, int64_t end) {
   const int64_t num_chunks = count_chunks(args.numel);
   alignas(64) Buffer<acc_t, kChunkSize> mu_buffer, rho_buffer, sigma, x_buffer;
-  Noise<acc_t, kChunkSize> noise(args.block);
+  Noise<acc_t> noise(args.block);
   Priors<acc_t, kChunkSize> priors(args.prior);
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
     const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
@@ -48,12 +48,12 @@ void sample_pieces(const SampleArgs& args, int64_t begin, int64_t end) {
     const double log_sigma = softplus_piece<acc_t, kLogProb>(rho, piece.count, sigma);
     noise.move_to(piece);
     priors.move_to(piece);
-    const double log_std = kLogProb ? priors.log_std_sum(piece.count) : 0;
+    const double log_std = kLogProb ? priors.log_std_sum() : 0;
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const int64_t first = s * args.numel + piece.first;
       acc_t* x = destination(args.x, first, x_buffer);
       const acc_t* eps = noise.draw(args.keys[s]);
-      const double squares = priors.visit([&](auto prior) __attribute__((always_inline)) {
+      const double squares = priors.template visit<kLogProb>(0, [&](const auto& prior) __attribute__((always_inline)) {
         return sample_piece<acc_t, kLogProb>(mu, sigma, eps, piece.count, prior, x);
       });
       store(args.x, first, piece.count, x);
@@ -70,14 +70,12 @@ void sample_kernel(const SampleArgs& args, int64_t begin, int64_t end) {
 // Adds one sample's gradients: grad_mu += g and rho_sum += g eps, where g is the gradient to x.
 template <typename acc_t, bool kLogProb, typename prior_t>
 void sample_backward_piece(const acc_t* __restrict grad_x, const acc_t* __restrict mu, const acc_t* __restrict sigma,
-                           const acc_t* __restrict eps, int64_t count, prior_t scaled_prior, acc_t* __restrict grad_mu,
+                           const acc_t* __restrict eps, int64_t count, const prior_t& prior, acc_t* __restrict grad_mu,
                            acc_t* __restrict rho_sum) {
   for (int64_t i = 0; i < count; ++i) {
     acc_t g = grad_x[i];
-    if constexpr (kLogProb) {
-      const ScaledPrior<acc_t> prior = scaled_prior(i);
-      g = gaussian_sample_grad(g, gaussian_sample(mu[i], sigma[i], eps[i]), prior.mu, prior.scale);
-    }
+    if constexpr (kLogProb)
+      g = gaussian_sample_grad(g, gaussian_sample(mu[i], sigma[i], eps[i]), prior.at(i).mu, prior.scale(i));
     grad_mu[i] += g;
     rho_sum[i] = std::fma(g, eps[i], rho_sum[i]);
   }
@@ -92,15 +90,6 @@ void hold_fixed_piece(acc_t grad_log_prob, const acc_t* __restrict sigma, const 
     grad_mu[i] -= grads.mu;
     h_scale[i] += grads.rho;
   }
-}
-
-template <typename acc_t>
-void sample_prior_grads_piece(acc_t grad_log_prob, const acc_t* __restrict mu, const acc_t* __restrict sigma,
-                              const acc_t* __restrict eps, int64_t count, const Priors<acc_t, kTileSize>& priors,
-                              PriorGradSums<acc_t>& sums) {
-  alignas(64) Buffer<acc_t, kTileSize> x;
-  for (int64_t i = 0; i < count; ++i) x[i] = gaussian_sample(mu[i], sigma[i], eps[i]);
-  priors.visit([&](auto prior) { sums.add(grad_log_prob, x, prior); });
 }
 
 // grad_rho = dsigma rho_sum - h_scale h
@@ -120,8 +109,8 @@ void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64
   if constexpr (kLogProb)
     for (int64_t s = 0; s < args.num_samples; ++s) grad_log_prob_sum += args.grad_log_prob[s];
   alignas(64) Buffer<acc_t, kTileSize> grad_x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, rho_sum, grad_mu_buffer,
-      h_scale;
-  Noise<acc_t, kTileSize> noise(args.block);
+      h_scale, x;
+  Noise<acc_t> noise(args.block);
   Priors<acc_t, kTileSize> priors(args.prior);
   PriorGradSums<acc_t> prior_grads(args.prior_grads);
   for_each_piece<kTileSize>(begin, end, args.numel, [&](const Piece& piece) {
@@ -135,17 +124,20 @@ void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64
     if (hold_fixed) std::memset(h_scale, 0, count * sizeof(acc_t));
     noise.move_to(piece);
     priors.move_to(piece);
-    prior_grads.move_to(piece);
+    prior_grads.move_to(piece, priors);
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const acc_t* grad_x = load_or_zeros(args.grad_x, s * args.numel + piece.first, count, grad_x_buffer);
       const acc_t* eps = noise.draw(args.keys[s]);
       const double grad_log_prob = kLogProb ? args.grad_log_prob[s] : 0;
-      priors.visit_scaled(grad_log_prob, [&](auto scaled_prior) __attribute__((always_inline)) {
-        sample_backward_piece<acc_t, kLogProb>(grad_x, mu, sigma, eps, count, scaled_prior, grad_mu, rho_sum);
+      priors.template visit<kLogProb>(grad_log_prob, [&](const auto& prior) __attribute__((always_inline)) {
+        sample_backward_piece<acc_t, kLogProb>(grad_x, mu, sigma, eps, count, prior, grad_mu, rho_sum);
       });
       const acc_t grad = static_cast<acc_t>(grad_log_prob);
       if (hold_fixed) hold_fixed_piece(grad, sigma, eps, count, grad_mu, h_scale);
-      if (kLogProb && prior_grads.asked()) sample_prior_grads_piece(grad, mu, sigma, eps, count, priors, prior_grads);
+      if (kLogProb && prior_grads.asked()) {
+        for (int64_t i = 0; i < count; ++i) x[i] = gaussian_sample(mu[i], sigma[i], eps[i]);
+        prior_grads.add(grad, x, nullptr);
+      }
     }
     store(args.grad_mu, piece.first, count, grad_mu);
     acc_t* grad_rho = destination(args.grad_rho, piece.first, rho_buffer);
@@ -157,7 +149,7 @@ void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64
       grad_rho_piece<acc_t, kLogProb>(dsigma, h, rho_sum, count, scale, grad_rho);
     }
     store(args.grad_rho, piece.first, count, grad_rho);
-    if (prior_grads.asked()) priors.visit([&](auto prior) { prior_grads.hand_on(prior); });
+    prior_grads.hand_on();
   });
 }
 

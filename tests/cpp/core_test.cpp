@@ -10,6 +10,7 @@
 #include "core/gaussian.h"
 #include "core/normal.h"
 #include "cpu/storage.h"
+#include "ops/block.h"
 
 namespace illia {
 namespace base {
@@ -125,6 +126,71 @@ void test_softplus_identities() {
   }
 }
 
+// log_std_parts within 2 ulp of max(1, |exact|): one of the logarithm, one of the sum. Of a subnormal std_prior the
+// inverse may be beyond the largest number.
+template <typename acc_t>
+void test_element_priors() {
+  using Limits = std::numeric_limits<acc_t>;
+  const acc_t infinity = Limits::infinity(), nan = Limits::quiet_NaN();
+  for (acc_t value :
+       {Limits::denorm_min(), Limits::min() / 3, Limits::min(), acc_t(1e-30), acc_t(0.7), Limits::max()}) {
+    const LogStd<acc_t> parts = log_std_parts(value);
+    const double exact = std::log(static_cast<double>(value));
+    ILLIA_CHECK_NEAR(parts.linear + log_normal(parts.factor), exact,
+                     2 * Limits::epsilon() * std::fmax(1, std::fabs(exact)));
+    ILLIA_CHECK_EQUAL(parts.factor >= Limits::min(), true);
+
+    const auto prior = ElementPrior<acc_t>::make(acc_t(0.5), value);
+    ILLIA_CHECK_EQUAL(prior.inverse_std, std::fmin(1 / value, Limits::max()));
+    ILLIA_CHECK_EQUAL(prior_score(acc_t(0.5), prior), 0);
+    ILLIA_CHECK_EQUAL(std::isfinite(prior.scale(-1)), true);
+    ILLIA_CHECK_EQUAL(prior.scale(0), 0);
+  }
+  ILLIA_CHECK_EQUAL(log_std_parts(acc_t(0)).linear, -infinity);
+  ILLIA_CHECK_EQUAL(log_std_parts(-acc_t(0)).linear, -infinity);
+  ILLIA_CHECK_EQUAL(log_std_parts(infinity).linear, infinity);
+  for (acc_t value : {acc_t(-1), -Limits::denorm_min(), -infinity, nan}) {
+    ILLIA_CHECK_EQUAL(std::isnan(log_std_parts(value).linear), true);
+    ILLIA_CHECK_EQUAL(log_std_parts(value).factor, 1);
+  }
+  ILLIA_CHECK_EQUAL(std::isnan(ElementPrior<acc_t>::make(0, nan).scale(1)), true);
+}
+
+// Every place of a block, and how few dimensions tell it.
+void test_block(const std::vector<int64_t>& sizes, const std::vector<int64_t>& full_sizes,
+                const std::vector<int64_t>& origin, int num_dims, int64_t row_size) {
+  const std::optional<Block> block = make_block(sizes, full_sizes, origin);
+  ILLIA_CHECK_EQUAL(block.has_value(), true);
+  ILLIA_CHECK_EQUAL(block->num_dims, num_dims);
+  ILLIA_CHECK_EQUAL(block->row_size, row_size);
+  int64_t numel = 1;
+  for (int64_t size : sizes) numel *= size;
+  for (int64_t i = 0; i < numel; ++i) {
+    int64_t place = 0, rest = i, stride = 1;
+    for (size_t dim = sizes.size(); dim-- > 0; stride *= full_sizes[dim]) {
+      place += (origin[dim] + rest % sizes[dim]) * stride;
+      rest /= sizes[dim];
+    }
+    ILLIA_CHECK_EQUAL(block->place(i), place);
+  }
+}
+
+void test_blocks() {
+  test_block({}, {}, {}, 0, 1);
+  test_block({1, 1}, {7, 9}, {3, 4}, 0, 1);
+  test_block({3, 5, 6}, {7, 5, 6}, {2, 0, 0}, 0, 90);
+  test_block({1, 1, 4}, {7, 5, 6}, {2, 3, 1}, 0, 4);
+  test_block({3, 2, 6}, {7, 5, 6}, {2, 1, 0}, 1, 12);
+  test_block({3, 5, 2}, {7, 5, 6}, {2, 0, 3}, 1, 2);
+  test_block({3, 5, 1}, {7, 5, 6}, {2, 0, 3}, 1, 1);
+  test_block({3, 2, 4}, {7, 5, 6}, {2, 1, 2}, 2, 4);
+  test_block({2, 1, 2, 1, 2}, {3, 3, 3, 3, 3}, {1, 2, 0, 1, 1}, 2, 2);
+  test_block(std::vector<int64_t>(9, 2), std::vector<int64_t>(9, 3), std::vector<int64_t>(9, 1), 8, 2);
+  const std::vector<int64_t> ten(10, 2), of(10, 3), at(10, 0);
+  ILLIA_CHECK_EQUAL(make_block(ten, of, at).has_value(), false);
+  ILLIA_CHECK_EQUAL(make_block({2, 0}, {9, 9}, {1, 9})->is_one_row(), true);
+}
+
 struct ShortFormat {
   int mantissa_bits, bias;
   uint16_t infinity;
@@ -184,6 +250,9 @@ int main(int argc, char** argv) {
   test_softplus_extremes<double>();
   test_softplus_identities<float>();
   test_softplus_identities<double>();
+  test_element_priors<float>();
+  test_element_priors<double>();
+  test_blocks();
   test_short_format({10, 15, 0x7C00, half_to_float, float_to_half});
   test_short_format({7, 127, 0x7F80, bfloat16_to_float, float_to_bfloat16});
   std::cerr << failures << " checks of the core failed\n";
