@@ -19,12 +19,11 @@ __all__ = ["differentiable", "unrecorded"]
 _library = torch.library.Library("illia_ext", "IMPL")
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
-
 _is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
 _autograd_key = torch._C.DispatchKey.AutogradFunctionality
 _tracing = torch._C._get_tracing_state
 _function_modes = torch._C._len_torch_function_stack
-# of arguments that hand nothing on to code of their own
+# of arguments that have no code of their own to run at a call
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.dtype, type(None), bool, list, tuple}
 
 
@@ -57,7 +56,7 @@ def unrecorded(overload: Any) -> Callable[..., Any]:
     """
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or _is_recorded(args):
+        if is_compiling() or _is_recorded(args):
             return overload(*args)
         with _below_autograd():
             return overload(*args)

@@ -219,10 +219,8 @@ class GaussianDistribution(DistributionModule):
     def to_distribution(self) -> Independent:
         """q as one of torch.distributions, with a graph to mu and rho: event_shape is shape, batch_shape empty.
 
-        Its samples come from torch's generator, not from keys.
-
-        Raises:
-            ValueError: from torch.distributions, where softplus(rho) is 0 in this dtype (float32: rho below -104).
+        Its samples come from torch's generator, not from keys. Its formulas need softplus(rho) > 0, which in float32
+        ends at rho = -104, where ours go on.
         """
         # threshold: torch's own, 20, rounds in float64
         return Independent(Normal(self.mu, nn.functional.softplus(self.rho, threshold=60)), self.mu.dim())

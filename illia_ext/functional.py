@@ -30,30 +30,26 @@ _sample_and_log_prob = GaussianSampleAndLogProb.apply
 _kl_divergence = GaussianKLDivergence.apply
 
 
-def _not_a_tensor(name: str, value: Any) -> TypeError:
-    return TypeError(f"{name}: expected a tensor, got {value!r}")
+def _explain(**tensors: Any) -> None:
+    """After the op has refused: says in Python's terms what is of the wrong kind, if anything is.
 
-
-def _check_parameters(mu: Tensor, rho: Tensor) -> None:
-    if not isinstance(mu, Tensor):
-        raise _not_a_tensor("mu", mu)
-    if not isinstance(rho, Tensor):
-        raise _not_a_tensor("rho", rho)
+    The op checks everything by itself, so that a call that is in order need not pay for a second look.
+    """
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {value!r}") from None
+    mu, rho, key = tensors["mu"], tensors["rho"], tensors.get("key")
     if mu.dtype not in DTYPES:
-        raise TypeError(f"mu: expected float32, float64, float16 or bfloat16, got {mu.dtype}")
+        raise TypeError(f"mu: expected float32, float64, float16 or bfloat16, got {mu.dtype}") from None
     if rho.shape != mu.shape:
-        raise ValueError(f"rho: expected the shape of mu, {list(mu.shape)}, got {list(rho.shape)}")
-    if rho.dtype is not mu.dtype:
-        raise TypeError(f"rho: expected the dtype of mu, {mu.dtype}, got {rho.dtype}")
-
-
-def _check_key(key: Tensor) -> None:
-    if not isinstance(key, Tensor):
-        raise _not_a_tensor("key", key)
-    if key.dtype is not torch.int64 and key.dtype is not torch.uint64:
-        raise TypeError(f"key: expected int64 or uint64, got {key.dtype}")
-    if key.dim() not in (1, 2) or key.shape[-1] != 2:
-        raise ValueError(f"key: expected shape [2] or [num_samples, 2], got {list(key.shape)}")
+        raise ValueError(f"rho: expected the shape of mu, {list(mu.shape)}, got {list(rho.shape)}") from None
+    if rho.dtype != mu.dtype:
+        raise TypeError(f"rho: expected the dtype of mu, {mu.dtype}, got {rho.dtype}") from None
+    if key is not None:
+        if key.dtype not in (torch.int64, torch.uint64):
+            raise TypeError(f"key: expected int64 or uint64, got {key.dtype}") from None
+        if key.dim() not in (1, 2) or key.shape[-1] != 2:
+            raise ValueError(f"key: expected shape [2] or [num_samples, 2], got {list(key.shape)}") from None
 
 
 def _check_number(name: str, value: Any) -> Any:
@@ -99,9 +95,11 @@ def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | N
 
     Source: Blundell et al., "Weight uncertainty in neural networks" (2015); Kingma & Welling (2014).
     """
-    _check_parameters(mu, rho)
-    _check_key(key)
-    return _sample(mu, rho, key, dtype)
+    try:
+        return _sample(mu, rho, key, dtype)
+    except RuntimeError:
+        _explain(mu=mu, rho=rho, key=key)
+        raise
 
 
 def gaussian_log_prob(
@@ -117,10 +115,12 @@ def gaussian_log_prob(
     Returns:
         Scalar, or [S]; in nats.
     """
-    _check_parameters(mu, rho)
-    if not isinstance(x, Tensor):
-        raise _not_a_tensor("x", x)
-    return _log_prob(x, mu, rho, *_prior(mu_prior, std_prior))
+    mu_prior, std_prior = _prior(mu_prior, std_prior)
+    try:
+        return _log_prob(x, mu, rho, mu_prior, std_prior)
+    except RuntimeError:
+        _explain(x=x, mu=mu, rho=rho)
+        raise
 
 
 def gaussian_sample_and_log_prob(
@@ -148,9 +148,12 @@ def gaussian_sample_and_log_prob(
     Source of stick_the_landing: Roeder, Wu & Duvenaud, "Sticking the landing: simple, lower-variance gradient
     estimators for variational inference" (2017).
     """
-    _check_parameters(mu, rho)
-    _check_key(key)
-    return _sample_and_log_prob(mu, rho, *_prior(mu_prior, std_prior), key, dtype, stick_the_landing)
+    mu_prior, std_prior = _prior(mu_prior, std_prior)
+    try:
+        return _sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing)
+    except RuntimeError:
+        _explain(mu=mu, rho=rho, key=key)
+        raise
 
 
 def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float) -> Tensor:
@@ -159,5 +162,9 @@ def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, st
     Returns:
         Scalar, in nats.
     """
-    _check_parameters(mu, rho)
-    return _kl_divergence(mu, rho, *_prior(mu_prior, std_prior))
+    mu_prior, std_prior = _prior(mu_prior, std_prior)
+    try:
+        return _kl_divergence(mu, rho, mu_prior, std_prior)
+    except RuntimeError:
+        _explain(mu=mu, rho=rho)
+        raise

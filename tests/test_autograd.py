@@ -207,6 +207,25 @@ def test_gradients_of_a_block_are_those_of_the_whole(device: torch.device) -> No
 THREE, PRIOR = torch.ones(3, device=DEVICE), torch.ones(1, device=DEVICE)
 
 
+BACKWARD_ARGUMENTS: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {  # with outputs that are not asked for
+    "gaussian_log_prob_backward": lambda t: (t[0], t, t, t, PRIOR, PRIOR, [False, True, True, False, False]),
+    "gaussian_sample_and_log_prob_backward": lambda t: (t, t[0], t, t, PRIOR, PRIOR, make_key(1)),
+    "gaussian_kl_divergence_backward": lambda t: (t[0], t, t, PRIOR, PRIOR),
+}
+
+
+@parametrize("name", BACKWARD_ARGUMENTS)
+def test_empty_outputs_hand_nothing_on(name: str) -> None:
+    """A cotangent of theirs, which compiled programs make, is as empty."""
+    leaf = THREE.clone().requires_grad_()
+    outputs = op(name)(*BACKWARD_ARGUMENTS[name](leaf))
+    ours, expected = (
+        torch.autograd.grad(sum(output.sum() for output in used), leaf, retain_graph=True)[0]
+        for used in (outputs, [output for output in outputs if output.numel()])
+    )
+    assert torch.equal(ours, expected)
+
+
 def test_a_prior_that_requires_grad_is_read_under_no_grad() -> None:
     prior = PRIOR.clone().requires_grad_()
     with torch.no_grad():

@@ -99,5 +99,14 @@ def test_they_mean_what_we_think() -> None:
     assert [a.default_value for a in arguments] == [None] * 6
 
     leaf = torch.ones(2, requires_grad=True)
+    excluded, autograd = torch._C._dispatch_tls_is_dispatch_key_excluded, torch._C.DispatchKey.AutogradFunctionality
+    assert not excluded(autograd)
     with torch._C._AutoDispatchBelowAutograd():
         assert not (2 * leaf).requires_grad
+        assert excluded(autograd)
+    with torch.inference_mode():
+        assert excluded(autograd)
+
+    assert torch._C._len_torch_function_stack() == 0
+    with torch.device("cpu"):  # a function mode that everybody uses
+        assert torch._C._len_torch_function_stack() == 1
