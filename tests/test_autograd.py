@@ -64,14 +64,9 @@ def make_calls(shape: tuple[int, ...], key: Tensor) -> dict[str, Call]:
             (grad_log_prob, x, mu, rho),
         ),
         "gaussian_sample, a block": (lambda mu, rho: op("gaussian_sample")(mu, rho, key, **block), (mu, rho)),
-        "gaussian_sample_backward, a block": (lambda *a: op("gaussian_sample_backward")(*a, key, **block), (x, rho)),
         "gaussian_sample_and_log_prob, a block": (
             lambda mu, rho: op("gaussian_sample_and_log_prob")(mu, rho, *prior, key, **block),
             (mu, rho),
-        ),
-        "gaussian_sample_and_log_prob_backward, a block": (
-            lambda *a: backward_of_both(*a, *prior, key, **block)[:2],
-            (x, grad_log_prob, mu, rho),
         ),
         "gaussian_kl_divergence": (lambda *a: op("gaussian_kl_divergence")(*a, *prior), (mu, rho)),
         "gaussian_kl_divergence_backward": (
