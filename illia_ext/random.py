@@ -33,7 +33,7 @@ def philox4x32(seed: Tensor, counter: Tensor) -> list[Tensor]:
         Four int64 tensors of the broadcast shape, with values in [0, 2^32).
     """
     if _is_distributed(seed) or _is_distributed(counter):  # torch returns a DTensor that it should shift unchanged
-        raise TypeError("expected words in plain tensors, got a DTensor; its full_tensor() is one")
+        raise TypeError("seed, counter: expected plain tensors, got a DTensor; its full_tensor() is one")
     words = [counter & _WORD, (counter >> 32) & _WORD, torch.zeros_like(counter), torch.zeros_like(counter)]
     key0, key1 = seed & _WORD, (seed >> 32) & _WORD
     for _ in range(10):

@@ -92,6 +92,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sample": lambda mu, rho, key: functional.gaussian_sample(mu, rho, key),
     "sample_and_log_prob": lambda mu, rho, key: functional.gaussian_sample_and_log_prob(mu, rho, *PRIOR, key),
     "log_prob of the sample": lambda mu, rho, key: functional.gaussian_sample_and_log_prob(mu, rho, *PRIOR, key)[1],
+    "stick the landing": lambda mu, rho, key: torch.ops.illia_ext.gaussian_sample_and_log_prob(
+        mu, rho, *map(torch.tensor, PRIOR), key, stick_the_landing=True
+    ),
     "log_prob": lambda mu, rho, key: functional.gaussian_log_prob(mu * 2, mu, rho, *PRIOR),
     "kl_divergence": lambda mu, rho, key: functional.gaussian_kl_divergence(mu, rho, *PRIOR),
 }

@@ -6,7 +6,7 @@ from distributed_checks import KEY, KEYS, LAYOUTS, PRIOR
 from distributed_world import World, assert_part_of, check, make_mesh, place, shard
 from helpers import make_parameters, same_bits
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_device_mesh
+from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Replicate, Shard, init_device_mesh
 
 from illia_ext import GaussianDistribution, functional, random, reference
 
@@ -25,7 +25,7 @@ def a_distribution_draws_one_key_for_its_mesh(world: World) -> None:
     sizes, placements = LAYOUTS[world.size][0 if world.size == 2 else -1]
     whole = make_parameters((5, 3), device="cpu")
     weights, parts = Weights(*whole), Weights(*shard(whole, make_mesh(*sizes), *placements))
-    for num_samples in (None, 3):
+    for num_samples in (None, 3, 0):
         torch.manual_seed(0)
         expected = weights.sample(num_samples)
         torch.manual_seed(world.rank)
@@ -109,3 +109,10 @@ def refusals(world: World) -> None:
     ):
         with pytest.raises((RuntimeError, ValueError), match=message):
             call()
+    first = DeviceMesh("cpu", [0])
+    theirs = shard(whole, first, Shard(0))
+    if world.rank == 1:
+        with pytest.raises(ValueError, match="mesh: expected one with this rank on it"):
+            random.draw_key(mesh=first)
+        with pytest.raises(RuntimeError, match="mu: expected a mesh with this rank on it"):
+            functional.gaussian_kl_divergence(*theirs, *PRIOR)
