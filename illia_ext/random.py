@@ -116,12 +116,12 @@ def draw_key(
         int64 tensor of shape [2], or [num_keys, 2].
 
     Raises:
-        RuntimeError: a `generator` during backward, where a checkpointed region draws again.
+        RuntimeError: a `generator` in a compiled program, or during backward, where a checkpointed region draws again.
     """
-    if generator is not None and ModuleTracker().is_bw:
+    if generator is not None and (torch.compiler.is_compiling() or ModuleTracker().is_bw):
         raise RuntimeError(
-            "generator: a checkpointed region that runs again in backward would draw another key from it; draw the "
-            f"key before the region and hand it in, got {generator}"
+            "generator: expected None in a region that is compiled or that checkpointing runs again, got a "
+            "torch.Generator; draw the key before the region and hand it in"
         )
     size = [2] if num_keys is None else [count(num_keys, "num_keys"), 2]
     # `generator=` must be written, also when it is None: without it a compiled program draws other numbers.

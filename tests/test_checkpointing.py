@@ -147,7 +147,7 @@ def test_a_generator_inside_is_refused(use_reentrant: bool, device: torch.device
     distribution = GaussianDistribution((4, 4), rho_init=-1.0, device=device)
     generator = torch.Generator(device)
     run = partial(checkpoint, sample_from, distribution, generator, use_reentrant=use_reentrant)
-    with pytest.raises(RuntimeError, match=r"generator: a checkpointed region .* draw the key before the region"):
+    with pytest.raises(RuntimeError, match=r"generator: expected None .* draw the key before the region"):
         gradients(distribution, run)
 
     def hand_in(inputs: Tensor) -> Tensor:
@@ -156,6 +156,14 @@ def test_a_generator_inside_is_refused(use_reentrant: bool, device: torch.device
 
     expected = gradients(distribution, lambda inputs: sample_from(distribution, generator.manual_seed(5), inputs))
     assert_same(gradients(distribution, hand_in), expected)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_generator_in_a_compiled_program_is_refused(device: torch.device) -> None:
+    generator = torch.Generator(device)
+    draw = torch.compile(lambda: draw_key(device=device, generator=generator), fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"generator: expected None .* draw the key before"):
+        draw()
 
 
 @parametrize("use_reentrant", [False, True])

@@ -184,7 +184,7 @@ def train(compile_: Callable[..., Any], device: torch.device, after: Callable[[]
 
 
 def test_a_whole_training_step(device: torch.device) -> None:
-    """Forward, backward and the optimizer's update; the second batch size compiles as much as all of them."""
+    """Forward, backward and the optimizer's update; after the second batch size nothing is compiled any more."""
     counter = CompileCounterWithBackend("inductor")
     compilations = []
     trained = train(
@@ -192,7 +192,7 @@ def test_a_whole_training_step(device: torch.device) -> None:
         device,
         lambda: compilations.append(counter.frame_count),
     )
-    # inductor adds up in another order: the tolerances of float32, where other noise moves a loss by 1 % and more
+    # inductor adds up in another order: some 100 roundings of float32 may differ, and other noise does far more
     torch.testing.assert_close(trained, train(lambda step: step, device, lambda: None), rtol=1e-5, atol=1e-5)
     assert compilations[1:] == [compilations[1]] * (len(BATCHES) - 1)
 
