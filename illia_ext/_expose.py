@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
-__all__ = ["differentiable", "unrecorded"]
+__all__ = ["differentiable"]
 
 _library = torch.library.Library("illia_ext", "IMPL")
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -47,21 +47,6 @@ def _is_watched() -> bool:
         or _tracing() is not None
         or _is_excluded(_autograd_key)  # inside another op's kernel nothing is recorded
     )
-
-
-def unrecorded(overload: Any) -> Callable[..., Any]:
-    """`overload` for use inside a backward: straight to its kernel when nothing records the call.
-
-    The op's Autograd kernel would decide the same, after a round trip from Python to the dispatcher and back.
-    """
-
-    def call(*args: Any) -> Any:
-        if is_compiling() or _is_recorded(args):
-            return overload(*args)
-        with _below_autograd():
-            return overload(*args)
-
-    return call
 
 
 def differentiable(overload: Any) -> Callable[[type], type]:

@@ -8,24 +8,27 @@ Nothing is kept for backward but the inputs and the key; the noise is drawn agai
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from illia_ext import second_order  # (registers the derivatives of the backward ops)
-from illia_ext._expose import differentiable, unrecorded
+from illia_ext._expose import differentiable
 from illia_ext.ops import op
+from illia_ext.second_order import (
+    GaussianKLDivergenceBackward,
+    GaussianLogProbBackward,
+    GaussianSampleAndLogProbBackward,
+    GaussianSampleBackward,
+)
 from illia_ext.terms import Terms, save, saved_primals
 
-__all__ = ["GaussianKLDivergence", "GaussianLogProb", "GaussianSample", "GaussianSampleAndLogProb", "second_order"]
+__all__ = ["GaussianKLDivergence", "GaussianLogProb", "GaussianSample", "GaussianSampleAndLogProb"]
 
-_sample_backward = unrecorded(op("gaussian_sample_backward"))
-_log_prob_backward = unrecorded(op("gaussian_log_prob_backward"))
-_sample_and_log_prob_backward = unrecorded(op("gaussian_sample_and_log_prob_backward"))
-_kl_divergence_backward = unrecorded(op("gaussian_kl_divergence_backward"))
-
+_sample_backward = GaussianSampleBackward.apply
+_log_prob_backward = GaussianLogProbBackward.apply
+_sample_and_log_prob_backward = GaussianSampleAndLogProbBackward.apply
+_kl_divergence_backward = GaussianKLDivergenceBackward.apply
 
 _NO_PRIOR = (False, False)
 
@@ -79,11 +82,7 @@ class GaussianSample(torch.autograd.Function):
             grad_mu = grad_x.sum(0, dtype=rho.dtype) if key.dim() == 2 else grad_x.to(rho.dtype)
             grad_mu = grad_mu.contiguous()
         if ctx.needs_input_grad[1]:
-            _, full_size, origin = ctx.options
-            backward = _sample_backward
-            if full_size is not None:
-                backward = unrecorded(partial(op("gaussian_sample_backward"), full_size=full_size, origin=origin))
-            grad_rho = backward(grad_x, rho, key)
+            grad_rho = _sample_backward(grad_x, rho, key, *ctx.options[1:])
         return grad_mu, grad_rho, None, None, None, None
 
     @staticmethod
@@ -125,17 +124,13 @@ class GaussianSampleAndLogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor | None, grad_log_prob: Tensor | None) -> tuple[Tensor | None, ...]:
-        _, stick_the_landing, full_size, origin = ctx.options
-        asked = ctx.needs_input_grad[2:4]
-        if asked == _NO_PRIOR and full_size is None and not stick_the_landing:
-            grad_mu, grad_rho, _, _ = _sample_and_log_prob_backward(grad_x, grad_log_prob, *ctx.saved_tensors)
-            return grad_mu, grad_rho, None, None, None, None, None, None, None
         mu, rho, *priors, key = ctx.saved_tensors
-        options = {"stick_the_landing": stick_the_landing, "full_size": full_size, "origin": origin}
+        asked = ctx.needs_input_grad[2:4]
         if asked != _NO_PRIOR:
-            priors, options["prior_grads"] = _beside(mu, priors, asked), True
-        backward = unrecorded(partial(op("gaussian_sample_and_log_prob_backward"), **options))
-        grads = backward(grad_x, grad_log_prob, mu, rho, *priors, key)
+            priors = _beside(mu, priors, asked)
+        grads = _sample_and_log_prob_backward(
+            grad_x, grad_log_prob, mu, rho, *priors, key, *ctx.options[1:], asked != _NO_PRIOR
+        )
         return *grads[:2], *_only(grads[2:], asked), None, None, None, None, None
 
     @staticmethod
@@ -163,12 +158,11 @@ class GaussianKLDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        asked = ctx.needs_input_grad[2:4]
-        if asked == _NO_PRIOR:
-            grad_mu, grad_rho, _, _ = _kl_divergence_backward(grad, *ctx.saved_tensors)
-            return grad_mu, grad_rho, None, None
         mu, rho, *priors = ctx.saved_tensors
-        grads = _kl_divergence_backward(grad, mu, rho, *_beside(mu, priors, asked), True)
+        asked = ctx.needs_input_grad[2:4]
+        if asked != _NO_PRIOR:
+            priors = _beside(mu, priors, asked)
+        grads = _kl_divergence_backward(grad, mu, rho, *priors, asked != _NO_PRIOR)
         return *grads[:2], *_only(grads[2:], asked)
 
     @staticmethod
