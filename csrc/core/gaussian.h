@@ -66,12 +66,14 @@ template <typename acc_t>
 ILLIA_FUNCTION LogStd<acc_t> log_std_parts(acc_t std) {
   using K = Constants<acc_t>;
   constexpr acc_t kInfinity = std::numeric_limits<acc_t>::infinity();
-  const bool subnormal = std > 0 && std < std::numeric_limits<acc_t>::min();
-  const acc_t factor = subnormal ? std / K::kSubnormalScale : std;
-  const bool regular = factor > 0 && factor <= K::kMax;
-  const acc_t shift = subnormal ? -K::kSubnormalShift * K::kLn2 : acc_t{0};
-  const acc_t limit = std == 0 ? -kInfinity : std > 0 ? kInfinity : std::numeric_limits<acc_t>::quiet_NaN();
-  return {regular ? factor : acc_t{1}, regular ? shift : limit};
+  constexpr acc_t kMinNormal = std::numeric_limits<acc_t>::min();
+  // selections, each by one comparison: what joins comparisons does not vectorise
+  const acc_t scaled = std < kMinNormal ? std / K::kSubnormalScale : std;
+  const acc_t shift = std < kMinNormal ? -K::kSubnormalShift * K::kLn2 : acc_t{0};
+  const acc_t beyond = std > 0 ? kInfinity : std == 0 ? -kInfinity : std::numeric_limits<acc_t>::quiet_NaN();
+  const acc_t factor = scaled > 0 ? scaled : acc_t{1};
+  const acc_t linear = scaled > 0 ? shift : beyond;
+  return {factor <= K::kMax ? factor : acc_t{1}, factor <= K::kMax ? linear : beyond};
 }
 
 // Gradients of one element. In the sums over samples `rho` collects the factor of sigmoid(rho) or of h.

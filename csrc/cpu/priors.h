@@ -26,6 +26,19 @@ struct EachPrior {
   ILLIA_FUNCTION acc_t scale(int64_t i) const { return at(i).scale(grad); }
 };
 
+// Sum of log std_prior.
+template <typename acc_t>
+double log_std_piece(const acc_t* __restrict std, int64_t count) {
+  LogSum<acc_t> sum;
+  for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const LogStd<acc_t> parts = log_std_parts(std[first + lane]);
+      sum.add(lane, parts.factor, parts.linear);
+    }
+  });
+  return sum.total(count);
+}
+
 // Pieces have at most kSize elements.
 template <typename acc_t, int64_t kSize>
 class Priors {
@@ -50,7 +63,7 @@ class Priors {
 
   // Sum of log std_prior + constant.
   double log_std_sum(double constant = 0) const {
-    if (each_std_) return log_each_std_sum() + piece_.count * constant;
+    if (each_std_) return log_std_piece(each_std_ + piece_.first, piece_.count) + piece_.count * constant;
     return piece_.count * (same_.log_std + constant);
   }
 
@@ -66,18 +79,6 @@ class Priors {
   ILLIA_APART void invert() {
     const acc_t* __restrict std = each_std_ + piece_.first;
     for (int64_t i = 0; i < piece_.count; ++i) inverse_std_[i] = ElementPrior<acc_t>::make(0, std[i]).inverse_std;
-  }
-
-  ILLIA_APART double log_each_std_sum() const {
-    LogSum<acc_t> sum;
-    const acc_t* std = each_std_ + piece_.first;
-    for_each_row(piece_.count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const LogStd<acc_t> parts = log_std_parts(std[first + lane]);
-        sum.add(lane, parts.factor, parts.linear);
-      }
-    });
-    return sum.total(piece_.count);
   }
 
   const Prior<acc_t> same_;
