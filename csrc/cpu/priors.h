@@ -95,12 +95,12 @@ class PriorGradSums {
 
   bool asked() const { return asked_; }
 
-  ILLIA_APART void move_to(const Piece& piece, const Priors<acc_t, kTileSize>& priors) {
-    if (!asked_) return;
-    piece_ = piece;
-    priors.copy_to(mu_prior_, inverse_std_);
-    std::memset(mu_, 0, sizeof(mu_));
-    std::memset(std_, 0, sizeof(std_));
+  void move_to(const Piece& piece, const Priors<acc_t, kTileSize>& priors) {
+    if (asked_) begin(piece, priors);
+  }
+
+  void finish() {
+    if (asked_) hand_on();
   }
 
   // Those of -grad log p(x), or with sigma of grad KL(N(x, sigma^2) || p).
@@ -114,8 +114,15 @@ class PriorGradSums {
     }
   }
 
+ private:
+  ILLIA_APART void begin(const Piece& piece, const Priors<acc_t, kTileSize>& priors) {
+    piece_ = piece;
+    priors.copy_to(mu_prior_, inverse_std_);
+    std::memset(mu_, 0, sizeof(mu_));
+    std::memset(std_, 0, sizeof(std_));
+  }
+
   ILLIA_APART void hand_on() {
-    if (!asked_) return;
     for (int64_t i = 0; i < piece_.count; ++i) {
       mu_[i] *= inverse_std_[i];
       std_[i] *= inverse_std_[i];
@@ -124,7 +131,6 @@ class PriorGradSums {
     hand_on(std_, targets_.each_std, targets_.std_partials);
   }
 
- private:
   ILLIA_APART void hand_on(const acc_t* grads, void* each, double* partials) const {
     if (each) std::memcpy(static_cast<acc_t*>(each) + piece_.first, grads, piece_.count * sizeof(acc_t));
     if (!partials) return;
