@@ -23,8 +23,8 @@ class Arguments(NamedTuple):
     grad_log_prob: Tensor  # [S]
     grad_kl_divergence: Tensor  # []
     key: Tensor  # [S, 2]
-    mu_prior: Tensor  # [1]
-    std_prior: Tensor  # [1]
+    mu_prior: Tensor  # [1] or [*shape]
+    std_prior: Tensor  # [1] or [*shape]
 
     @classmethod
     def make(
@@ -33,6 +33,7 @@ class Arguments(NamedTuple):
         dtype: torch.dtype = torch.float32,
         sample_dtype: torch.dtype | None = None,
         num_samples: int | None = None,
+        each_prior: bool = False,
     ) -> "Arguments":
         """On the CPU. The given x lies up to some 5 sigma from mu, as samples do."""
         samples = () if num_samples is None else (num_samples,)
@@ -41,19 +42,23 @@ class Arguments(NamedTuple):
         x, grad_x = (make_parameters((*samples, *shape), torch.float64, "cpu", seed)[0] for seed in (1, 2))
         x = mu + 2 * sigma(rho) * x
         total = arithmetic_dtype(dtype)
+        priors = [torch.tensor([value], dtype=dtype) for value in (MU_PRIOR, STD_PRIOR)]
+        if each_prior:
+            apart = make_parameters(shape, torch.float64, "cpu", seed=4)[0]
+            priors = [(MU_PRIOR + apart).to(dtype), (STD_PRIOR * (1 + apart.abs())).to(dtype)]
         return cls(
             *(mu.to(dtype), rho.to(dtype), x.to(sample_dtype or dtype), grad_x.to(sample_dtype or dtype)),
             *(make_parameters(size, total, "cpu", seed=3)[0] for size in (samples, ())),
             keys[0] if num_samples is None else keys[:num_samples],
-            *(torch.tensor([value], dtype=dtype) for value in (MU_PRIOR, STD_PRIOR)),
+            *priors,
         )
 
     def to(self, device: torch.device) -> "Arguments":
         return Arguments(*(tensor.to(device) for tensor in self))
 
 
-def every_output(a: Arguments) -> dict[str, Tensor]:
-    """The sample's dtype is that of x."""
+def every_output(a: Arguments, prior_grads: bool = True) -> dict[str, Tensor]:
+    """The sample's dtype is that of x. Gradients to the priors come from calls of their own, and where asked for."""
     mu, rho, x = (tensor.detach().requires_grad_() for tensor in (a.mu, a.rho, a.x))
     priors, parameters = (a.mu_prior, a.std_prior), [mu, rho]
     sample = functional.gaussian_sample(mu, rho, a.key, dtype=x.dtype)
@@ -67,6 +72,10 @@ def every_output(a: Arguments) -> dict[str, Tensor]:
         "log_prob": torch.autograd.grad(log_prob, [*parameters, x], a.grad_log_prob),
         "kl_divergence": torch.autograd.grad(kl_divergence, parameters, a.grad_kl_divergence),
     }
+    held = torch.ops.illia_ext.gaussian_sample_and_log_prob(
+        mu, rho, *priors, a.key, dtype=x.dtype, stick_the_landing=True
+    )
+    grads["stick_the_landing"] = torch.autograd.grad(held, parameters, (a.grad_x, a.grad_log_prob))
     return {
         "eps": torch.ops.illia_ext.standard_normal(a.key, list(mu.shape), dtype=mu.dtype),
         "sample": sample.detach(),
@@ -75,22 +84,37 @@ def every_output(a: Arguments) -> dict[str, Tensor]:
         "log_prob": log_prob.detach(),
         "kl_divergence": kl_divergence.detach(),
         **{f"{op}: grad_{to}": g for op, both in grads.items() for to, g in zip(("mu", "rho", "x"), both)},
+        **(every_prior_grad(a) if prior_grads else {}),
     }
 
 
-def every_op(a: Arguments) -> dict[str, Callable[[], Any]]:
-    """Calls of the ops themselves, backward ones too."""
-    prior, mask = (a.mu_prior, a.std_prior), [True, True, True, False, False]
+def every_prior_grad(a: Arguments) -> dict[str, Tensor]:
+    priors = [prior.detach().requires_grad_() for prior in (a.mu_prior, a.std_prior)]
+    outputs = {
+        "fused": (functional.gaussian_sample_and_log_prob(a.mu, a.rho, *priors, a.key)[1], a.grad_log_prob),
+        "log_prob": (functional.gaussian_log_prob(a.x, a.mu, a.rho, *priors), a.grad_log_prob),
+        "kl_divergence": (functional.gaussian_kl_divergence(a.mu, a.rho, *priors), a.grad_kl_divergence),
+    }
+    grads = {op: torch.autograd.grad(output, priors, grad) for op, (output, grad) in outputs.items()}
+    return {f"{op}: grad_{to}_prior": g for op, both in grads.items() for to, g in zip(("mu", "std"), both)}
+
+
+def every_op(a: Arguments, general: bool = False) -> dict[str, Callable[[], Any]]:
+    """Calls of the ops themselves, backward ones too; `general` ones of a block and with gradients to the priors."""
+    prior, mask = (a.mu_prior, a.std_prior), [True, True, True, general, general]
+    place: dict[str, Any] = {"full_size": [n + 3 for n in a.mu.shape], "origin": [1] * a.mu.dim()} if general else {}
     calls = {
-        "standard_normal": lambda op: op(a.key, a.mu.shape, dtype=a.mu.dtype),
-        "gaussian_sample": lambda op: op(a.mu, a.rho, a.key, dtype=a.x.dtype),
-        "gaussian_sample_backward": lambda op: op(a.grad_x, a.rho, a.key),
+        "standard_normal": lambda op: op(a.key, a.mu.shape, dtype=a.mu.dtype, **place),
+        "gaussian_sample": lambda op: op(a.mu, a.rho, a.key, dtype=a.x.dtype, **place),
+        "gaussian_sample_backward": lambda op: op(a.grad_x, a.rho, a.key, **place),
         "gaussian_log_prob": lambda op: op(a.x, a.mu, a.rho, *prior),
         "gaussian_log_prob_backward": lambda op: op(a.grad_log_prob, a.x, a.mu, a.rho, *prior, mask),
-        "gaussian_sample_and_log_prob": lambda op: op(a.mu, a.rho, *prior, a.key, dtype=a.x.dtype),
-        "gaussian_sample_and_log_prob_backward": lambda op: op(a.grad_x, a.grad_log_prob, a.mu, a.rho, *prior, a.key),
+        "gaussian_sample_and_log_prob": lambda op: op(a.mu, a.rho, *prior, a.key, dtype=a.x.dtype, **place),
+        "gaussian_sample_and_log_prob_backward": lambda op: op(
+            a.grad_x, a.grad_log_prob, a.mu, a.rho, *prior, a.key, prior_grads=general, **place
+        ),
         "gaussian_kl_divergence": lambda op: op(a.mu, a.rho, *prior),
-        "gaussian_kl_divergence_backward": lambda op: op(a.grad_kl_divergence, a.mu, a.rho, *prior),
+        "gaussian_kl_divergence_backward": lambda op: op(a.grad_kl_divergence, a.mu, a.rho, *prior, general),
     }
     return {name: partial(call, getattr(torch.ops.illia_ext, name).default) for name, call in calls.items()}
 
@@ -106,9 +130,12 @@ def every_bound(a: Arguments) -> dict[str, Tensor]:
     u = UNIT_ROUNDOFF[arithmetic_dtype(a.mu.dtype)]
     unit = 1.0 if u == 2.0**-24 else 2 * 2.0**-29
     eps, s, p = noise(a.key, a.mu), sigma(rho), torch.sigmoid(rho)
-    e, h, variance = eps.abs().clamp(min=1), p / s, STD_PRIOR**2
+    e, h = eps.abs().clamp(min=1), p / s
+    mu_prior, std_prior = (t.double().reshape(t.shape if t.numel() > 1 else ()) for t in (a.mu_prior, a.std_prior))
+    variance = std_prior**2
     d = unit * DEVICES_AGREE * e
-    go = go.abs().reshape([*go.shape, *[1] * dims])
+    signed_go, grad = go.reshape([*go.shape, *[1] * dims]), a.grad_kl_divergence.double()
+    go = signed_go.abs()
 
     def samples(t: Tensor) -> Tensor:
         return t.expand(a.x.shape).sum(0) if a.x.dim() > dims else t
@@ -124,24 +151,24 @@ def every_bound(a: Arguments) -> dict[str, Tensor]:
         return bound + 2 * UNIT_ROUNDOFF[dtype] * (value.abs() + bound) + (0 if dtype == torch.float64 else 2.0**-24)
 
     # 1. values
-    drawn, log_std_prior, log_sigma = mu + s * eps, torch.full_like(mu, STD_PRIOR).log(), reference.log_sigma(rho)
-    moved = (eps.abs() + s * (drawn - MU_PRIOR).abs() / variance) * d
-    z, prior_score = (x - mu) / s, (x - MU_PRIOR) / STD_PRIOR
+    drawn, log_std_prior, log_sigma = mu + s * eps, std_prior.log().expand_as(mu), reference.log_sigma(rho)
+    moved = (eps.abs() + s * (drawn - mu_prior).abs() / variance) * d
+    z, prior_score = (x - mu) / s, (x - mu_prior) / std_prior
     bounds = {
         "eps": narrowed(d, eps, a.mu.dtype),
         "sample": narrowed(s * d, drawn, a.x.dtype),
-        "fused log_prob": total(-log_sigma, -(eps**2) / 2, log_std_prior, ((drawn - MU_PRIOR) / STD_PRIOR) ** 2 / 2)
+        "fused log_prob": total(-log_sigma, -(eps**2) / 2, log_std_prior, ((drawn - mu_prior) / std_prior) ** 2 / 2)
         + by_sample(moved).sum(-1),
         "log_prob": total(-log_sigma, -(z**2) / 2, log_std_prior, prior_score**2 / 2),
-        "kl_divergence": total(-log_sigma, log_std_prior, s**2 / variance / 2, (mu - MU_PRIOR) ** 2 / variance / 2)
+        "kl_divergence": total(-log_sigma, log_std_prior, s**2 / variance / 2, (mu - mu_prior) ** 2 / variance / 2)
         + unit * 1e-6 * mu.numel(),
     }
     bounds["fused x"] = bounds["sample"]
 
     # 2. gradients, from the sums of their absolute terms
     relative = unit * (2 * 3 + 2) * DEVICES_AGREE + 2 * u * (3 + a.key[..., 0].numel())
-    grad_x, prior_terms = a.grad_x.double().abs(), (mu.abs() + s * e + MU_PRIOR) / variance
-    both, w, grad = grad_x + go * prior_terms, go * z.abs(), a.grad_kl_divergence.double().abs()
+    grad_x, prior_terms = a.grad_x.double().abs(), (mu.abs() + s * e + mu_prior.abs()) / variance
+    both, w, abs_grad = grad_x + go * prior_terms, go * z.abs(), grad.abs()
     scales = {
         "sample: grad_mu": samples(grad_x),
         "sample: grad_rho": p * samples(grad_x * e),
@@ -151,12 +178,32 @@ def every_bound(a: Arguments) -> dict[str, Tensor]:
         "fused log_prob alone: grad_rho": samples(p * go * prior_terms * e + go * h),
         "log_prob: grad_mu": samples(w / s),
         "log_prob: grad_rho": samples(go * h * (z**2 + 1)),
-        "log_prob: grad_x": w / s + go * (x.abs() + MU_PRIOR) / variance,
-        "kl_divergence: grad_mu": grad * (mu.abs() + MU_PRIOR) / variance,
-        "kl_divergence: grad_rho": grad * p * (s / variance + 1 / s),
+        "log_prob: grad_x": w / s + go * (x.abs() + mu_prior.abs()) / variance,
+        "kl_divergence: grad_mu": abs_grad * (mu.abs() + mu_prior.abs()) / variance,
+        "kl_divergence: grad_rho": abs_grad * p * (s / variance + 1 / s),
+        "stick_the_landing: grad_mu": samples(both + go * e / s),
+        "stick_the_landing: grad_rho": samples(p * both * e + go * e**2 * h),
     }
     for name, scale in scales.items():
         bounds[name] = narrowed(relative * scale, scale, a.x.dtype if name.endswith("_x") else a.mu.dtype)
+
+    # 3. gradients to the priors; that of one element adds up to 32 floats in a row
+    relative += 2 * 32 * u
+
+    def to_prior(t: Tensor, prior: Tensor, kl: bool) -> Tensor:
+        each = t if kl else samples(t)
+        return each if prior.numel() > 1 else each.sum().reshape(prior.shape)
+
+    for name, point in (("fused", drawn), ("log_prob", x), ("kl_divergence", mu)):
+        kl = name == "kl_divergence"
+        weight, spread = (grad, s**2 / variance) if kl else (signed_go, 0)
+        score, far = (point - mu_prior) / std_prior, (point.abs() + mu_prior.abs() + (0 if kl else s * d)) / std_prior
+        for to, prior, value, scale in (
+            ("mu", a.mu_prior, -score / std_prior, far / std_prior),
+            ("std", a.std_prior, (1 - score**2 - spread) / std_prior, (1 + far**2 + spread) / std_prior),
+        ):
+            value, scale = (to_prior(t, prior, kl) for t in (weight * value, weight.abs() * scale))
+            bounds[f"{name}: grad_{to}_prior"] = narrowed(relative * scale, value, a.mu.dtype)
     return bounds
 
 

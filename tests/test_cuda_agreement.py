@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from agreement import Arguments, assert_agree, every_bound, every_output
-from helpers import FLOAT_DTYPES, LAYOUTS, arithmetic_dtype, make_keys, make_parameters, same_bits
+from helpers import FLOAT_DTYPES, LAYOUTS, UNIT_ROUNDOFF, arithmetic_dtype, make_keys, make_parameters, same_bits
 from torch import Tensor
 
 from illia_ext import functional
@@ -18,8 +18,9 @@ LARGE = 2**20 + 3  # more than the GPU holds at once, and a tail
 parametrize = pytest.mark.parametrize
 
 
-def check(arguments: Arguments, on_device: Arguments) -> None:
-    assert_agree(every_output(on_device), every_output(arguments), every_bound(arguments))
+def check(arguments: Arguments, on_device: Arguments, prior_grads: bool = True) -> None:
+    outputs = (every_output(a, prior_grads) for a in (on_device, arguments))
+    assert_agree(*outputs, every_bound(arguments))
 
 
 @parametrize("num_samples", [None, 3])
@@ -158,8 +159,92 @@ def test_priors(
     home = cuda if where == "cuda" else "cpu"
     priors = [prior.to(home, prior_dtype).reshape(shape) for prior in (arguments.mu_prior, arguments.std_prior)]
     there = arguments.to(cuda)
-    check(arguments, there._replace(mu_prior=priors[0], std_prior=priors[1]))
-    check(arguments, there._replace(std_prior=priors[1]))  # of two kinds
+    to_numbers = where == "cuda" and prior_dtype == dtype and shape == (1,)  # as on the CPU here
+    check(arguments, there._replace(mu_prior=priors[0], std_prior=priors[1]), prior_grads=to_numbers)
+    check(arguments, there._replace(std_prior=priors[1]), prior_grads=to_numbers)  # of two kinds
+
+
+@parametrize("num_samples", [None, 0, 3])
+@parametrize(("dtype", "sample_dtype"), DTYPES)
+@parametrize("shape", [(), (1,), (5,), (3, 0, 2), (5, 7, 13), (1023,), (4097,), (2**18 + 3,)])
+def test_a_prior_for_each_element(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    sample_dtype: torch.dtype,
+    num_samples: int | None,
+    cuda: torch.device,
+) -> None:
+    arguments = Arguments.make(shape, dtype, sample_dtype, num_samples, each_prior=True)
+    check(arguments, arguments.to(cuda))
+
+
+@parametrize("dtype", FLOAT_DTYPES)
+@parametrize("prior_shape", [(7, 1), (13,), (1, 13), (5, 1, 1), (1, 1, 13)])
+def test_priors_broadcast(prior_shape: tuple[int, ...], dtype: torch.dtype, cuda: torch.device) -> None:
+    """As full ones do, whose gradients torch sums. mu_prior is wider than the parameters, std_prior is a number."""
+    a = Arguments.make((5, 7, 13), dtype, num_samples=2, each_prior=True).to(cuda)
+    mu_prior = make_parameters(prior_shape, torch.float64, cuda, seed=4)[0].requires_grad_()
+    full = mu_prior.detach().to(arithmetic_dtype(dtype)).expand(a.mu.shape).contiguous().requires_grad_()
+    grads = []
+    for prior in (mu_prior, full):
+        log_prob = functional.gaussian_log_prob(a.x, a.mu, a.rho, prior, 0.5)
+        grads += torch.autograd.grad(log_prob, prior, a.grad_log_prob)
+    expected = grads[1].double().sum_to_size(prior_shape)
+    # at most 91 summands, which any order of adding them rounds that often
+    u = UNIT_ROUNDOFF[arithmetic_dtype(dtype)]
+    bound = 91 * u * grads[1].double().abs().sum_to_size(prior_shape)
+    assert grads[0].dtype == torch.float64
+    assert ((grads[0] - expected).abs() <= bound).all()
+
+
+# A tensor's sizes, where a block of it begins, and the block's: rows, columns, a part of each, one row, one element
+BLOCKS = [
+    ((64, 33), (3, 0), (50, 33)),
+    ((64, 33), (0, 6), (64, 26)),
+    ((64, 33), (7, 5), (9, 1)),
+    ((9, 6, 11, 7), (1, 2, 3, 1), (7, 3, 8, 5)),
+    ((9, 6, 11, 7), (2, 0, 5, 0), (3, 6, 2, 7)),
+    ((70001,), (6,), (65539,)),
+    ((4, 5), (3, 4), (1, 1)),
+]
+
+
+@parametrize("num_samples", [None, 3])
+@parametrize(("dtype", "sample_dtype"), DTYPES)
+@parametrize(("full_size", "origin", "size"), BLOCKS)
+def test_a_block_is_a_part_of_the_whole(
+    full_size: tuple[int, ...],
+    origin: tuple[int, ...],
+    size: tuple[int, ...],
+    dtype: torch.dtype,
+    sample_dtype: torch.dtype,
+    num_samples: int | None,
+    cuda: torch.device,
+) -> None:
+    """The same bits, forward and backward; its log_prob is the CPU's."""
+    a = Arguments.make(full_size, dtype, sample_dtype, num_samples).to(cuda)
+    part = (..., *(slice(start, start + count) for start, count in zip(origin, size)))
+    local = a._replace(**{name: getattr(a, name)[part] for name in ("mu", "rho", "x", "grad_x")})
+    place, ops = {"full_size": full_size, "origin": origin}, torch.ops.illia_ext
+
+    def outputs(a: Arguments, **place: tuple[int, ...]) -> list[Tensor]:
+        prior = (a.mu_prior, a.std_prior)
+        x, log_prob = ops.gaussian_sample_and_log_prob(a.mu, a.rho, *prior, a.key, dtype=a.x.dtype, **place)
+        backward = ops.gaussian_sample_and_log_prob_backward
+        grads = backward(a.grad_x, a.grad_log_prob, a.mu, a.rho, *prior, a.key, **place)
+        return [
+            ops.standard_normal(a.key, a.mu.shape, dtype=dtype, **place),
+            ops.gaussian_sample(a.mu, a.rho, a.key, dtype=a.x.dtype, **place),
+            ops.gaussian_sample_backward(a.grad_x, a.rho, a.key, **place),
+            *(x, grads[0], grads[1], log_prob),
+        ]
+
+    *ours, log_prob = outputs(local, **place)
+    assert all(same_bits(tensor, full[part]) for tensor, full in zip(ours, outputs(a)))
+    # 1e-6 of summands of which few cancel, on each device (2^-29 of it in double)
+    unit = 2.0**-29 if dtype == torch.float64 else 1.0
+    expected = outputs(local.to(torch.device("cpu")), **place)[-1]
+    torch.testing.assert_close(log_prob.cpu(), expected, rtol=4e-6 * unit, atol=0)
 
 
 @parametrize("dtype", FLOAT_DTYPES)

@@ -105,8 +105,8 @@ CUDA_KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     [
         ({"rho": torch.zeros(3)}, r"rho: expected the shape of mu, \[2\], got \[3\]"),
         ({"key": torch.zeros(3, dtype=torch.int64)}, r"key: expected shape \[2\] or \[num_samples, 2\], got \[3\]"),
-        ({"std_prior": torch.ones(2)}, r"std_prior: expected one element, got shape \[2\]"),
-        ({"stick_the_landing": True}, "stick_the_landing: True is not offered yet"),
+        ({"std_prior": torch.ones(3)}, r"std_prior: expected one element, or a shape that broadcasts to .* got \[3\]"),
+        ({"full_size": [4]}, r"origin: expected an index beside full_size, \[4\], got None"),
     ],
 )
 def test_cuda_kernels_refuse_what_the_cpu_refuses(

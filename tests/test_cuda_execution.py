@@ -42,12 +42,15 @@ def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
     before.wait_stream(stream)
 
 
+@parametrize("each_prior", [False, True])
 @parametrize("num_samples", [None, 3])
 @parametrize("dtype", FLOAT_DTYPES)
 @parametrize("numel", NUMELS)
-def test_the_same_bits_again(numel: int, dtype: torch.dtype, num_samples: int | None, cuda: torch.device) -> None:
+def test_the_same_bits_again(
+    numel: int, dtype: torch.dtype, num_samples: int | None, each_prior: bool, cuda: torch.device
+) -> None:
     """Run after run, on another stream, and beside work that takes multiprocessors away: blocks end in other orders."""
-    arguments = Arguments.make((numel,), dtype, num_samples=num_samples).to(cuda)
+    arguments = Arguments.make((numel,), dtype, num_samples=num_samples, each_prior=each_prior).to(cuda)
     expected = every_output(arguments)
     for _ in range(5):
         assert_same(every_output(arguments), expected)
@@ -205,6 +208,37 @@ def test_two_launches_forward_and_one_backward(name: str, numel: int, cuda: torc
         if not names and not launches(lambda: torch.ones(5, device=cuda)):
             pytest.skip("the profiler sees no kernel here")
         assert 1 <= len(names) <= limit, names
+
+
+@parametrize(("each_prior", "limit"), [(False, 2), (True, 1)])
+@parametrize("numel", [5, 2**20 + 1])
+def test_gradients_to_priors_come_with_the_backward(
+    numel: int, each_prior: bool, limit: int, cuda: torch.device
+) -> None:
+    """Those to priors of one element take a second launch that adds the blocks' sums."""
+    a = Arguments.make((numel,), each_prior=each_prior).to(cuda)
+    prior, ops = (a.mu_prior, a.std_prior), torch.ops.illia_ext
+    calls = (
+        lambda: ops.gaussian_log_prob_backward(a.grad_log_prob, a.x, a.mu, a.rho, *prior, [True] * 5),
+        lambda: ops.gaussian_sample_and_log_prob_backward(
+            a.grad_x, a.grad_log_prob, a.mu, a.rho, *prior, a.key, stick_the_landing=True, prior_grads=True
+        ),
+        lambda: ops.gaussian_kl_divergence_backward(a.grad_kl_divergence, a.mu, a.rho, *prior, True),
+    )
+    for call in calls:
+        call()
+        assert len(launches(call)) <= limit
+
+
+def test_a_number_beside_a_prior_for_each_element_is_not_waited_for(cuda: torch.device) -> None:
+    a = Arguments.make((4097,), each_prior=True).to(cuda)
+    number = torch.tensor(0.5)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.ops.illia_ext.gaussian_kl_divergence(a.mu, a.rho, number, a.std_prior)
+        torch.ops.illia_ext.gaussian_kl_divergence(a.mu, a.rho, a.mu_prior, number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_training_step_launches_three_kernels_and_the_draw(cuda: torch.device) -> None:

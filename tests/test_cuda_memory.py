@@ -69,14 +69,15 @@ def fill_free_memory(device: torch.device) -> None:
     torch.cuda.synchronize()
 
 
+@parametrize("general", [False, True])
 @parametrize("num_samples", [None, 3])
 @parametrize("dtype", FLOAT_DTYPES)
 @parametrize("numel", [1, 3, 5, 7, 127, 129, 255, 257, 1023, 1025, 4095, 4097])
 def test_nothing_behind_outputs_is_written(
-    numel: int, dtype: torch.dtype, num_samples: int | None, cuda: torch.device
+    numel: int, dtype: torch.dtype, num_samples: int | None, general: bool, cuda: torch.device
 ) -> None:
     """A vector store that passes the end lands in the padding. No other tool looks there: it is allocated memory."""
-    calls = every_op(Arguments.make((numel,), dtype, num_samples=num_samples).to(cuda))
+    calls = every_op(Arguments.make((numel,), dtype, num_samples=num_samples, each_prior=general).to(cuda), general)
     for name, call in calls.items():
         fill_free_memory(cuda)
         outputs = call()

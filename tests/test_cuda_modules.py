@@ -151,6 +151,25 @@ def test_one_argument_on_another_device_is_refused(
 
 
 @pytest.mark.usefixtures("still_works")
+@parametrize("name", ["mu_prior", "std_prior"])
+def test_a_gradient_to_a_number_on_the_cpu_is_refused(name: str, cuda: torch.device) -> None:
+    """Its value goes to the GPU with the launch; its gradient could only come back by waiting."""
+    arguments = Arguments.make((3,)).to(cuda)
+    number = torch.ones((), requires_grad=True)
+    a = arguments._replace(**{name: number})
+    calls = (
+        functional.gaussian_log_prob(a.x, a.mu, a.rho, a.mu_prior, a.std_prior),
+        functional.gaussian_sample_and_log_prob(a.mu, a.rho, a.mu_prior, a.std_prior, a.key)[1],
+        functional.gaussian_kl_divergence(a.mu, a.rho, a.mu_prior, a.std_prior),
+    )
+    for output in calls:
+        with pytest.raises(
+            RuntimeError, match=f"^{name}: a gradient to a number on the CPU beside parameters on another"
+        ):
+            torch.autograd.grad(output, number)
+
+
+@pytest.mark.usefixtures("still_works")
 @parametrize(
     ("call", "message"),
     [

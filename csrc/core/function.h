@@ -5,9 +5,11 @@
 #if defined(__CUDACC__)
 #define ILLIA_FUNCTION __host__ __device__ __forceinline__
 #define ILLIA_UNROLL _Pragma("unroll")
+#define ILLIA_KEEP_LOOP _Pragma("unroll 1")
 #else
 #define ILLIA_FUNCTION inline __attribute__((always_inline))
 #define ILLIA_UNROLL _Pragma("GCC unroll 16")
+#define ILLIA_KEEP_LOOP
 #endif
 
 // A function that a plain call does not need: compiled once, not into each kernel.

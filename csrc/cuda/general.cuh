@@ -5,13 +5,6 @@
 
 #include "cuda/reduce.cuh"
 
-// A loop whose body is worth standing there once.
-#if defined(__CUDACC__)
-#define ILLIA_KEEP_LOOP _Pragma("unroll 1")
-#else
-#define ILLIA_KEEP_LOOP
-#endif
-
 namespace illia {
 namespace cuda {
 
@@ -36,17 +29,20 @@ struct GeneralTile : Tile<scalar_t, 1, false, kNormalsPerBlock<AccType<scalar_t>
 
   __device__ __forceinline__ static Words words(const Key& key) { return key; }
 
-  // A new Philox block wherever an element's place leaves that of the element before.
+  // A new Philox block wherever the elements' places leave that of the element before.
   __device__ __forceinline__ void normals(const Key& key, int, acc_t (&eps)[kWidth]) const {
     acc_t drawn[kWidth] = {};
-    uint64_t counter = 0;
+    uint64_t place = 0;
+    int64_t left_in_row = 0;
     ILLIA_KEEP_LOOP
-    for (int k = 0; k < kWidth; ++k) {
-      const uint64_t place = static_cast<uint64_t>(block.place(first + k)), its_counter = place / kWidth;
-      if (k == 0 || its_counter != counter) {
-        counter = its_counter;
-        block_normals(philox4x32<uint32_t>(key.seed, key.offset + counter), drawn);
+    for (int k = 0; k < kWidth; ++k, ++place, --left_in_row) {
+      const bool begins = left_in_row == 0;
+      if (begins) {
+        place = static_cast<uint64_t>(block.place(first + k));
+        left_in_row = block.is_one_row() ? kWidth : block.row_size - (first + k) % block.row_size;
       }
+      if (begins || place % kWidth == 0)
+        block_normals(philox4x32<uint32_t>(key.seed, key.offset + place / kWidth), drawn);
       // No index may vary, or eps and drawn could not stay in registers: eps moves on by one an element, and the bits
       // of the place halve what is left of drawn.
       acc_t chosen[kWidth];

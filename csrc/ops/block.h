@@ -26,6 +26,7 @@ struct Block {
   // Place of the first element of a row.
   ILLIA_FUNCTION int64_t row_place(int64_t row) const {
     int64_t place = first;
+    ILLIA_KEEP_LOOP
     for (int dim = num_dims - 1; dim > 0; --dim) {
       place += row % sizes[dim] * strides[dim];
       row /= sizes[dim];
