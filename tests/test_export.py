@@ -98,7 +98,8 @@ def test_number_of_samples(strict: bool, device: torch.device) -> None:
 def test_saved_programs_run_in_a_fresh_process(network: Network, tmp_path: Path, device: torch.device) -> None:
     """They need `import illia_ext` and nothing else of ours.
 
-    The one that AOTInductor compiles is given its keys: of a key that it draws itself, torch 2.11 makes another one.
+    The one that AOTInductor compiles is given its keys: of several that a program draws itself, torch 2.11 agrees with
+    eager in the first alone.
     """
     module, keys = Draw(device), make_keys(*((i, i) for i in range(7)), device=device)
     torch.export.save(export(network), tmp_path / "exported.pt2")
