@@ -10,7 +10,6 @@ from helpers import DEVICE, make_key, make_keys, same_bits
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from illia_ext import GaussianDistribution, functional, reference
 
@@ -248,31 +247,4 @@ def test_vmap_of_grad_compiles(device: torch.device) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(gradients, backend="aot_eager", fullgraph=True)
     for ours, expected in zip(compiled(*inputs, keys), gradients(*inputs, keys), strict=True):
-        assert same_bits(ours, expected)
-
-
-@parametrize("use_reentrant", [False, True])
-def test_checkpoint_draws_the_same_noise_again(use_reentrant: bool, device: torch.device) -> None:
-    layers = nn.ModuleList([Linear(4, 4), Linear(4, 2)]).to(device)
-    inputs = torch.randn(5, 4, device=device, requires_grad=True)  # reentrant checkpointing asks for one
-
-    def plain(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return layer(hidden)
-
-    def checkpointed(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return checkpoint(layer, hidden, use_reentrant=use_reentrant)
-
-    def gradients(run: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]) -> list[Tensor]:
-        torch.manual_seed(7)
-        hidden, loss = inputs, torch.zeros((), device=device)
-        for layer in layers:
-            hidden, log_prob = run(layer, hidden)
-            loss = loss + log_prob / 10
-        leaves = [inputs, *layers.parameters()]
-        for leaf in leaves:
-            leaf.grad = None
-        (hidden.square().sum() + loss).backward()
-        return [leaf.grad for leaf in leaves]
-
-    for ours, expected in zip(gradients(checkpointed), gradients(plain), strict=True):
         assert same_bits(ours, expected)
