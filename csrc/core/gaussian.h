@@ -65,12 +65,13 @@ struct LogStd {
 template <typename acc_t>
 ILLIA_FUNCTION LogStd<acc_t> log_std_parts(acc_t std) {
   using K = Constants<acc_t>;
-  const bool subnormal = std > 0 && std < K::kMinNormal;
-  const acc_t factor = subnormal ? std / K::kSubnormalScale : std;
-  const bool regular = factor > 0 && factor <= K::kMax;
-  const acc_t shift = subnormal ? -K::kSubnormalShift * K::kLn2 : acc_t{0};
-  const acc_t limit = std == 0 ? -K::kInfinity : std > 0 ? K::kInfinity : K::kInfinity - K::kInfinity;
-  return {regular ? factor : acc_t{1}, regular ? shift : limit};
+  // selections, each by one comparison: what joins comparisons does not vectorise
+  const acc_t scaled = std < K::kMinNormal ? std / K::kSubnormalScale : std;
+  const acc_t shift = std < K::kMinNormal ? -K::kSubnormalShift * K::kLn2 : acc_t{0};
+  const acc_t beyond = std > 0 ? K::kInfinity : std == 0 ? -K::kInfinity : K::kInfinity - K::kInfinity;
+  const acc_t factor = scaled > 0 ? scaled : acc_t{1};
+  const acc_t linear = scaled > 0 ? shift : beyond;
+  return {factor <= K::kMax ? factor : acc_t{1}, factor <= K::kMax ? linear : beyond};
 }
 
 // Gradients of one element. In the sums over samples `rho` collects the factor of sigmoid(rho) or of h.

@@ -87,7 +87,7 @@ void log_prob_backward_kernel(const LogProbBackwardArgs& args, int64_t begin, in
     acc_t* grad_rho = destination(args.grad_rho, piece.first, rho_buffer);
     for (int64_t i = 0; i < count; ++i) grad_rho[i] = h[i] * rho_sum[i];
     store(args.grad_rho, piece.first, count, grad_rho);
-    prior_grads.hand_on();
+    prior_grads.finish();
   });
 }
 
@@ -156,7 +156,7 @@ void kl_divergence_backward_kernel(const KlDivergenceBackwardArgs& args, int64_t
     if (!prior_grads.asked()) return;
     prior_grads.move_to(piece, priors);
     prior_grads.add(grad, mu, sigma);
-    prior_grads.hand_on();
+    prior_grads.finish();
   });
 }
 

@@ -74,11 +74,13 @@ class Noise {
   // Lists the Philox blocks that the piece's rows need, each once where neighbours share it: never more than elements.
   ILLIA_APART void collect() {
     num_blocks_ = num_runs_ = 0;
+    int64_t row = piece_.first / block_.row_size, in_row = piece_.first % block_.row_size;
     for (int64_t i = 0; i < piece_.count; i += runs_[num_runs_++].count) {
-      const int64_t row = (piece_.first + i) / block_.row_size, in_row = (piece_.first + i) % block_.row_size;
       const int64_t place = block_.row_place(row) + in_row;
       const int64_t in_piece = piece_.count - i, rest_of_row = block_.row_size - in_row;
       const int64_t count = rest_of_row < in_piece ? rest_of_row : in_piece;
+      ++row;
+      in_row = 0;
       const uint64_t counter = static_cast<uint64_t>(place / kNormals);
       const uint64_t end = static_cast<uint64_t>((place + count - 1) / kNormals) + 1;
       const bool shared = num_blocks_ > 0 && counters_[num_blocks_ - 1] == counter;

@@ -64,10 +64,11 @@ class PriorGrad {
     Sizes strides(sizes.size()), index(sizes.size());
     for (size_t dim = missing; dim < sizes.size(); ++dim)
       strides[dim] = sizes[dim] == prior_.size(dim - missing) ? sums.stride(dim - missing) : 0;
+    const int64_t row_size = sizes.back(), row_stride = strides.back();
     int64_t place = 0;
-    for (int64_t i = 0; i < mu_.numel(); ++i) {
-      values[place] += static_cast<double>(grads[i]);
-      for (size_t dim = sizes.size(); dim-- > 0;) {
+    for (int64_t first = 0; first < mu_.numel(); first += row_size) {
+      for (int64_t i = 0; i < row_size; ++i) values[place + i * row_stride] += static_cast<double>(grads[first + i]);
+      for (size_t dim = sizes.size() - 1; dim-- > 0;) {
         place += strides[dim];
         if (++index[dim] < sizes[dim]) break;
         place -= index[dim] * strides[dim];

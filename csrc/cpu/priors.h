@@ -26,6 +26,19 @@ struct EachPrior {
   ILLIA_FUNCTION acc_t scale(int64_t i) const { return at(i).scale(grad); }
 };
 
+// Sum of log std_prior.
+template <typename acc_t>
+double log_std_piece(const acc_t* __restrict std, int64_t count) {
+  LogSum<acc_t> sum;
+  for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const LogStd<acc_t> parts = log_std_parts(std[first + lane]);
+      sum.add(lane, parts.factor, parts.linear);
+    }
+  });
+  return sum.total(count);
+}
+
 // Pieces have at most kSize elements.
 template <typename acc_t, int64_t kSize>
 class Priors {
@@ -50,7 +63,7 @@ class Priors {
 
   // Sum of log std_prior + constant.
   double log_std_sum(double constant = 0) const {
-    if (each_std_) return log_each_std_sum() + piece_.count * constant;
+    if (each_std_) return log_std_piece(each_std_ + piece_.first, piece_.count) + piece_.count * constant;
     return piece_.count * (same_.log_std + constant);
   }
 
@@ -68,18 +81,6 @@ class Priors {
     for (int64_t i = 0; i < piece_.count; ++i) inverse_std_[i] = ElementPrior<acc_t>::make(0, std[i]).inverse_std;
   }
 
-  ILLIA_APART double log_each_std_sum() const {
-    LogSum<acc_t> sum;
-    const acc_t* std = each_std_ + piece_.first;
-    for_each_row(piece_.count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const LogStd<acc_t> parts = log_std_parts(std[first + lane]);
-        sum.add(lane, parts.factor, parts.linear);
-      }
-    });
-    return sum.total(piece_.count);
-  }
-
   const Prior<acc_t> same_;
   const acc_t *each_mu_, *each_std_;  // [numel], or nullptr
   Piece piece_;
@@ -94,12 +95,12 @@ class PriorGradSums {
 
   bool asked() const { return asked_; }
 
-  ILLIA_APART void move_to(const Piece& piece, const Priors<acc_t, kTileSize>& priors) {
-    if (!asked_) return;
-    piece_ = piece;
-    priors.copy_to(mu_prior_, inverse_std_);
-    std::memset(mu_, 0, sizeof(mu_));
-    std::memset(std_, 0, sizeof(std_));
+  void move_to(const Piece& piece, const Priors<acc_t, kTileSize>& priors) {
+    if (asked_) begin(piece, priors);
+  }
+
+  void finish() {
+    if (asked_) hand_on();
   }
 
   // Those of -grad log p(x), or with sigma of grad KL(N(x, sigma^2) || p).
@@ -113,8 +114,15 @@ class PriorGradSums {
     }
   }
 
+ private:
+  ILLIA_APART void begin(const Piece& piece, const Priors<acc_t, kTileSize>& priors) {
+    piece_ = piece;
+    priors.copy_to(mu_prior_, inverse_std_);
+    std::memset(mu_, 0, sizeof(mu_));
+    std::memset(std_, 0, sizeof(std_));
+  }
+
   ILLIA_APART void hand_on() {
-    if (!asked_) return;
     for (int64_t i = 0; i < piece_.count; ++i) {
       mu_[i] *= inverse_std_[i];
       std_[i] *= inverse_std_[i];
@@ -123,7 +131,6 @@ class PriorGradSums {
     hand_on(std_, targets_.each_std, targets_.std_partials);
   }
 
- private:
   ILLIA_APART void hand_on(const acc_t* grads, void* each, double* partials) const {
     if (each) std::memcpy(static_cast<acc_t*>(each) + piece_.first, grads, piece_.count * sizeof(acc_t));
     if (!partials) return;

@@ -149,7 +149,7 @@ void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64
       grad_rho_piece<acc_t, kLogProb>(dsigma, h, rho_sum, count, scale, grad_rho);
     }
     store(args.grad_rho, piece.first, count, grad_rho);
-    prior_grads.hand_on();
+    prior_grads.finish();
   });
 }
 

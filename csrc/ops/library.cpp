@@ -1,7 +1,8 @@
 // Every op of torch.ops.illia_ext. The schemas are frozen: scripted and exported programs store them.
 //
-// A key is [2] or [num_samples, 2] words (seed, offset); a prior is 0-dim on the CPU or one element beside mu.
-// An output that was not asked for is an empty tensor.
+// A key is [2] or [num_samples, 2] words (seed, offset). A prior is 0-dim on the CPU or, beside mu, one element or a
+// shape that broadcasts to mu's. With full_size, mu is the block of a larger tensor that starts at index origin. An
+// output that was not asked for is an empty tensor.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(illia_ext, m) {
