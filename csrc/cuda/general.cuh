@@ -32,6 +32,8 @@ struct GeneralTile : Tile<scalar_t, 1, false, kNormalsPerBlock<AccType<scalar_t>
   // A new Philox block wherever the elements' places leave that of the element before.
   __device__ __forceinline__ void normals(const Key& key, int, acc_t (&eps)[kWidth]) const {
     acc_t drawn[kWidth] = {};
+    ILLIA_UNROLL
+    for (acc_t& value : eps) value = 0;
     uint64_t place = 0;
     int64_t left_in_row = 0;
     ILLIA_KEEP_LOOP
