@@ -115,8 +115,12 @@ def parse_environment(text: str) -> tuple[str, Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch", nargs="+", metavar="VERSION", help=f"by default those of --env, or {TORCHES}")
-    parser.add_argument("--env", nargs="+", type=parse_environment, default=[], metavar="VERSION=FOLDER")
+    parser.add_argument(
+        "--torch", nargs="+", action="extend", metavar="VERSION", help=f"by default those of --env, or {TORCHES}"
+    )
+    parser.add_argument(
+        "--env", nargs="+", action="extend", type=parse_environment, default=[], metavar="VERSION=FOLDER"
+    )
     parser.add_argument("--no-isolation", action="store_true", help="build with this Python's own torch and setuptools")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "matrix", help="folder of all that is made")
     parser.add_argument("pytest", nargs="*", help="options of pytest, behind --")
