@@ -24,12 +24,16 @@ class _Watch(MetaPathFinder):
         if fullname != self.awaited:
             return None
         sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        try:
+            spec = find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)  # because whoever looks for it need not load it
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
+                sys.meta_path.remove(self)
                 importlib.import_module(self.follower)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]

@@ -1,8 +1,8 @@
 """The ops on DTensors: each rank works on its own shards and draws the noise of their places in the whole tensor.
 
 mu and rho lie alike, and say how the work is split; x, gradients and priors that lie otherwise are redistributed. A
-sample is placed as mu is; log_prob, and the gradient to a prior that shards share, is Partial where mu is sharded.
-Beside that redistribution only the gradient to a plain prior is communicated: it is summed over the mesh.
+sample is placed as mu is, log_prob is Partial where mu is sharded, and a gradient to a prior comes as the prior lies.
+Beside that redistribution only gradients to priors that shards share are communicated: they are summed.
 """
 
 import math
@@ -117,7 +117,9 @@ class Layout:
         whole = DTensor.from_local(
             local, self.mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
         )
-        return whole if prior is None or isinstance(prior, DTensor) else whole.full_tensor()
+        if prior is None:
+            return whole
+        return whole.redistribute(placements=prior.placements) if isinstance(prior, DTensor) else whole.full_tensor()
 
 
 def _rule(cls: type, overload: Any, types: Sequence[type], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

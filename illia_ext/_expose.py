@@ -56,8 +56,8 @@ def differentiable(overload: Any) -> Callable[[type], type]:
     backward(ctx, *grad_outputs)        gradients, one an input; at least one grad_output is given
     tangent(ctx, *grad_inputs)          forward mode (not named `jvp`: Dynamo refuses a class that has one)
 
-    Inputs stand in schema order, keyword-only ones included. The methods call ops, never `apply`. The class's `apply`
-    becomes the op, without the dispatcher's round trip through Python where plain eager code calls it.
+    Inputs stand in schema order, keyword-only ones included. The methods call ops, or another class's `apply`. The
+    class's own `apply` becomes the op, without the dispatcher's round trip through Python where plain eager code calls.
     """
     arguments = overload._schema.arguments
     num_positional = sum(not argument.kwarg_only for argument in arguments)
@@ -68,7 +68,8 @@ def differentiable(overload: Any) -> Callable[[type], type]:
 
     def call(*inputs: Any) -> Any:
         given = zip(names, inputs[num_positional:], keyword_defaults)
-        return overload(*inputs[:num_positional], **{name: v for name, v, default in given if v is not default})
+        keywords = {name: v for name, v, default in given if v is not default}
+        return overload(*inputs[:num_positional], *inputs[len(arguments) :], **keywords)  # which refuses too many
 
     def call_below_autograd(inputs: tuple[Any, ...]) -> Any:
         with _below_autograd():
@@ -124,7 +125,8 @@ def differentiable(overload: Any) -> Callable[[type], type]:
             return function.apply(*inputs, None)
 
         def apply(*inputs: Any) -> Any:
-            if _is_watched() or not _PLAIN_TYPES.issuperset(map(type, inputs)):
+            fits = num_positional <= len(inputs) <= len(arguments)
+            if not fits or _is_watched() or not _PLAIN_TYPES.issuperset(map(type, inputs)):
                 return call(*inputs)
             if torch.is_grad_enabled():
                 return function.apply(*inputs, *defaults[len(inputs) :], None)

@@ -2,15 +2,15 @@
 
 sigma = softplus(rho). mu_prior and std_prior are each a number, a 0-dim tensor on the CPU, or a tensor on mu's device
 with one element or of a shape that broadcasts to mu's; they may require a gradient (empirical Bayes), but for a CPU's
-beside parameters on a GPU. A tensor std_prior is never read by Python (that would make a GPU wait), so a value <= 0 in
-it gives NaN or -inf. The dtype is one of float32, float64, float16 and bfloat16, and priors may have another of them;
-log_prob is float32 for half types, else the parameters' type.
+beside parameters on a GPU. A tensor std_prior is never read by Python (that would make a GPU wait): a value <= 0 in it
+makes log_prob NaN, while gradients may be finite. The dtype is one of float32, float64, float16 and bfloat16, and
+priors may have another of them; log_prob is float32 for half types, else the parameters' type.
 
 All functions raise TypeError and ValueError for arguments of a wrong kind, and RuntimeError, from C++, for
 tensors that do not fit together; the message names the argument and shows its value.
 """
 
-import math
+import sys
 from numbers import Real
 from typing import Any
 
@@ -60,7 +60,7 @@ def _check_number(name: str, value: Any) -> Any:
 
 def check_std_prior(value: float) -> float:
     """A standard deviation given as a number."""
-    if not 0 < _check_number("std_prior", value) < math.inf:
+    if not 0 < _check_number("std_prior", value) <= sys.float_info.max:
         raise ValueError(f"std_prior: expected a positive finite number, got {value}")
     return value
 
@@ -68,7 +68,7 @@ def check_std_prior(value: float) -> float:
 def check_finite(name: str, value: float) -> float:
     """Another number, such as the prior's mean."""
     # comparisons, because they also trace a number that is dynamic under torch.compile
-    if not -math.inf < _check_number(name, value) < math.inf:
+    if not -sys.float_info.max <= _check_number(name, value) <= sys.float_info.max:
         raise ValueError(f"{name}: expected a finite number, got {value}")
     return value
 

@@ -1,5 +1,6 @@
 """Shapes and batching of torch.ops.illia_ext: what tracing, torch.compile and vmap need to know of each op."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,6 +79,9 @@ def _check_block(name: str, size: Sequence[int], full_size: Any, origin: Any) ->
     message = f"got {list(origin)} for size {list(size)} and full_size {list(full_size)}"
     inside = all(start >= 0 and start + n <= full for start, n, full in zip(origin, size, full_size))
     _refuse(not inside, f"origin: expected 0 <= origin and origin + size <= full_size, {message}")
+    if all(isinstance(n, int) for n in full_size):  # a product of symbols would be a guard
+        message = f"full_size: expected fewer than 2^63 elements, got {list(full_size)}"
+        _refuse(math.prod(max(n, 1) for n in full_size) >= 2**63, message)
 
 
 def _check(
@@ -90,7 +94,8 @@ def _check(
 ) -> None:
     """What csrc/ops/checks.h refuses, for traced programs and for arguments on the meta device.
 
-    Devices and shapes; dtypes are left to the kernel, which runs later.
+    Devices and shapes; dtypes, and how many dimensions a block's rows may take, are left to the kernel, which runs
+    later.
     """
     (first, leader), *others = parameters.items()
     for name, tensor in {**dict(others), "key": key, "x": x, **(grads or {})}.items():
@@ -242,7 +247,7 @@ def _register_vmap(name: str) -> None:
 
     def batch(info: Any, in_dims: tuple[Any, ...], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         batched = [i for i, dim in enumerate(in_dims) if dim is not None and isinstance(args[i], Tensor)]
-        if batched == [key_place]:
+        if batched == [key_place] and args[key_place].dim() <= 3:  # else the loop, whose calls refuse it
             keys = args[key_place].movedim(in_dims[key_place], 0)
             flat = (*args[:key_place], keys.reshape(-1, 2), *args[key_place + 1 :])
             output = tree_map(lambda out: out.unflatten(0, keys.shape[:-1]), overload(*flat, **kwargs))

@@ -128,6 +128,8 @@ def draw_key(
     drawn = torch.randint(2**63 - 1, size, generator=generator, device=device)
     if mesh is None:
         return drawn
+    if not hasattr(mesh, "get_coordinate"):
+        raise TypeError(f"mesh: expected a torch.distributed.DeviceMesh, got {mesh!r}")
     from torch.distributed.tensor import DTensor, Partial, Replicate  # here: see _is_distributed
 
     # a sum with zeros, because torch.compile cannot trace distribute_tensor

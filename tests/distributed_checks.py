@@ -193,6 +193,7 @@ def priors_and_their_gradients(world: World) -> None:
                     torch.testing.assert_close(ours, value, rtol=1e-12, atol=0)
                     for gradient, prior in zip(torch.autograd.grad(ours, given), expected):
                         assert isinstance(gradient, DTensor) == (kind is not None)
+                        assert kind is None or gradient.placements == tuple([kind] * mesh.ndim)
                         total = gradient if kind is None else gradient.full_tensor()
                         torch.testing.assert_close(total, prior, rtol=1e-12, atol=1e-12)
 

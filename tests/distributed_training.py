@@ -1,5 +1,6 @@
 """Checks of training on several processes: DDP, FSDP2 with its checkpoints, and what travels between them."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -102,6 +103,24 @@ def fsdp_trains_draws_and_saves(world: World) -> None:
     expected_x, expected = whole.weight.sample_and_log_prob(key=KEY)
     assert same_bits(x.full_tensor(), expected_x)
     torch.testing.assert_close(log_prob.full_tensor(), expected, rtol=1e-5, atol=0)  # far from a rank's part missing
+
+
+@check(2)
+def learned_priors_take_steps_on_shards(world: World) -> None:
+    """A gradient lies as its parameter does, or accumulation and the optimizer's updates in place would be refused.
+    One element of each prior on two ranks; float64 leaves 1e-12."""
+    torch.manual_seed(0)
+    priors = [nn.Parameter(torch.tensor([value], dtype=torch.float64)) for value in (0.3, 0.7)]
+    whole = GaussianDistribution((5, 3), *priors, dtype=torch.float64)
+    sharded = fully_shard(copy.deepcopy(whole))
+    for weights, key in ((whole, KEY), (sharded, place(KEY, make_mesh(world.size)))):
+        optimizer = torch.optim.SGD(weights.parameters(), lr=0.01)
+        for _ in range(2):
+            log_prob = weights.sample_and_log_prob(key=key)[1]
+            (log_prob.full_tensor() if weights is sharded else log_prob).backward()
+        optimizer.step()
+    for ours, expected in zip(sharded.parameters(), whole.parameters()):
+        torch.testing.assert_close(ours.full_tensor(), expected, rtol=1e-12, atol=1e-12)
 
 
 @check(4)

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DeviceMesh, DTensor, Placement, distribute_
 
 __all__ = ["CHECKS", "World", "assert_part_of", "check", "make_mesh", "outcomes", "place", "shard"]
 
-SECONDS = 180  # for all checks of a world, which take five; a busy machine is no failure
+SECONDS = 180  # for all checks of a world, which take twenty; a busy machine is no failure
 LEFT_BEHIND = 10  # seconds that ranks have to end after the first, and to join one that failed: else they are stuck
 PATIENCE = timedelta(seconds=60)  # of a rank with the others
 CHECKS: dict[str, tuple[tuple[int, ...], Callable[["World"], None]]] = {}

@@ -120,4 +120,4 @@ def run_python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
     tests = Path(__file__).resolve().parent
     path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, **environ}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)

@@ -182,7 +182,7 @@ def test_tangents_of_narrow_samples_agree_with_backward(
 
 
 def test_gradients_of_a_block_are_those_of_the_whole(device: torch.device) -> None:
-    """Of x and of -log q: the block's own, from the noise of its place."""
+    """Of x and of log_prob: the block's own, from the noise of its place."""
     place, block = (slice(1, 4), slice(2, 3)), {"full_size": [5, 4], "origin": [1, 2]}
     keys, one = keys_for(2, device), torch.ones((), device=device)
     mu, rho = torch.linspace(-1, 1, 40, device=device).reshape(2, 5, 4)
@@ -191,8 +191,7 @@ def test_gradients_of_a_block_are_those_of_the_whole(device: torch.device) -> No
         leaves = [mu.clone().requires_grad_(), rho.clone().requires_grad_()]
         x = op("gaussian_sample")(*leaves, keys, **options)
         both = op("gaussian_sample_and_log_prob")(*leaves, one, one, keys, **options)
-        weight = torch.autograd.grad((x.sin().sum() + both[0].cos().sum() + both[1].sum()), leaves)
-        return list(weight)
+        return list(torch.autograd.grad(x.sin().sum() + both[0].cos().sum() + both[1].sum(), leaves))
 
     whole, part = gradients(mu, rho), gradients(mu[place], rho[place], **block)
     for ours, expected in zip(part, whole, strict=True):

@@ -69,7 +69,7 @@ FUNCTIONAL: list[Case] = [
     # values
     *[
         (call, ValueError, f"std_prior: expected a positive finite number, got {value}")
-        for value in (0, 0.0, -0.5, nan, inf, -inf)
+        for value in (0, 0.0, -0.5, nan, inf, -inf, 10**400)
         for call in (
             lambda value=value: kl_divergence(MU, RHO, 0.0, value),
             lambda value=value: log_prob(MU, MU, RHO, 0.0, value),
@@ -79,7 +79,7 @@ FUNCTIONAL: list[Case] = [
     ],
     *[
         (call, ValueError, f"mu_prior: expected a finite number, got {value}")
-        for value in (nan, inf, -inf)
+        for value in (nan, inf, -inf, 10**400)
         for call in (
             lambda value=value: kl_divergence(MU, RHO, value, 1.0),
             lambda value=value: GaussianDistribution(3, mu_prior=value),
@@ -255,6 +255,7 @@ MODULE: list[Case] = [
     ),
     (lambda: random.key(2**64), ValueError, f"seed: expected an integer in [-2**63, 2**64), got {2**64}"),
     (lambda: random.draw_key(-1), ValueError, "num_keys: expected a non-negative integer, got -1"),
+    (lambda: random.draw_key(mesh="x"), TypeError, "mesh: expected a torch.distributed.DeviceMesh, got 'x'"),
     (lambda: random.draw_key(True), TypeError, "num_keys: expected an integer, got True"),
     (lambda: random.split(KEY, -1), ValueError, "n: expected a non-negative integer, got -1"),
     (lambda: random.split(KEY.int()), TypeError, "key: expected a tensor of int64 or uint64, got torch.int32"),

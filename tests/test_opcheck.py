@@ -146,6 +146,7 @@ def make_refusals(device: torch.device) -> list[tuple[str, tuple[Any, ...], dict
         {"full_size": [4, 3], "origin": [-1, 0]},
         {"full_size": [4, 3], "origin": [0, 1]},
         {"full_size": [3, 3], "origin": [0, 0]},
+        {"full_size": [2**32, 2**31], "origin": [0, 0]},
     ]
     drawing = {
         "standard_normal": (key, [4, 3]),

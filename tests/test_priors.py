@@ -92,17 +92,17 @@ OF_PRIORS = (6, 7, 11, 12, 15, 16)  # places of their gradients among every outp
 @pytest.mark.parametrize("stick", [False, True])
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 def test_equal_priors_are_one_prior(dtype: torch.dtype, stick: bool, device: torch.device) -> None:
-    """With a power of two every quotient is exact: gradients of each element have the same bits, and what is summed
-    agrees with assert_log_prob's bound, here that of the largest of the sums."""
+    """With a power of two every quotient is exact, and gradients of each element have the same bits. One prior's
+    gradient adds those of each in 32 lanes of float, which lose 1e-6 of their sizes, and is rounded once. The values
+    are compared with float64 above."""
     case = PriorCase(((3, 7, 131), (1,), (1,)), dtype, dtype, 3, device)
     one = (torch.tensor(0.25, device=device), torch.tensor(0.125, device=device))
     each = tuple(prior.expand_as(case.mu) for prior in one)
     for place, (a, b) in enumerate(zip(every_output(case, one, True, stick), every_output(case, each, True, stick))):
         if place in OF_PRIORS:
-            assert torch.allclose(b.sum(dtype=torch.float64).float(), a.float(), rtol=1e-3)
-        elif a.numel() <= 3:
-            assert torch.allclose(a, b, rtol=1e-5)
-        else:
+            lost = (1e-6 + 2.0**-24) * b.double().abs().sum() + 2.0**-24 * a.double().abs()
+            assert ((b.double().sum() - a.double()).abs() <= lost).all()
+        elif a.numel() > 3:
             assert same_bits(a, b)
 
 
@@ -187,9 +187,8 @@ def test_extreme_std_prior_of_each_element(value: float, dtype: torch.dtype, dev
     for grad, other, single in zip(ours[2:], others[2:], alone[2:]):
         assert same_bits(grad[rest], other[rest])
         torch.testing.assert_close(grad[17], single[0], rtol=1e-5, atol=0, equal_nan=True)
-    assert value <= 0 or not ours[0].isnan() or value != value
-    assert value > 0 or not ours[0].isfinite()
-    if value > 0 and value < inf:
+    assert not ours[0].isnan() if value > 0 else not ours[0].isfinite()
+    if 0 < value < inf:
         assert all(output.isfinite().all() for output in (ours[0], *ours[2:8]))  # the rest holds sigma / std_prior
 
 

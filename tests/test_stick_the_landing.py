@@ -191,3 +191,11 @@ def test_it_compiles(device: torch.device) -> None:
             value = run(*leaves, make_key(7, device=device), torch.empty(full_size, device="meta"))
             gradients.append(torch.autograd.grad(value, leaves))
         assert all(map(same_bits, *gradients))
+
+
+def test_no_gradient_stays_none_where_sigma_underflows(device: torch.device) -> None:
+    """At rho = -110 sigma is 0 in float32, where a summand of 0 times eps / sigma would make the sum NaN."""
+    mu = torch.zeros(1, device=device, requires_grad=True)
+    rho, keys = torch.full((1,), -110.0, device=device), make_keys((1, 2), (3, 4), device=device)
+    x, log_prob = both(mu, rho, torch.tensor(0.0), torch.tensor(1.0), keys)
+    assert torch.autograd.grad(x.sum() + 0 * log_prob.sum(), mu)[0] == 2

@@ -34,6 +34,13 @@ struct Prior {
   ILLIA_FUNCTION acc_t scale(double grad) const { return in_range<acc_t>(grad * inverse_variance, inverse_variance); }
 };
 
+// A quotient that leaves the range becomes the largest number; NaN stays.
+template <typename acc_t>
+ILLIA_FUNCTION acc_t limit(acc_t quotient) {
+  constexpr acc_t kMax = Constants<acc_t>::kMax;
+  return quotient > kMax ? kMax : quotient < -kMax ? -kMax : quotient;
+}
+
 // The prior of one element, which exists in acc_t only: what leaves its range becomes 0 or the largest number.
 template <typename acc_t>
 struct ElementPrior {
@@ -46,13 +53,6 @@ struct ElementPrior {
 
   // grad / std_prior^2
   ILLIA_FUNCTION acc_t scale(acc_t grad) const { return limit(grad * inverse_std * inverse_std); }
-
- private:
-  // NaN stays.
-  ILLIA_FUNCTION static acc_t limit(acc_t quotient) {
-    constexpr acc_t kMax = Constants<acc_t>::kMax;
-    return quotient > kMax ? kMax : quotient < -kMax ? -kMax : quotient;
-  }
 };
 
 // log std_prior = linear + log(factor), for a sum of many logarithms as in core/softplus.h: split_mantissa and
@@ -80,10 +80,17 @@ struct GaussianGrads {
   acc_t x, mu, rho;
 };
 
-// Gradients of one element to its priors, which lack the factor 1 / std_prior.
+// Gradients of one element to its prior, which lack the factor 1 / std_prior.
 template <typename acc_t>
-struct PriorGrads {
+struct ElementPriorGrads {
   acc_t mu, std;
+};
+
+// What stick_the_landing changes in those of one element and sample.
+template <typename acc_t>
+struct HeldFixedGrads {
+  acc_t mu;       // to be taken from grad_mu
+  acc_t h_scale;  // the factor of -h, without it grad_log_prob
 };
 
 // x = mu + sigma eps
@@ -104,18 +111,16 @@ ILLIA_FUNCTION acc_t gaussian_sample_grad(acc_t grad_x, acc_t x, acc_t mu_prior,
   return std::fma(x - mu_prior, prior_scale, grad_x);
 }
 
-// What stick_the_landing takes from grad_mu, and one sample's summand of the factor of -h that is grad_log_prob without
-// it: log q(x) with mu and rho held fixed (Roeder, Wu and Duvenaud, "Sticking the landing: simple, lower-variance
-// gradient estimators for variational inference", 2017).
+// log q(x) with mu and rho held fixed (Roeder, Wu and Duvenaud, "Sticking the landing: simple, lower-variance gradient
+// estimators for variational inference", 2017). Where sigma has become 0 a grad_log_prob of 0 still gives 0.
 template <typename acc_t>
-ILLIA_FUNCTION GaussianGrads<acc_t> held_fixed_grads(acc_t grad_log_prob, acc_t eps, acc_t sigma) {
-  const acc_t grad_z = grad_log_prob * eps;
-  return {acc_t{0}, grad_z / sigma, grad_z * eps};
+ILLIA_FUNCTION HeldFixedGrads<acc_t> held_fixed_grads(acc_t grad_log_prob, acc_t eps, acc_t sigma) {
+  return {grad_log_prob * limit(eps / sigma), grad_log_prob * eps * eps};
 }
 
 // Gradients of -grad log p for z_p^2 or, of a KL divergence, for (sigma^2 + (mu - mu_prior)^2) / std_prior^2.
 template <typename acc_t>
-ILLIA_FUNCTION PriorGrads<acc_t> prior_grads(acc_t grad, acc_t z_p, acc_t squares) {
+ILLIA_FUNCTION ElementPriorGrads<acc_t> element_prior_grads(acc_t grad, acc_t z_p, acc_t squares) {
   return {-grad * z_p, grad * (acc_t{1} - squares)};
 }
 

@@ -153,9 +153,8 @@ void kl_divergence_backward_kernel(const KlDivergenceBackwardArgs& args, int64_t
     });
     store(args.grad_mu, piece.first, piece.count, grad_mu);
     store(args.grad_rho, piece.first, piece.count, grad_rho);
-    if (!prior_grads.asked()) return;
     prior_grads.move_to(piece, priors);
-    prior_grads.add(grad, mu, sigma);
+    if (prior_grads.asked()) prior_grads.add(grad, mu, sigma);
     prior_grads.finish();
   });
 }

@@ -108,7 +108,7 @@ class PriorGradSums {
     for (int64_t i = 0; i < piece_.count; ++i) {
       const acc_t z_p = prior_score(x[i], ElementPrior<acc_t>{mu_prior_[i], inverse_std_[i]});
       const acc_t z_sigma = sigma ? sigma[i] * inverse_std_[i] : acc_t{0};
-      const PriorGrads<acc_t> grads = prior_grads(grad, z_p, std::fma(z_p, z_p, z_sigma * z_sigma));
+      const ElementPriorGrads<acc_t> grads = element_prior_grads(grad, z_p, std::fma(z_p, z_p, z_sigma * z_sigma));
       mu_[i] += grads.mu;
       std_[i] += grads.std;
     }

@@ -86,9 +86,9 @@ template <typename acc_t>
 void hold_fixed_piece(acc_t grad_log_prob, const acc_t* __restrict sigma, const acc_t* __restrict eps, int64_t count,
                       acc_t* __restrict grad_mu, acc_t* __restrict h_scale) {
   for (int64_t i = 0; i < count; ++i) {
-    const GaussianGrads<acc_t> grads = held_fixed_grads(grad_log_prob, eps[i], sigma[i]);
-    grad_mu[i] -= grads.mu;
-    h_scale[i] += grads.rho;
+    const HeldFixedGrads<acc_t> held = held_fixed_grads(grad_log_prob, eps[i], sigma[i]);
+    grad_mu[i] -= held.mu;
+    h_scale[i] += held.h_scale;
   }
 }
 

@@ -156,7 +156,7 @@ struct PriorGradSums {
   acc_t mu[tile_t::kCount] = {}, std[tile_t::kCount] = {};
 
   __device__ __forceinline__ void add(int i, acc_t grad, acc_t z_p, acc_t squares) {
-    const PriorGrads<acc_t> grads = prior_grads(grad, z_p, squares);
+    const ElementPriorGrads<acc_t> grads = element_prior_grads(grad, z_p, squares);
     mu[i] += grads.mu;
     std[i] += grads.std;
   }

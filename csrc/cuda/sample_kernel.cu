@@ -151,9 +151,9 @@ __global__ void __launch_bounds__(kThreads, 2)
             const acc_t z_p = prior_score(x, priors[i]);
             prior_sums.add(i, grad_log_prob[s], z_p, z_p * z_p);
             if (variant.stick_the_landing) {
-              const GaussianGrads<acc_t> held = held_fixed_grads(grad_log_prob[s], eps[k], sigma[i]);
+              const HeldFixedGrads<acc_t> held = held_fixed_grads(grad_log_prob[s], eps[k], sigma[i]);
               grad_mu[i] -= held.mu;
-              h_sum[i] += held.rho;
+              h_sum[i] += held.h_scale;
             }
           }
           g[i] = next[i];

@@ -55,13 +55,13 @@ template <typename acc_t>
 __global__ void element_prior_kernel(const acc_t* __restrict__ x, acc_t* __restrict__ out) {  // [4], [7]
   const ElementPrior<acc_t> prior = ElementPrior<acc_t>::make(x[0], x[1]);
   const LogStd<acc_t> log_std = log_std_parts(x[1]);
-  const GaussianGrads<acc_t> held = held_fixed_grads(x[2], x[3], x[1]);
-  const PriorGrads<acc_t> grads = prior_grads(x[2], prior_score(x[3], prior), x[1]);
+  const HeldFixedGrads<acc_t> held = held_fixed_grads(x[2], x[3], x[1]);
+  const ElementPriorGrads<acc_t> grads = element_prior_grads(x[2], prior_score(x[3], prior), x[1]);
   out[0] = prior.scale(x[2]);
   out[1] = log_std.factor;
   out[2] = log_std.linear;
   out[3] = held.mu;
-  out[4] = held.rho;
+  out[4] = held.h_scale;
   out[5] = grads.mu;
   out[6] = grads.std;
 }
