@@ -62,10 +62,6 @@ class Ways:
     def loss(self, mu: Tensor, rho: Tensor, key: Tensor) -> Tensor:
         return self.weigh(*self.draw(mu, rho, key))
 
-    def without_gradients(self) -> Tensors:
-        with torch.no_grad():
-            return self.draw(*self.leaves, self.key)
-
     def by_module(self) -> Tensors:
         return self.layer.weights.sample_and_log_prob(key=self.key)
 
@@ -101,7 +97,7 @@ class Ways:
         one, all_keys = partial(self.want_grads, keys[:1]), partial(self.want_grads, keys)
         again = partial(checkpoint, self.loss, *leaves, key, use_reentrant=False)
         return {
-            "no gradients": (self.without_gradients, drawn),
+            "no gradients": (partial(self.draw, *self.plain, key), drawn),
             "forward": (call, drawn),
             "module, forward": (self.by_module, drawn),
             "forward + backward": (self.backward(call, leaves), one),

@@ -27,11 +27,13 @@ _function_modes = torch._C._len_torch_function_stack
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.dtype, type(None), bool, list, tuple}
 
 
+def _needs_gradients(args: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
 def _is_recorded(args: tuple[Any, ...]) -> bool:
     """Whether autograd, forward mode or a transform of torch.func watches a call with these arguments."""
-    if _transforms_active() or forward_ad._current_level >= 0:
-        return True
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+    return _transforms_active() or forward_ad._current_level >= 0 or _needs_gradients(args)
 
 
 def _is_watched() -> bool:
@@ -128,7 +130,7 @@ def differentiable(overload: Any) -> Callable[[type], type]:
             fits = num_positional <= len(inputs) <= len(arguments)
             if not fits or _is_watched() or not _PLAIN_TYPES.issuperset(map(type, inputs)):
                 return call(*inputs)
-            if torch.is_grad_enabled():
+            if _needs_gradients(inputs):
                 return function.apply(*inputs, *defaults[len(inputs) :], None)
             return call_below_autograd(inputs)
 
