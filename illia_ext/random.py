@@ -123,20 +123,21 @@ def draw_key(
             "generator: expected None in a region that is compiled or that checkpointing runs again, got a "
             "torch.Generator; draw the key before the region and hand it in"
         )
+    if mesh is not None and not hasattr(mesh, "get_coordinate"):
+        raise TypeError(f"mesh: expected a torch.distributed.DeviceMesh, got {mesh!r}")
+    if mesh is not None and mesh.get_coordinate() is None:
+        raise ValueError(f"mesh: expected one with this rank on it, got {mesh}")
     size = [2] if num_keys is None else [count(num_keys, "num_keys"), 2]
     # `generator=` must be written, also when it is None: without it a compiled program draws other numbers.
     drawn = torch.randint(2**63 - 1, size, generator=generator, device=device)
-    if mesh is None:
-        return drawn
-    if not hasattr(mesh, "get_coordinate"):
-        raise TypeError(f"mesh: expected a torch.distributed.DeviceMesh, got {mesh!r}")
+    return drawn if mesh is None else _share(drawn, mesh)
+
+
+def _share(key: Tensor, mesh: Any) -> Tensor:
+    """The first rank's, replicated: a sum with zeros, because torch.compile cannot trace distribute_tensor."""
     from torch.distributed.tensor import DTensor, Partial, Replicate  # here: see _is_distributed
 
-    # a sum with zeros, because torch.compile cannot trace distribute_tensor
-    coordinate = mesh.get_coordinate()
-    if coordinate is None:
-        raise ValueError(f"mesh: expected one with this rank on it, got {mesh}")
-    parts = DTensor.from_local(drawn * (not any(coordinate)), mesh, [Partial()] * mesh.ndim, run_check=False)
+    parts = DTensor.from_local(key * (not any(mesh.get_coordinate())), mesh, [Partial()] * mesh.ndim, run_check=False)
     return parts.redistribute(placements=[Replicate()] * mesh.ndim)
 
 
