@@ -106,10 +106,7 @@ class Ways:
             "functional_call": (of(self.swapped), one),
             "torch.func.grad": (partial(grad(self.loss, (0, 1)), *self.plain, key), one),
             "jvp": (self.tangent, self.want_tangent),
-            "double backward": (
-                partial(self.second, self.loss, leaves),
-                partial(self.second, self.want_loss, self.doubles()),
-            ),
+            "double backward": (partial(self.second, self.loss, leaves), self.want_second),
             "checkpoint": (of(again), one),
             "autocast": (of(self.narrow), one),
             "torch.compile": (of(lambda: self.compiled(*leaves, key)), one),

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 from illia_ext.ops import NAMES, op
 
-__all__ = ["Layout"]
+__all__: list[str] = []  # importing it registers the rules
 
 _PRIORS = ("mu_prior", "std_prior")
 _LIKE_MU = ("mu", "rho", "x", "grad_x")  # each [*shape]; x and grad_x also [S, *shape]
