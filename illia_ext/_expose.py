@@ -174,5 +174,7 @@ def composite(
             return overload(*args, **kwargs)
         return kernel(*args, **kwargs)
 
-    _library.impl(overload._schema.name.split("::")[1], kernel, "Autograd")
+    name = overload._schema.name.split("::")[1]
+    _library.impl(name, kernel, "Autograd")
+    _library.impl(name, decomposed, "Batched")  # torch.autograd.grad's is_grads_batched, which cannot loop over lists
     return apply
