@@ -8,8 +8,7 @@ namespace illia {
 namespace cuda {
 
 template <typename scalar_t, typename sample_t>
-__global__ void __launch_bounds__(kThreads, 2)
-    foreach_sample_kernel(const __grid_constant__ Table<SampleArgs> table) {
+__global__ void __launch_bounds__(kThreads, 2) foreach_sample_kernel(const __grid_constant__ Table<SampleArgs> table) {
   using acc_t = AccType<scalar_t>;
   __shared__ BlockSum<kThreads>::Buffers buffers;
   __shared__ double constants;
@@ -72,12 +71,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-// Runs all parts: by tables, or by a launch of its own, `single`, what is not plain. Their streams follow each other.
+// Runs all parts: by tables, or by a launch of its own, `single`, where one is not plain.
 template <template <typename, bool> class tile_t, typename scalar_t, typename sample_t, typename args_t>
 const char* start_parts(const Launch& launch, void (*kernel)(const Table<args_t>),
-                        const char* (*single)(const Launch&, const args_t&, const General&),
-                        const Parts<args_t>& parts, int64_t num_samples = 1) {
-  constexpr int kNormals = kNormalsPerBlock<AccType<scalar_t>>;
+                        const char* (*single)(const Launch&, const args_t&, const General&), const Parts<args_t>& parts,
+                        int64_t num_samples = 1) {
   Table<args_t> table;
   const auto flush = [&]() -> const char* {
     if (table.size == 0) return nullptr;
@@ -85,22 +83,21 @@ const char* start_parts(const Launch& launch, void (*kernel)(const Table<args_t>
     table.size = 0, table.num_tiles = 0;
     return error;
   };
-  uint64_t first_block = 0;
-  const char* error = nullptr;
-  for (const auto& [args, general] : parts) {
+  for (const auto& [args, general, first] : parts) {
     if (args.numel == 0) continue;
+    const char* error = nullptr;
     if (general.is_plain()) {
       if (table.size == Table<args_t>::kCapacity) error = flush();
+      const uint64_t first_block = static_cast<uint64_t>(first) / kNormalsPerBlock<AccType<scalar_t>>;
       table.first_tiles[table.size] = table.num_tiles;
       table.entries[table.size++] = {args, first_block, memory_aligned<scalar_t, sample_t>(args)};
       table.num_tiles += tile_t<scalar_t, true>::cover(args.numel);
     } else {
       General moved = general;
-      moved.block.first = static_cast<int64_t>(first_block * kNormals);
+      moved.block.first = first;
       error = single(launch, args, moved);
     }
     if (error) return error;
-    first_block += static_cast<uint64_t>((args.numel + kNormals - 1) / kNormals);
   }
   return flush();
 }
@@ -109,7 +106,7 @@ const char* start_parts(const Launch& launch, void (*kernel)(const Table<args_t>
 template <typename args_t>
 Parts<args_t> with_sums(Parts<args_t> parts, TileSums args_t::* member, Storage parameters, const TileSums& sums) {
   int64_t first_tile = 0;
-  for (auto& [args, general] : parts) {
+  for (auto& [args, general, first] : parts) {
     args.*member = sums.partials ? TileSums{nullptr, sums.partials + first_tile, sums.num_tiles} : sums;
     first_tile += count_tiles(parameters, args.numel, general);
   }
@@ -123,8 +120,8 @@ const char* launch_foreach_sample(const Launch& launch, Parts<SampleArgs> parts,
   return dispatch(launch, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
-    const char* error = start_parts<ForwardTile, scalar_t, sample_t>(
-        launch, foreach_sample_kernel<scalar_t, sample_t>, launch_sample, parts, num_samples);
+    const char* error = start_parts<ForwardTile, scalar_t, sample_t>(launch, foreach_sample_kernel<scalar_t, sample_t>,
+                                                                     launch_sample, parts, num_samples);
     return error ? error : sum_tiles<scalar_t>(launch, log_prob, num_samples);
   });
 }

@@ -124,7 +124,8 @@ struct KlDivergenceBackwardArgs {
 template <typename args_t>
 struct Part {
   args_t args;
-  General general{};
+  General general{};  // its block is the whole tensor
+  int64_t first = 0;  // place of element 0 in the stream that all share, from a Philox block on
 };
 template <typename args_t>
 using Parts = std::vector<Part<args_t>>;
@@ -142,8 +143,8 @@ const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& a
 const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergenceBackwardArgs& args,
                                           const General& general = {});
 
-// The same for at least one tensor, which share keys, num_samples and gradients to sums. Each takes up the stream of a
-// key where the one before it ends, and the sums, which the parts leave out, are over all.
+// The same for at least one tensor, with keys, num_samples and gradients to sums that all share. The sums, which the
+// parts leave out, are over all.
 const char* launch_foreach_sample(const Launch& launch, Parts<SampleArgs> parts, const TileSums& log_prob);
 const char* launch_foreach_sample_backward(const Launch& launch, const Parts<SampleBackwardArgs>& parts);
 const char* launch_foreach_kl_divergence(const Launch& launch, Parts<KlDivergenceArgs> parts,

@@ -35,10 +35,11 @@ __device__ __forceinline__ void kl_divergence_tile(const tile_t& tile, int64_t i
 }
 
 template <typename tile_t, typename variant_t>
-__device__ __forceinline__ void kl_divergence_backward_tile(
-    const tile_t& tile, [[maybe_unused]] int64_t index, const KlDivergenceBackwardArgs& args,
-    const Prior<typename tile_t::acc_t>& prior, const variant_t& variant,
-    [[maybe_unused]] BlockSum<kThreads>& block_sum) {
+__device__ __forceinline__ void kl_divergence_backward_tile(const tile_t& tile, [[maybe_unused]] int64_t index,
+                                                            const KlDivergenceBackwardArgs& args,
+                                                            const Prior<typename tile_t::acc_t>& prior,
+                                                            const variant_t& variant,
+                                                            [[maybe_unused]] BlockSum<kThreads>& block_sum) {
   using scalar_t = typename tile_t::param_t;
   using acc_t = typename tile_t::acc_t;
   constexpr int kCount = tile_t::kCount;

@@ -77,7 +77,7 @@ const char* launch_sample(const Launch& launch, const SampleArgs& args, const Ge
     return dispatch(general, memory_aligned<scalar_t, sample_t>(args), [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
       const auto kernel = args.log_prob.asked() ? sample_kernel<scalar_t, sample_t, true, variant_t>
-                                        : sample_kernel<scalar_t, sample_t, false, variant_t>;
+                                                : sample_kernel<scalar_t, sample_t, false, variant_t>;
       const char* error = start_tiles<ForwardTile, scalar_t>(launch, kernel, args, variant, args.num_samples);
       return error ? error : sum_tiles<scalar_t>(launch, args.log_prob, args.num_samples);
     });
