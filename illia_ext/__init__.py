@@ -5,6 +5,7 @@ from illia_ext._after_import import import_after
 from illia_ext.bayesian_module import BayesianModule, Prediction
 from illia_ext.distributions import DistributionModule, GaussianDistribution
 from illia_ext.objectives import elbo, mutual_information, predictive_entropy
+from illia_ext.replace import replace_distributions
 from illia_ext.selection import relative_rho
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "random",
     "reference",
     "relative_rho",
+    "replace_distributions",
 ]
 __version__ = "0.1.0"
 
