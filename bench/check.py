@@ -1,14 +1,26 @@
 """Whether what is timed is right: against float64 formulas, at the weights that a case drew itself."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.layers import MU_PRIOR, NUM_DATA, STD_PRIOR, BayesianLinear, Network
+from bench.layers import MU_PRIOR, NUM_DATA, STD_PRIOR, BayesianLinear, Network, WholeNetwork
 
-__all__ = ["Wrong", "check_layer", "check_network", "check_noise", "check_outputs", "closed_form", "sampled"]
+__all__ = [
+    "Wrong",
+    "check_layer",
+    "check_network",
+    "check_noise",
+    "check_outputs",
+    "check_tensors_noise",
+    "closed_form",
+    "sampled",
+]
+
+LARGE = 2**12  # elements: fewer have fourth powers too far from their mean for check_noise
 
 
 class Wrong(Exception):
@@ -62,34 +74,51 @@ def check_noise(draws: list[Tensor], dtype: torch.dtype) -> None:
             raise Wrong(f"noise: two draws have a correlation of {correlation:.2f}")
 
 
+def check_tensors_noise(draws: list[Tensor], dtype: torch.dtype) -> None:
+    """The same of draws of several tensors, by the first elements of the larger ones: no two may share their noise."""
+    check_noise([eps[:LARGE] for eps in draws if eps.numel() >= LARGE], dtype)
+
+
 def check_outputs(
-    x: Tensor,
+    xs: Sequence[Tensor],
     log_prob: Tensor,
-    parameters: tuple[Tensor, Tensor],
-    output_grads: tuple[Tensor, Tensor],
-    grads: tuple[Tensor, ...],
+    parameters: Sequence[tuple[Tensor, Tensor]],
+    output_grads: tuple[Sequence[Tensor], Tensor],
+    grads: Sequence[Tensor],
 ) -> list[Tensor]:
-    """A draw x ([*shape] or [S, *shape]), its log_prob and the gradients to mu and rho. Raises Wrong.
+    """Draws x of tensors ([*shape] or [S, *shape] each), their common log_prob and the gradients. Raises Wrong.
+
+    Args:
+        parameters: mu and rho of each tensor.
+        output_grads: those that arrive at the draws, and that at log_prob.
+        grads: those to mu and rho of each tensor in turn.
 
     Returns:
-        eps of each sample, flat.
+        eps of each tensor and sample, flat.
     """
-    samples = list(x.shape[: x.dim() - parameters[0].dim()])
-    right = (x.dtype == grads[0].dtype == parameters[0].dtype, list(log_prob.shape) == samples)
-    if list(x.shape) != [*samples, *parameters[0].shape] or not all(right):
-        raise Wrong(f"x is {x.dtype} {list(x.shape)}, log_prob {list(log_prob.shape)}, a gradient {grads[0].dtype}")
-    mu, rho = (p.detach().double().requires_grad_() for p in parameters)
-    sigma = F.softplus(rho)
-    eps = ((x.detach().double() - mu) / sigma).detach()
-    exact = mu + sigma * eps
-    terms = sampled(exact, mu, sigma, MU_PRIOR, STD_PRIOR)
-    weights = tuple(range(len(samples), x.dim()))
-    want_grads = torch.autograd.grad((exact, terms.sum(weights)), (mu, rho), [grad.double() for grad in output_grads])
-    allowed = tolerance(x.dtype)
-    compare("log_prob", log_prob, terms.sum(weights), allowed, scale=terms.abs().sum(weights).norm())
-    for name, got_grad, want_grad in zip(("grad_mu", "grad_rho"), grads, want_grads):
-        compare(name, got_grad, want_grad, allowed)
-    return list(eps.reshape([math.prod(samples), mu.numel()]))
+    noise, costs, scales, pairs = [], [], [], []
+    for x, pair, grad_x, *got_grads in zip(xs, parameters, output_grads[0], grads[::2], grads[1::2], strict=True):
+        samples = list(x.shape[: x.dim() - pair[0].dim()])
+        right = (x.dtype == got_grads[0].dtype == pair[0].dtype, list(log_prob.shape) == samples)
+        if list(x.shape) != [*samples, *pair[0].shape] or not all(right):
+            wrong = f"log_prob {list(log_prob.shape)}, a gradient {got_grads[0].dtype}"
+            raise Wrong(f"x is {x.dtype} {list(x.shape)}, {wrong}")
+        mu, rho = (p.detach().double().requires_grad_() for p in pair)
+        sigma = F.softplus(rho)
+        eps = ((x.detach().double() - mu) / sigma).detach()
+        exact = mu + sigma * eps
+        terms = sampled(exact, mu, sigma, MU_PRIOR, STD_PRIOR)
+        weights = tuple(range(len(samples), x.dim()))
+        arriving = (grad_x.double(), output_grads[1].double())
+        want_grads = torch.autograd.grad((exact, terms.sum(weights)), (mu, rho), arriving)
+        pairs += zip(("grad_mu", "grad_rho"), got_grads, want_grads)
+        costs.append(terms.detach().sum(weights))
+        scales.append(terms.detach().abs().sum(weights))
+        noise += eps.reshape([math.prod(samples), mu.numel()])
+    compare("log_prob", log_prob, sum(costs), tolerance(xs[0].dtype), scale=sum(scales).norm())
+    for name, got_grad, want_grad in pairs:
+        compare(name, got_grad, want_grad, tolerance(xs[0].dtype))
+    return noise
 
 
 def _drawn_weights(layer: BayesianLinear, in_features: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,28 +161,41 @@ def check_layer(layer: BayesianLinear) -> None:
     check_noise([_check_one_call(layer) for _ in range(2)], layer.gaussians()[0].mu.dtype)
 
 
-def check_network(loss: Tensor, network: Network, x: Tensor, target: Tensor) -> None:
-    """A loss of `network` and its gradients, where `raw` is -16 all over. Raises Wrong.
+def check_network(
+    loss: Tensor, network: Network | WholeNetwork, x: Tensor, target: Tensor, draws: list[list[Tensor]] | None = None
+) -> list[Tensor]:
+    """A loss of `network` and its gradients: the mean over `draws`, the weights of each sample. Raises Wrong.
 
-    This finds what a layer by itself does not show: layers wired wrongly, a cost left out or weighed wrongly, all of
-    which move the loss or a gradient by a third and more. sigma is then 1e-7, a millionth of the weights, so the
-    output is that of the means, and the cost is its mean, the closed form, but for sum (1 - eps^2) / 2: some 1e3 of
-    3e7 nats. Gradients may be off by 15 %: sigma is only 20 roundings of a weight in float32, so formulas that recover
-    eps from the weights have each within 5 % or so, their squares within 10 %, and the last bias has ten of them.
+    Layers show no draws: theirs are left out, and `raw` has to be -16 all over. This finds what a layer by itself does
+    not show: layers wired wrongly, a cost left out or weighed wrongly, all of which move the loss or a gradient by a
+    third and more. sigma is then 1e-7, a millionth of the weights, so the output is that of the means, and the cost is
+    its mean, the closed form, but for sum (1 - eps^2) / 2: some 1e3 of 3e7 nats. Gradients may be off by 15 %: sigma is
+    only 20 roundings of a weight in float32, so formulas that recover eps from the weights have each within 5 % or so,
+    their squares within 10 %, and the last bias has ten of them.
+
+    Returns:
+        eps of each draw and tensor, flat.
     """
-    leaves = [leaf for layer in network.layers for gaussian in layer.gaussians() for leaf in gaussian]
+    leaves = [leaf for gaussian in network.gaussians() for leaf in gaussian]
     grads = torch.autograd.grad(loss, leaves)
     want_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    parameters = iter(want_leaves)
-    hidden, cost = x.double(), torch.zeros((), dtype=torch.float64, device=x.device)
-    for index, layer in enumerate(network.layers):
-        (weight, weight_raw), (bias, bias_raw) = ((next(parameters), next(parameters)) for _ in range(2))
-        hidden = F.linear(hidden.relu() if index else hidden, weight, bias)
-        for mu, raw in ((weight, weight_raw), (bias, bias_raw)):
-            cost = cost + closed_form(mu, layer.sigma(raw), MU_PRIOR, STD_PRIOR).sum()
-    want_loss = F.cross_entropy(hidden, target) + cost / NUM_DATA
+    mus, sigmas = want_leaves[::2], [network.sigma(raw) for raw in want_leaves[1::2]]
+    noise, want_losses = [], []
+    for drawn in draws or [mus]:
+        eps = [((weight.detach() - mu) / sigma).detach() for weight, mu, sigma in zip(drawn, mus, sigmas)]
+        weights = [mu + sigma * e for mu, sigma, e in zip(mus, sigmas, eps)]
+        terms = zip(weights, mus, sigmas) if draws else zip(mus, sigmas)
+        cost = sum((sampled if draws else closed_form)(*term, MU_PRIOR, STD_PRIOR).sum() for term in terms)
+        hidden = x.double()
+        for index, (weight, bias) in enumerate(zip(weights[::2], weights[1::2])):
+            hidden = F.linear(hidden.relu() if index else hidden, weight, bias)
+        want_losses.append(F.cross_entropy(hidden, target) + cost / NUM_DATA)
+        noise += [e.flatten() for e in eps]
+    want_loss = sum(want_losses) / len(want_losses)
     want_grads = torch.autograd.grad(want_loss, want_leaves)
-    compare("loss", loss, want_loss, 1e-3)
+    compare("loss", loss, want_loss, tolerance(loss.dtype) if draws else 1e-3)
     for index, (grad, want) in enumerate(zip(grads, want_grads)):
         parameter = ("weight.mu", "weight.raw", "bias.mu", "bias.raw")[index % 4]
-        compare(f"gradient of layer {index // 4}'s {parameter}", grad, want, 0.15)
+        allowed = tolerance(loss.dtype) if draws else 0.15
+        compare(f"gradient of layer {index // 4}'s {parameter}", grad, want, allowed)
+    return noise

@@ -1,6 +1,7 @@
-"""Linear layers with Gaussian weights, one for every case, and the network whose training step is timed."""
+"""Linear layers with Gaussian weights, one for every case, and the networks whose training step is timed."""
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -8,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.cases import Case
-from illia_ext import GaussianDistribution
+from illia_ext import BayesianModule, GaussianDistribution, elbo
 
-__all__ = ["BayesianLinear", "CaseLinear", "Gaussians", "Network", "PlainLinear"]
+__all__ = ["BayesianLinear", "CaseLinear", "Gaussians", "Network", "PlainLinear", "WholeNetwork"]
 
 MU_PRIOR, STD_PRIOR = 0.0, 0.1
 RHO_INIT = -5.0
@@ -90,3 +91,32 @@ class Network(nn.Module):
             x, layer_cost = layer(x.relu() if index else x)
             cost = cost + layer_cost
         return F.cross_entropy(x, target) + cost / NUM_DATA
+
+    def gaussians(self) -> list[Gaussians]:
+        return [gaussian for layer in self.layers for gaussian in layer.gaussians()]
+
+    def sigma(self, raw: Tensor) -> Tensor:
+        return self.layers[0].sigma(raw)
+
+
+class WholeNetwork(nn.Module):
+    """The same classifier in plain layers, made Bayesian as a whole; the loss is averaged over samples."""
+
+    def __init__(self, num_samples: int | None = None, **to: torch.device | torch.dtype) -> None:
+        super().__init__()
+        first, second, third = (nn.Linear(*pair, **to) for pair in pairwise(Network.WIDTHS))
+        plain = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+        self.bnn = BayesianModule(plain, MU_PRIOR, STD_PRIOR, RHO_INIT)
+        self.num_samples = num_samples
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        logits, log_prob = self.bnn(x, num_samples=self.num_samples)
+        targets = target.expand(logits.shape[:-1])
+        return elbo(F.cross_entropy(logits.flatten(0, -2), targets.flatten()), log_prob, NUM_DATA)
+
+    def gaussians(self) -> list[Gaussians]:
+        return [Gaussians(mu, rho) for _, mu, rho in self.bnn.gaussians()]
+
+    @staticmethod
+    def sigma(raw: Tensor) -> Tensor:
+        return F.softplus(raw)

@@ -9,6 +9,7 @@ from bench.counts import OURS
 from bench.measure import Subject
 from bench.setting import Scale, Setting
 from bench.steps import steps
+from bench.tensors import tensors
 from bench.transforms import transforms
 
 __all__ = ["Group", "plan"]
@@ -28,7 +29,7 @@ def plan(scale: Scale, setting: Setting) -> list[Group]:
     if setting.tensor_cases():
         groups += [Group(f"{numel:,} weights", partial(works.one_tensor, numel, setting)) for numel in scale.sizes]
         groups.append(Group("samples", partial(works.samples, scale.samples, scale.samples_numel, setting)))
-        groups.append(Group(f"{scale.tensors} tensors", partial(works.tensors, scale.tensors, setting)))
+        groups.append(Group(f"{scale.tensors} tensors", partial(tensors, scale.tensors, setting)))
     if OURS in setting.cases:
         groups += [Group(f"transforms, {n:,} weights", partial(transforms, n, setting)) for n in scale.transforms]
     groups.append(Group("training steps", partial(steps, scale.batches, setting)))

@@ -53,7 +53,7 @@ def _sizes(axes: Axes, run: Run) -> None:
 
 def _steps(axes: Axes, run: Run) -> None:
     work = "training step"
-    batches, cases = run.points(work), run.cases(work)
+    batches, cases = run.points(work), [case for case in run.cases(work) if case in COLOURS]
     width = 0.8 / max(1, len(cases))
     for index, case in enumerate(cases):
         rows = [run.find(work, batch, case) for batch in batches]

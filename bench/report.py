@@ -10,7 +10,7 @@ from rich.table import Table
 from bench import counts
 from bench.machine import title
 from bench.results import Measurement, Run, Timing
-from bench.setting import AXES, BASES, BUDGETS
+from bench.setting import AXES, BASES, BUDGETS, PLAIN, TARGETS
 
 __all__ = ["SECTIONS", "Section", "compared", "heading", "markdown", "number", "tables"]
 
@@ -86,7 +86,6 @@ COST: dict[str, Cell] = {
     "launches": lambda run, row: "" if row.launches is None else str(row.launches),
     "first ms": lambda run, row: number(row.first_call, factor=1e3),
 }
-PLAIN = "not Bayesian"
 OURS: dict[str, Cell] = {"to ours": lambda run, row: _ratio(run, row, counts.OURS)}
 ONE_TENSOR: dict[str, Cell] = {
     "forward ns": lambda run, row: _per_weight(run.find("forward", row.point, row.case)),
@@ -102,10 +101,32 @@ SEVERAL: dict[str, Cell] = {
     **OURS,
     **COST,
 }
+
+
+def _target(run: Run, row: Measurement) -> str:
+    """On a CPU, and whether it is reached."""
+    base, most = TARGETS.get((row.work, row.point, row.case), ("", 0))
+    ratio = counts.ratio(row, run.find(row.work, row.point, base))
+    if ratio is None or run.settings["device"] != "cpu":
+        return ""
+    return f"{most}x {base}{'' if ratio <= most else ', missed'}"
+
+
+TENSORS: dict[str, Cell] = {
+    "ms": SEVERAL["ms"],
+    "ns": SEVERAL["ns"],
+    **OURS,
+    "at most": _target,
+    "peak B": COST["peak B"],
+    "kept bytes": lambda run, row: "" if row.kept_bytes is None else f"{row.kept_bytes:,}",
+    "launches": COST["launches"],
+    "first ms": COST["first ms"],
+}
 STEP: dict[str, Cell] = {
     "ms": lambda run, row: _time(row.seconds, 1e3),
     **OURS,
     "to plain": lambda run, row: _ratio(run, row, PLAIN),
+    "at most": _target,
     "peak MB": lambda run, row: number(row.peak_bytes, factor=1e-6),
     "kept MB": lambda run, row: number(row.kept_bytes, factor=1e-6),
     "launches": COST["launches"],
@@ -136,7 +157,7 @@ TRANSFORMS: dict[str, Cell] = {
 SECTIONS = [
     Section("forward + backward", "One tensor: sample and log q - log p; per weight", ONE_TENSOR),
     Section("samples", "Samples of {weights:,} weights, forward + backward; per drawn weight", SEVERAL),
-    Section("tensors", "ResNet-50's parameters, {weights:,} weights, forward + backward", SEVERAL),
+    Section("tensors", "ResNet-50's parameters, {weights:,} weights, forward + backward", TENSORS),
     Section("transforms", "Transforms of one call of illia_ext, its key given", TRANSFORMS),
     Section("training step", "Training step, 784-1024-1024-10, {weights:,} weights, Adam", STEP),
 ]

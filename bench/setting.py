@@ -5,9 +5,16 @@ from dataclasses import dataclass
 import torch
 
 from bench.cases import CASES, Case
+from bench.counts import OURS
 from bench.layers import BayesianLinear
 
-__all__ = ["AXES", "BASES", "BUDGETS", "Scale", "Setting"]
+__all__ = ["AXES", "BASES", "BUDGETS", "TARGETS", "Scale", "Setting"]
+
+# Rows beside those of the cases: what a case is compared with, and illia_ext in other ways.
+PLAIN = "not Bayesian"
+BY_LAYER, EIGHT_SAMPLES = f"{OURS}, by layer", f"{OURS}, 8 samples"
+WHOLE_MODEL, FORWARD = f"{OURS}, BayesianModule", f"{OURS}, forward"
+ONE_BY_ONE, FLAT = f"{OURS}, one by one", f"{OURS}, one flat tensor"
 
 # The works, and what a point of each counts.
 AXES = {
@@ -30,6 +37,11 @@ BASES = {
 # Microseconds that one call of 2^10 weights may take on one thread of a CPU; of a row with a base, that it may add.
 BUDGETS = {"no gradients": 10, "forward": 20, "forward + backward": 90}
 BUDGETS |= {"module, forward": 8, "module, forward + backward": 8}
+
+# How many times the time of a row of the same point a row may take: a whole model on one thread of a CPU.
+TARGETS = {("training step", batch, OURS): (PLAIN, most) for batch, most in {32: 3, 256: 1.8, 1024: 1.3}.items()}
+TARGETS |= {("training step", 32, EIGHT_SAMPLES): (OURS, 5)}
+TARGETS |= {("tensors", 161, case): (FLAT, 1.1) for case in (OURS, WHOLE_MODEL)}
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,31 @@
 """The training step: what a user of a Bayesian network waits for."""
 
+import copy
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.cases import COMPILE_OPTIONS, formulas
-from bench.check import check_layer, check_network
-from bench.layers import BayesianLinear, CaseLinear, Network, PlainLinear
+from bench.check import check_layer, check_network, check_tensors_noise
+from bench.counts import OURS
+from bench.layers import BayesianLinear, CaseLinear, Network, PlainLinear, WholeNetwork
 from bench.measure import Subject
-from bench.setting import Setting
+from bench.setting import BY_LAYER, EIGHT_SAMPLES, PLAIN, Setting
+from illia_ext import random
 
-__all__ = ["Contender", "steps"]
+__all__ = ["Contender", "by_layer", "steps"]
 
 
 class Contender:
     """A network to train, with its optimizer; one for all batch sizes."""
 
-    def __init__(self, name: str, make_layer: Callable[..., BayesianLinear], setting: Setting) -> None:
+    def __init__(self, name: str, make_network: Callable[..., nn.Module], setting: Setting) -> None:
         self.name, self.to = name, {"device": setting.device, "dtype": setting.dtype}
         torch.manual_seed(0)
-        self.network = Network([make_layer(*pair, **self.to) for pair in pairwise(Network.WIDTHS)])
+        self.network = make_network(**self.to)
         options = COMPILE_OPTIONS.get(name)
         self.loss = self.network
         if options is not None:
@@ -43,31 +46,42 @@ class Contender:
         self.optimizer.step()
 
     def check(self) -> None:
-        """Layers in the dtype that is timed; how they are wired in float32 at least, at a very small sigma."""
-        gaussians = [gaussian for layer in self.network.layers for gaussian in layer.gaussians()]
-        if not gaussians:
+        """Layers in the dtype that is timed, then the network in float32 at least."""
+        if not self.network.gaussians():
             return  # torch's own layers
-        for layer in self.network.layers:
+        by_layer = isinstance(self.network, Network)
+        for layer in self.network.layers if by_layer else []:
             check_layer(layer)
-        trained = [raw.detach().clone() for _, raw in gaussians]
+        trained = copy.deepcopy(self.network.state_dict())
         self.network.to(torch.promote_types(self.to["dtype"], torch.float32))
         try:
-            self._fill([torch.full_like(raw, -16) for _, raw in gaussians])
-            x, labels = self.data(32, gaussians[0].raw.dtype)
-            check_network(self.loss(x, labels), self.network, x, labels)
+            x, labels = self.data(32, self.network.gaussians()[0].raw.dtype)
+            (self._check_wiring if by_layer else self._check_draws)(x, labels)
         finally:  # the next batch size meets the same network, right or wrong
             self.network.to(self.to["dtype"])
-            self._fill(trained)
+            self.network.load_state_dict(trained)
 
-    def _fill(self, values: list[Tensor]) -> None:
-        raws = [gaussian.raw for layer in self.network.layers for gaussian in layer.gaussians()]
-        with torch.no_grad():
-            for raw, value in zip(raws, values):
-                raw.copy_(value)
+    def _check_wiring(self, x: Tensor, labels: Tensor) -> None:
+        """Of the layers, at a very small sigma."""
+        for _, raw in self.network.gaussians():
+            nn.init.constant_(raw, -16)
+        check_network(self.loss(x, labels), self.network, x, labels)
+
+    def _check_draws(self, x: Tensor, labels: Tensor) -> None:
+        """Two draws of a whole network, each beside the plain ones that the same seed of torch gives."""
+        noise = []
+        for seed in range(2 if self.network.num_samples is None else 1):
+            torch.manual_seed(seed)
+            loss = self.loss(x, labels)
+            torch.manual_seed(seed)
+            keys = random.draw_key(self.network.num_samples, device=x.device).reshape(-1, 2)
+            draws = [list(self.network.bnn.sample_module(key).parameters()) for key in keys]
+            noise += check_network(loss, self.network, x, labels, draws)
+        check_tensors_noise(noise, x.dtype)
 
     def subject(self, batch: int) -> Subject:
         x, labels = self.data(batch, self.to["dtype"])
-        weights = sum(gaussian.mu.numel() for layer in self.network.layers for gaussian in layer.gaussians())
+        weights = sum(gaussian.mu.numel() for gaussian in self.network.gaussians())
         return Subject(
             "training step",
             batch,
@@ -80,10 +94,22 @@ class Contender:
         )
 
 
+def by_layer(make_layer: Callable[..., BayesianLinear], **to: torch.device | torch.dtype) -> Network:
+    return Network([make_layer(*pair, **to) for pair in pairwise(Network.WIDTHS)])
+
+
 def steps(batches: list[int], setting: Setting) -> list[Subject]:
-    makers: dict[str, Callable[..., BayesianLinear]] = {"not Bayesian": PlainLinear}
+    """Eight samples at the first batch size alone."""
+    makers: dict[str, Callable[..., nn.Module]] = {PLAIN: partial(by_layer, PlainLinear)}
     for name, case in setting.tensor_cases():  # of a compiled case the whole network is compiled, not each tensor
-        makers[name] = partial(CaseLinear, formulas if name in COMPILE_OPTIONS else case)
-    makers |= setting.peers
-    contenders = [Contender(name, make_layer, setting) for name, make_layer in makers.items()]
-    return [contender.subject(batch) for batch in batches for contender in contenders]
+        layers = partial(by_layer, partial(CaseLinear, formulas if name in COMPILE_OPTIONS else case))
+        ours = {OURS: WholeNetwork, EIGHT_SAMPLES: partial(WholeNetwork, 8), BY_LAYER: layers}
+        makers |= ours if name == OURS else {name: layers}
+    makers |= {name: partial(by_layer, peer) for name, peer in setting.peers.items()}
+    contenders = [Contender(name, make_network, setting) for name, make_network in makers.items()]
+    return [
+        contender.subject(batch)
+        for batch in batches
+        for contender in contenders
+        if contender.name != EIGHT_SAMPLES or batch == batches[0]
+    ]

@@ -1,4 +1,4 @@
-"""Works on tensors: draw weights with their log density, forward and backward."""
+"""Works on one tensor: draw weights with their log density, forward and backward."""
 
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -12,7 +12,7 @@ from bench.layers import MU_PRIOR, STD_PRIOR
 from bench.measure import Subject
 from bench.setting import Setting
 
-__all__ = ["Inputs", "minimum_bytes", "one_tensor", "resnet50_numels", "samples", "tensors"]
+__all__ = ["Inputs", "minimum_bytes", "one_tensor", "samples"]
 
 
 @dataclass
@@ -47,9 +47,14 @@ class Inputs:
             num_samples=num_samples,
         )
 
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """What lives with or without a draw."""
+        return self.mu, self.rho, self.mu_prior, self.std_prior
+
     def draw(self, case: Case) -> tuple[Tensor, Tensor]:
         several = {} if self.num_samples is None else {"num_samples": self.num_samples}
-        return case(self.mu, self.rho, self.mu_prior, self.std_prior, **several)
+        return case(*self.given, **several)
 
     def one_of(self, sample: int) -> "Inputs":
         """The same weights, drawn for one of the samples."""
@@ -67,7 +72,8 @@ class Inputs:
         return outputs, torch.autograd.grad(outputs, (self.mu, self.rho), output_grads)
 
     def check_result(self, outputs: tuple[Tensor, Tensor], grads: tuple[Tensor, ...]) -> list[Tensor]:
-        return check_outputs(*outputs, (self.mu, self.rho), (self.grad_x, self.grad_log_prob), grads)
+        x, log_prob = outputs
+        return check_outputs([x], log_prob, [(self.mu, self.rho)], ([self.grad_x], self.grad_log_prob), grads)
 
     def check(self, case: Case) -> None:
         draws = [eps for _ in range(2) for eps in self.check_result(*self.backward(case))]
@@ -85,7 +91,7 @@ class Inputs:
             check=partial(self.check, case),
             minimum_bytes=minimum_bytes(numel, self.num_samples or 1, self.mu.element_size(), backward),
             graph=partial(self.draw, case) if backward else None,
-            own=(self.mu, self.rho),
+            own=self.given,
         )
 
 
@@ -126,7 +132,7 @@ def samples(points: list[int], numel: int, setting: Setting) -> list[Subject]:
 def _in_a_loop(inputs: Inputs, at_once: Subject, case: Case) -> Subject:
     """One draw and one backward for each sample, as users of plain PyTorch do: faster than broadcasting."""
     parts = [inputs.one_of(sample) for sample in range(len(inputs.grad_x))]
-    totals = [torch.zeros_like(leaf) for leaf in at_once.own]
+    totals = [torch.zeros_like(leaf) for leaf in (inputs.mu, inputs.rho)]
 
     def run() -> None:
         for part in parts:
@@ -138,59 +144,3 @@ def _in_a_loop(inputs: Inputs, at_once: Subject, case: Case) -> Subject:
             part.check(case)
 
     return replace(at_once, run=run, check=check, graph=partial(parts[0].draw, case))
-
-
-def resnet50_numels(count: int) -> list[int]:
-    """Sizes of the first `count` of ResNet-50's 161 parameters (He et al., 2015), in the order of its layers."""
-
-    def convolution(inputs: int, outputs: int, kernel: int) -> list[int]:
-        return [inputs * outputs * kernel**2, outputs, outputs]  # and its batch norm's weight and bias
-
-    numels, inputs = convolution(3, 64, 7), 64
-    for blocks, width in zip((3, 4, 6, 3), (64, 128, 256, 512)):
-        for block in range(blocks):
-            numels += convolution(inputs, width, 1) + convolution(width, width, 3) + convolution(width, 4 * width, 1)
-            if block == 0:
-                numels += convolution(inputs, 4 * width, 1)
-            inputs = 4 * width
-    return [*numels, inputs * 1000, 1000][:count]
-
-
-def tensors(count: int, setting: Setting) -> list[Subject]:
-    """Forward of all tensors, then backward of all, as in a network."""
-    setting = replace(setting, compile_once=True)  # not for each of the 161 tensors
-    parts = [Inputs.make(numel, setting) for numel in resnet50_numels(count)]
-    leaves = [leaf for inputs in parts for leaf in (inputs.mu, inputs.rho)]
-
-    def draw(case: Case) -> list[Tensor]:
-        return [output for inputs in parts for output in inputs.draw(case)]
-
-    def run(case: Case) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        outputs = draw(case)
-        output_grads = [grad for inputs in parts for grad in (inputs.grad_x, inputs.grad_log_prob)]
-        matching = [grad.to(output.dtype) for grad, output in zip(output_grads, outputs)]
-        return outputs, torch.autograd.grad(outputs, leaves, matching)
-
-    def check(case: Case) -> None:
-        outputs, grads = run(case)
-        for index, inputs in enumerate(parts):
-            pair = slice(2 * index, 2 * index + 2)
-            inputs.check_result(tuple(outputs[pair]), grads[pair])
-        parts[0].check(case)  # and that its noise is new in every call
-
-    numel = sum(inputs.mu.numel() for inputs in parts)
-    traffic = minimum_bytes(numel, 1, parts[0].mu.element_size(), backward=True)
-    return [
-        Subject(
-            "tensors",
-            count,
-            name,
-            numel,
-            run=partial(run, case),
-            check=partial(check, case),
-            minimum_bytes=traffic,
-            graph=partial(draw, case),
-            own=tuple(leaves),
-        )
-        for name, case in setting.tensor_cases()
-    ]

@@ -2,9 +2,26 @@
 
 from illia_ext import functional, random, reference
 from illia_ext._after_import import import_after
+from illia_ext.bayesian_module import BayesianModule, Prediction
 from illia_ext.distributions import DistributionModule, GaussianDistribution
+from illia_ext.objectives import elbo, mutual_information, predictive_entropy
+from illia_ext.replace import replace_distributions
+from illia_ext.selection import relative_rho
 
-__all__ = ["DistributionModule", "GaussianDistribution", "functional", "random", "reference"]
+__all__ = [
+    "BayesianModule",
+    "DistributionModule",
+    "GaussianDistribution",
+    "Prediction",
+    "elbo",
+    "functional",
+    "mutual_information",
+    "predictive_entropy",
+    "random",
+    "reference",
+    "relative_rho",
+    "replace_distributions",
+]
 __version__ = "0.1.0"
 
 import_after("torch.distributed.tensor", "illia_ext._dtensor")  # half a second that few need

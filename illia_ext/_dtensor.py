@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from illia_ext.ops import NAMES, op
+from illia_ext.foreach import DECOMPOSED
+from illia_ext.ops import op
 
 __all__: list[str] = []  # importing it registers the rules
 
@@ -150,5 +151,12 @@ def _rule(cls: type, overload: Any, types: Sequence[type], args: Sequence[Any], 
         )
 
 
-for _name in NAMES:
+def _decompose(cls: type, overload: Any, types: Sequence[type], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """An op of many tensors, as the single op on each of them."""
+    return DECOMPOSED[overload](*args, **kwargs)
+
+
+for _name in _OUTPUTS:
     torch.library.register_torch_dispatch(op(_name), DTensor, _rule)
+for _overload in DECOMPOSED:
+    torch.library.register_torch_dispatch(_overload, DTensor, _decompose)

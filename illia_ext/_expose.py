@@ -4,7 +4,7 @@ So eager, torch.func, torch.compile, export and TorchScript all reach the same d
 all private names of torch that we use stand here; tests/test_private_names.py lists them and fails helpfully.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
-__all__ = ["differentiable"]
+__all__ = ["below_autograd", "composite", "differentiable"]
 
 _library = torch.library.Library("illia_ext", "IMPL")
-_below_autograd = torch._C._AutoDispatchBelowAutograd
+below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
 _is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
 _autograd_key = torch._C.DispatchKey.AutogradFunctionality
@@ -27,7 +27,7 @@ _function_modes = torch._C._len_torch_function_stack
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.dtype, type(None), bool, list, tuple}
 
 
-def _needs_gradients(args: tuple[Any, ...]) -> bool:
+def _needs_gradients(args: Sequence[Any]) -> bool:
     if torch.is_grad_enabled():
         for argument in args:  # a loop, which takes half the time of any()
             if isinstance(argument, Tensor) and argument.requires_grad:
@@ -78,7 +78,7 @@ def differentiable(overload: Any) -> Callable[[type], type]:
         return overload(*inputs[:num_positional], *inputs[len(arguments) :], **keywords)  # which refuses too many
 
     def call_below_autograd(inputs: tuple[Any, ...]) -> Any:
-        with _below_autograd():
+        with below_autograd():
             if inputs[num_positional:] == keyword_defaults[: len(inputs) - num_positional]:
                 return builtin(*inputs[:num_positional])
             return call(*inputs)
@@ -117,7 +117,7 @@ def differentiable(overload: Any) -> Callable[[type], type]:
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
             if not _is_recorded(args):
-                with _below_autograd():
+                with below_autograd():
                     return overload(*args, **kwargs)
             # the dispatcher leaves out arguments that equal their defaults
             inputs = (*args, *defaults[len(args) :])
@@ -144,3 +144,35 @@ def differentiable(overload: Any) -> Callable[[type], type]:
         return cls
 
     return decorate
+
+
+def _flatten(args: Sequence[Any]) -> list[Any]:
+    return [value for arg in args for value in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+
+
+def composite(
+    overload: Any, decomposed: Callable[..., Any], record: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """Gives `overload`, an op of lists of tensors, the derivatives of `decomposed`, which computes the same by others.
+
+    With `record`, its inputs are (mu, rho, mu_prior, std_prior, ...): reverse mode to mu and rho alone takes that.
+
+    Returns:
+        What calls the op, without the dispatcher's round trip through Python where plain eager code calls.
+    """
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        is_forward_mode = forward_ad._current_level >= 0
+        if not is_forward_mode and not _needs_gradients(_flatten(args)):
+            with below_autograd():
+                return overload(*args, **kwargs)
+        others = is_forward_mode or _transforms_active() or _needs_gradients(_flatten(args[2:4]))
+        return (decomposed if others or record is None else record)(*args, **kwargs)
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        if _is_watched() or not _PLAIN_TYPES.issuperset(map(type, _flatten(args))):
+            return overload(*args, **kwargs)
+        return kernel(*args, **kwargs)
+
+    _library.impl(overload._schema.name.split("::")[1], kernel, "Autograd")
+    return apply

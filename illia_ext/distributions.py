@@ -30,7 +30,7 @@ def _shape(shape: Any) -> torch.Size:
     return torch.Size(sizes)
 
 
-def _prior(name: str, value: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+def make_prior(name: str, value: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A number as [1], a tensor as a copy, both of this dtype on this device; an nn.Parameter as it is."""
     if not isinstance(value, Tensor):
         number = check_std_prior(value) if name == "std_prior" else check_finite(name, value)
@@ -121,7 +121,7 @@ class GaussianDistribution(DistributionModule):
         self.rho_init = check_finite("rho_init", rho_init)
         device = torch.empty(0, device=factory["device"]).device
         priors = {
-            name: _prior(name, value, self.shape, dtype, device)
+            name: make_prior(name, value, self.shape, dtype, device)
             for name, value in (("mu_prior", mu_prior), ("std_prior", std_prior))
         }
         # illia draws a standard normal that it then overwrites; so do we, or later draws would differ

@@ -6,11 +6,15 @@ beside parameters on a GPU. A tensor std_prior is never read by Python (that wou
 makes log_prob NaN, while gradients may be finite. The dtype is one of float32, float64, float16 and bfloat16, and
 priors may have another of them; log_prob is float32 for half types, else the parameters' type.
 
+The functions `foreach_*` take sequences of tensors, such as all weights of a network, and do in one call what their
+namesakes do in one for each tensor.
+
 All functions raise TypeError and ValueError for arguments of a wrong kind, and RuntimeError, from C++, for
 tensors that do not fit together; the message names the argument and shows its value.
 """
 
 import sys
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -18,9 +22,17 @@ import torch
 from torch import Tensor
 
 import illia_ext.autocast  # noqa: F401  (the dtype of a sample under autocast)
+from illia_ext import foreach
 from illia_ext.autograd import GaussianKLDivergence, GaussianLogProb, GaussianSample, GaussianSampleAndLogProb
 
-__all__ = ["gaussian_kl_divergence", "gaussian_log_prob", "gaussian_sample", "gaussian_sample_and_log_prob"]
+__all__ = [
+    "foreach_gaussian_kl_divergence",
+    "foreach_gaussian_sample_and_log_prob",
+    "gaussian_kl_divergence",
+    "gaussian_log_prob",
+    "gaussian_sample",
+    "gaussian_sample_and_log_prob",
+]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -73,12 +85,47 @@ def check_finite(name: str, value: float) -> float:
     return value
 
 
-def _prior(mu_prior: Tensor | float, std_prior: Tensor | float) -> tuple[Tensor, Tensor]:
-    if not isinstance(mu_prior, Tensor):
-        mu_prior = torch.scalar_tensor(check_finite("mu_prior", mu_prior), dtype=torch.float64, device="cpu")
-    if not isinstance(std_prior, Tensor):
-        std_prior = torch.scalar_tensor(check_std_prior(std_prior), dtype=torch.float64, device="cpu")
-    return mu_prior, std_prior
+def _prior(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    number = check_std_prior(value) if name == "std_prior" else check_finite(name, value)
+    return torch.scalar_tensor(number, dtype=torch.float64, device="cpu")
+
+
+def _priors(name: str, value: Any) -> list[Tensor]:
+    """One for all tensors, or one for each."""
+    if isinstance(value, (Tensor, Real)) or not isinstance(value, Iterable):
+        return [_prior(name, value)]
+    return [_prior(name, each) for each in value]
+
+
+def _tensors(name: str, value: Any) -> list[Any]:
+    if isinstance(value, Tensor) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}: expected a sequence of tensors, got {value!r}")
+    return list(value)
+
+
+def _explain_each(**arguments: Any) -> None:
+    """As `_explain`, of lists and a key."""
+    mu, rho, key = arguments["mu"], arguments["rho"], arguments.get("key")
+    if not mu:
+        raise ValueError("mu: expected at least one tensor, got an empty list") from None
+    if len(rho) != len(mu):
+        raise ValueError(f"rho: expected as many tensors as mu, {len(mu)}, got {len(rho)}") from None
+    for name, count in (("mu_prior", len(arguments["mu_prior"])), ("std_prior", len(arguments["std_prior"]))):
+        if count not in (1, len(mu)):
+            message = f"{name}: expected one value, or as many as mu has tensors, {len(mu)}, got {count}"
+            raise ValueError(message) from None
+    for k, pair in enumerate(zip(mu, rho)):
+        try:
+            _explain(mu=pair[0], rho=pair[1])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"tensor {k}: {error}") from None
+        if pair[0].dtype != mu[0].dtype:
+            message = f"tensor {k}: mu: expected the dtype of tensor 0, {mu[0].dtype}, got {pair[0].dtype}"
+            raise TypeError(message) from None
+    if "key" in arguments:
+        _explain(mu=mu[0], rho=rho[0], key=key)
 
 
 def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -115,7 +162,7 @@ def gaussian_log_prob(
     Returns:
         Scalar, or [S]; in nats.
     """
-    mu_prior, std_prior = _prior(mu_prior, std_prior)
+    mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
         return _log_prob(x, mu, rho, mu_prior, std_prior)
     except RuntimeError:
@@ -148,7 +195,7 @@ def gaussian_sample_and_log_prob(
     Source of stick_the_landing: Roeder, Wu & Duvenaud, "Sticking the landing: simple, lower-variance gradient
     estimators for variational inference" (2017).
     """
-    mu_prior, std_prior = _prior(mu_prior, std_prior)
+    mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
         return _sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing)
     except RuntimeError:
@@ -162,9 +209,65 @@ def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, st
     Returns:
         Scalar, in nats.
     """
-    mu_prior, std_prior = _prior(mu_prior, std_prior)
+    mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
         return _kl_divergence(mu, rho, mu_prior, std_prior)
     except RuntimeError:
         _explain(mu=mu, rho=rho)
+        raise
+
+
+def foreach_gaussian_sample_and_log_prob(
+    mu: Sequence[Tensor],
+    rho: Sequence[Tensor],
+    mu_prior: Tensor | float | Sequence[Tensor | float],
+    std_prior: Tensor | float | Sequence[Tensor | float],
+    key: Tensor,
+    dtype: torch.dtype | None = None,
+    stick_the_landing: bool = False,
+) -> tuple[list[Tensor], Tensor]:
+    """`gaussian_sample_and_log_prob` of many tensors, all of one dtype and on one device, in one pass.
+
+    The tensors share the stream of `key`: each starts at the first Philox block that those before it left unused. So x
+    and all gradients are those of `gaussian_sample_and_log_prob` for each tensor, bit for bit, with the key that
+    `illia_ext.random.advance` moves on by these blocks: ceil(numel / 4) of each tensor before, ceil(numel / 2) for
+    float64.
+
+    Args:
+        mu, rho: of each tensor [*shape], at least one.
+        mu_prior, std_prior: as of `gaussian_log_prob`; one for all tensors, or a sequence with one for each.
+        key, dtype, stick_the_landing: as of `gaussian_sample_and_log_prob`.
+
+    Returns:
+        x: of each tensor [*shape] or [S, *shape], contiguous.
+        log_prob: scalar or [S], in nats: the sum over all tensors.
+    """
+    mu, rho = _tensors("mu", mu), _tensors("rho", rho)
+    mu_prior, std_prior = _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)
+    try:
+        return foreach.sample_and_log_prob(
+            mu, rho, mu_prior, std_prior, key, dtype=dtype, stick_the_landing=stick_the_landing
+        )
+    except RuntimeError:
+        _explain_each(mu=mu, rho=rho, mu_prior=mu_prior, std_prior=std_prior, key=key)
+        raise
+
+
+def foreach_gaussian_kl_divergence(
+    mu: Sequence[Tensor],
+    rho: Sequence[Tensor],
+    mu_prior: Tensor | float | Sequence[Tensor | float],
+    std_prior: Tensor | float | Sequence[Tensor | float],
+) -> Tensor:
+    """`gaussian_kl_divergence`, summed over many tensors; arguments as of `foreach_gaussian_sample_and_log_prob`.
+
+    Returns:
+        Scalar, in nats.
+    """
+    mu, rho = _tensors("mu", mu), _tensors("rho", rho)
+    mu_prior, std_prior = _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)
+    try:
+        return foreach.kl_divergence(mu, rho, mu_prior, std_prior)
+    except RuntimeError:
+        _explain_each(mu=mu, rho=rho, mu_prior=mu_prior, std_prior=std_prior)
         raise

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 import illia_ext._library  # noqa: F401  (registers the ops)
 
-__all__ = ["NAMES", "key_samples", "op"]
+__all__ = ["NAMES", "check", "check_shape", "contiguous", "fake", "key_samples", "log_prob_dtype", "op", "refuse"]
 
 NAMES = (
     "standard_normal",
@@ -22,6 +22,10 @@ NAMES = (
     "gaussian_sample_and_log_prob_backward",
     "gaussian_kl_divergence",
     "gaussian_kl_divergence_backward",
+    "foreach_gaussian_sample_and_log_prob",
+    "foreach_gaussian_sample_and_log_prob_backward",
+    "foreach_gaussian_kl_divergence",
+    "foreach_gaussian_kl_divergence_backward",
 )
 
 
@@ -35,27 +39,27 @@ def key_samples(key: Tensor) -> list[int]:
     return list(key.shape[:-1])
 
 
-def _log_prob_dtype(mu: Tensor) -> torch.dtype:
+def log_prob_dtype(mu: Tensor) -> torch.dtype:
     return torch.float64 if mu.dtype == torch.float64 else torch.float32
 
 
-def _contiguous(like: Tensor, size: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
+def contiguous(like: Tensor, size: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
     return like.new_empty(like.shape if size is None else size, dtype=dtype or like.dtype)
 
 
-def _refuse(holds: bool, message: str) -> None:
+def refuse(holds: bool, message: str) -> None:
     if holds:
         raise RuntimeError(message)
 
 
 def _check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     message = f"{name}: expected to be on the device of {other_name}, {other.device}, got {tensor.device}"
-    _refuse(tensor.device != other.device, message)
+    refuse(tensor.device != other.device, message)
 
 
-def _check_shape(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
+def check_shape(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
     if tensor is not None:
-        _refuse(tensor.shape != torch.Size(shape), f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+        refuse(tensor.shape != torch.Size(shape), f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
 def _check_prior(name: str, prior: Tensor, mu: Tensor) -> None:
@@ -64,27 +68,27 @@ def _check_prior(name: str, prior: Tensor, mu: Tensor) -> None:
         _check_device(name, prior, "mu", mu)
     fits = prior.dim() <= mu.dim() and all(n in (1, m) for n, m in zip(reversed(prior.shape), reversed(mu.shape)))
     message = f"{name}: expected one element, or a shape that broadcasts to that of mu, {list(mu.shape)}"
-    _refuse(prior.numel() != 1 and not fits, f"{message}, got {list(prior.shape)}")
+    refuse(prior.numel() != 1 and not fits, f"{message}, got {list(prior.shape)}")
 
 
 def _check_block(name: str, size: Sequence[int], full_size: Any, origin: Any) -> None:
     """That a block of `size`, which `name` has, lies inside a tensor of full_size."""
     if full_size is None and origin is None:
         return
-    _refuse(full_size is None, f"full_size: expected sizes beside origin, {origin}, got None")
-    _refuse(origin is None, f"origin: expected an index beside full_size, {full_size}, got None")
+    refuse(full_size is None, f"full_size: expected sizes beside origin, {origin}, got None")
+    refuse(origin is None, f"origin: expected an index beside full_size, {full_size}, got None")
     for argument, values in (("full_size", full_size), ("origin", origin)):
         message = f"{argument}: expected one value for each dimension of {name}, {list(size)}, got {list(values)}"
-        _refuse(len(values) != len(size), message)
+        refuse(len(values) != len(size), message)
     message = f"got {list(origin)} for size {list(size)} and full_size {list(full_size)}"
     inside = all(start >= 0 and start + n <= full for start, n, full in zip(origin, size, full_size))
-    _refuse(not inside, f"origin: expected 0 <= origin and origin + size <= full_size, {message}")
+    refuse(not inside, f"origin: expected 0 <= origin and origin + size <= full_size, {message}")
     if all(isinstance(n, int) for n in full_size):  # a product of symbols would be a guard
         message = f"full_size: expected fewer than 2^63 elements, got {list(full_size)}"
-        _refuse(math.prod(max(n, 1) for n in full_size) >= 2**63, message)
+        refuse(math.prod(max(n, 1) for n in full_size) >= 2**63, message)
 
 
-def _check(
+def check(
     parameters: dict[str, Tensor],
     key: Tensor | None = None,
     x: Tensor | None = None,
@@ -102,13 +106,13 @@ def _check(
         if tensor is not None:
             _check_device(name, tensor, first, leader)
     for name, tensor in others:
-        _check_shape(name, tensor, leader.shape)
+        check_shape(name, tensor, leader.shape)
     if key is not None:
         message = f"key: expected shape [2] or [num_samples, 2], got {list(key.shape)}"
-        _refuse(key.dim() not in (1, 2) or key.shape[-1] != 2, message)
+        refuse(key.dim() not in (1, 2) or key.shape[-1] != 2, message)
     if x is not None:
         message = f"x: expected the shape of {first}, {list(leader.shape)}, or one dimension more, got {list(x.shape)}"
-        _refuse(x.shape != leader.shape and x.shape[1:] != leader.shape, message)
+        refuse(x.shape != leader.shape and x.shape[1:] != leader.shape, message)
     for name, prior in (("mu_prior", mu_prior), ("std_prior", std_prior)):
         if prior is not None:
             _check_prior(name, prior, leader)
@@ -121,44 +125,44 @@ def _prior_grads(mu_prior: Tensor, std_prior: Tensor, mu: Tensor, output_mask: S
             f"{name}: a gradient to a number on the CPU beside parameters on another device is not offered, it would "
             "have to wait for that device; move it to the device of mu, or detach it"
         )
-        _refuse(asked and prior.device != mu.device, message)
-        grads.append(_contiguous(prior) if asked else _contiguous(mu, [0]))
+        refuse(asked and prior.device != mu.device, message)
+        grads.append(contiguous(prior) if asked else contiguous(mu, [0]))
     return grads
 
 
-def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return torch.library.register_fake(f"illia_ext::{name}")
 
 
-@_fake("standard_normal")
+@fake("standard_normal")
 def _(key: Tensor, size: Sequence[int], *, dtype: torch.dtype, full_size: Any = None, origin: Any = None) -> Tensor:
-    _check({"key": key}, key)
+    check({"key": key}, key)
     _check_block("size", size, full_size, origin)
-    return _contiguous(key, [*key_samples(key), *size], dtype)
+    return contiguous(key, [*key_samples(key), *size], dtype)
 
 
-@_fake("gaussian_sample")
+@fake("gaussian_sample")
 def _(mu: Tensor, rho: Tensor, key: Tensor, *, dtype: Any = None, full_size: Any = None, origin: Any = None) -> Tensor:
-    _check({"mu": mu, "rho": rho}, key)
+    check({"mu": mu, "rho": rho}, key)
     _check_block("mu", mu.shape, full_size, origin)
-    return _contiguous(mu, [*key_samples(key), *mu.shape], dtype)
+    return contiguous(mu, [*key_samples(key), *mu.shape], dtype)
 
 
-@_fake("gaussian_sample_backward")
+@fake("gaussian_sample_backward")
 def _(grad_x: Tensor, rho: Tensor, key: Tensor, *, full_size: Any = None, origin: Any = None) -> Tensor:
-    _check({"rho": rho}, key, grads={"grad_x": grad_x})
+    check({"rho": rho}, key, grads={"grad_x": grad_x})
     _check_block("rho", rho.shape, full_size, origin)
-    _check_shape("grad_x", grad_x, [*key_samples(key), *rho.shape])
-    return _contiguous(rho)
+    check_shape("grad_x", grad_x, [*key_samples(key), *rho.shape])
+    return contiguous(rho)
 
 
-@_fake("gaussian_log_prob")
+@fake("gaussian_log_prob")
 def _(x: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
-    _check({"mu": mu, "rho": rho}, None, x, mu_prior, std_prior)
-    return _contiguous(mu, x.shape[: x.dim() - mu.dim()], _log_prob_dtype(mu))
+    check({"mu": mu, "rho": rho}, None, x, mu_prior, std_prior)
+    return contiguous(mu, x.shape[: x.dim() - mu.dim()], log_prob_dtype(mu))
 
 
-@_fake("gaussian_log_prob_backward")
+@fake("gaussian_log_prob_backward")
 def _(
     grad_log_prob: Tensor,
     x: Tensor,
@@ -168,13 +172,13 @@ def _(
     std_prior: Tensor,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    _check({"mu": mu, "rho": rho}, None, x, mu_prior, std_prior, {"grad_log_prob": grad_log_prob})
-    _check_shape("grad_log_prob", grad_log_prob, x.shape[: x.dim() - mu.dim()])
-    grads = [_contiguous(a if asked else mu, None if asked else [0]) for a, asked in zip((x, mu, rho), output_mask)]
+    check({"mu": mu, "rho": rho}, None, x, mu_prior, std_prior, {"grad_log_prob": grad_log_prob})
+    check_shape("grad_log_prob", grad_log_prob, x.shape[: x.dim() - mu.dim()])
+    grads = [contiguous(a if asked else mu, None if asked else [0]) for a, asked in zip((x, mu, rho), output_mask)]
     return *grads, *_prior_grads(mu_prior, std_prior, mu, output_mask[3:])
 
 
-@_fake("gaussian_sample_and_log_prob")
+@fake("gaussian_sample_and_log_prob")
 def _(
     mu: Tensor,
     rho: Tensor,
@@ -187,13 +191,13 @@ def _(
     full_size: Any = None,
     origin: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    _check({"mu": mu, "rho": rho}, key, None, mu_prior, std_prior)
+    check({"mu": mu, "rho": rho}, key, None, mu_prior, std_prior)
     _check_block("mu", mu.shape, full_size, origin)
     samples = key_samples(key)
-    return _contiguous(mu, [*samples, *mu.shape], dtype), _contiguous(mu, samples, _log_prob_dtype(mu))
+    return contiguous(mu, [*samples, *mu.shape], dtype), contiguous(mu, samples, log_prob_dtype(mu))
 
 
-@_fake("gaussian_sample_and_log_prob_backward")
+@fake("gaussian_sample_and_log_prob_backward")
 def _(
     grad_x: Any,
     grad_log_prob: Any,
@@ -208,32 +212,32 @@ def _(
     origin: Any = None,
     prior_grads: bool = False,
 ) -> tuple[Tensor, ...]:
-    _check({"mu": mu, "rho": rho}, key, None, mu_prior, std_prior, {"grad_log_prob": grad_log_prob})
-    _check({"rho": rho}, grads={"grad_x": grad_x})
+    check({"mu": mu, "rho": rho}, key, None, mu_prior, std_prior, {"grad_log_prob": grad_log_prob})
+    check({"rho": rho}, grads={"grad_x": grad_x})
     _check_block("mu", mu.shape, full_size, origin)
-    _check_shape("grad_x", grad_x, [*key_samples(key), *mu.shape])
-    _check_shape("grad_log_prob", grad_log_prob, key_samples(key))
-    return _contiguous(mu), _contiguous(rho), *_prior_grads(mu_prior, std_prior, mu, [prior_grads] * 2)
+    check_shape("grad_x", grad_x, [*key_samples(key), *mu.shape])
+    check_shape("grad_log_prob", grad_log_prob, key_samples(key))
+    return contiguous(mu), contiguous(rho), *_prior_grads(mu_prior, std_prior, mu, [prior_grads] * 2)
 
 
-@_fake("gaussian_kl_divergence")
+@fake("gaussian_kl_divergence")
 def _(mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
-    _check({"mu": mu, "rho": rho}, None, None, mu_prior, std_prior)
-    return _contiguous(mu, [], _log_prob_dtype(mu))
+    check({"mu": mu, "rho": rho}, None, None, mu_prior, std_prior)
+    return contiguous(mu, [], log_prob_dtype(mu))
 
 
-@_fake("gaussian_kl_divergence_backward")
+@fake("gaussian_kl_divergence_backward")
 def _(
     grad: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, prior_grads: bool = False
 ) -> tuple[Tensor, ...]:
-    _check({"mu": mu, "rho": rho}, None, None, mu_prior, std_prior, {"grad": grad})
-    _check_shape("grad", grad, [])
-    return _contiguous(mu), _contiguous(rho), *_prior_grads(mu_prior, std_prior, mu, [prior_grads] * 2)
+    check({"mu": mu, "rho": rho}, None, None, mu_prior, std_prior, {"grad": grad})
+    check_shape("grad", grad, [])
+    return contiguous(mu), contiguous(rho), *_prior_grads(mu_prior, std_prior, mu, [prior_grads] * 2)
 
 
 def _member(value: Any, dim: Any, index: int) -> Any:
     """Member `index` of a batched argument; of an empty batch, zeros that tell its members' shapes."""
-    if dim is None or not isinstance(value, Tensor):
+    if dim is None:
         return value
     return value.select(dim, index) if value.shape[dim] else value.sum(dim)
 
@@ -246,14 +250,14 @@ def _register_vmap(name: str) -> None:
     key_place = names.index("key") if "key" in names and not name.endswith("_backward") else -1
 
     def batch(info: Any, in_dims: tuple[Any, ...], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        batched = [i for i, dim in enumerate(in_dims) if dim is not None and isinstance(args[i], Tensor)]
+        batched = [i for i, dims in enumerate(in_dims) if any(dim is not None for dim in tree_leaves(dims))]
         if batched == [key_place] and args[key_place].dim() <= 3:  # else the loop, whose calls refuse it
             keys = args[key_place].movedim(in_dims[key_place], 0)
             flat = (*args[:key_place], keys.reshape(-1, 2), *args[key_place + 1 :])
             output = tree_map(lambda out: out.unflatten(0, keys.shape[:-1]), overload(*flat, **kwargs))
         else:
             members = [
-                overload(*(_member(a, d, i) for a, d in zip(args, in_dims)), **kwargs)
+                overload(*tree_map(lambda value, dim, i=i: _member(value, dim, i), args, in_dims), **kwargs)
                 for i in range(max(info.batch_size, 1))
             ]
             output = tree_map(lambda *outs: torch.stack(outs)[: info.batch_size], *members)

@@ -5,13 +5,14 @@ function of the key (Philox4x32-10), in the stream of PyTorch's own stateless ge
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.module_tracker import ModuleTracker
 
-__all__ = ["draw_key", "fold_in", "key", "split"]
+__all__ = ["advance", "draw_key", "fold_in", "key", "split"]
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -141,13 +142,21 @@ def _share(key: Tensor, mesh: Any) -> Tensor:
     return parts.redistribute(placements=[Replicate()] * mesh.ndim)
 
 
-def _fold(key: Any, steps: Tensor) -> Tensor:
-    if _is_distributed(key):
-        if not all(placement.is_replicate() for placement in key.placements):
-            raise ValueError(f"key: expected to be replicated, the same on all ranks, got {key.placements}")
-        return type(key).from_local(_fold(key.to_local(), steps), key.device_mesh, key.placements, run_check=False)
-    words = philox4x32(key[..., 0], key[..., 1] + steps)
-    return torch.stack([words[0] | (words[1] << 32), words[2] | (words[3] << 32)], dim=-1)
+def _on_words(function: Callable[[Tensor], Tensor], key: Any) -> Tensor:
+    """`function` of the key; of a DTensor's copy on each rank."""
+    if not _is_distributed(key):
+        return function(key)
+    if not all(placement.is_replicate() for placement in key.placements):
+        raise ValueError(f"key: expected to be replicated, the same on all ranks, got {key.placements}")
+    return type(key).from_local(function(key.to_local()), key.device_mesh, key.placements, run_check=False)
+
+
+def _fold(key: Tensor, steps: Tensor) -> Tensor:
+    def fold(key: Tensor) -> Tensor:
+        words = philox4x32(key[..., 0], key[..., 1] + steps)
+        return torch.stack([words[0] | (words[1] << 32), words[2] | (words[3] << 32)], dim=-1)
+
+    return _on_words(fold, key)
 
 
 def split(key: Tensor, n: int = 2) -> Tensor:
@@ -177,3 +186,20 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     if data.numel() != 1 or data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
         raise TypeError(f"data: expected one integer, got a tensor of {data.dtype} and shape {list(data.shape)}")
     return _fold(key, data.to(torch.int64).reshape(()))
+
+
+def advance(key: Tensor, blocks: int | torch.SymInt) -> Tensor:
+    """The key of what lies `blocks` Philox blocks further on in the stream of `key`: its offset moved on, mod 2^64.
+
+    A block holds two normals for float64 parameters and four for the others, and each tensor starts with a new one.
+
+    Args:
+        key: [..., 2], int64 or uint64.
+        blocks: integer in [-2^63, 2^64).
+
+    Returns:
+        int64 tensor of key's shape.
+    """
+    # int() of a symbol would be a guard
+    number: Any = blocks if isinstance(blocks, torch.SymInt) else _as_int64(blocks, "blocks")
+    return _on_words(lambda key: torch.stack([key[..., 0], key[..., 1] + number], dim=-1), _check_key(key))

@@ -5,15 +5,18 @@ the cost that plain PyTorch has. `standard_normal` is the noise stream itself.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from illia_ext.random import philox4x32
+from illia_ext.random import advance, philox4x32
 
 __all__ = [
+    "foreach_gaussian_kl_divergence",
+    "foreach_gaussian_sample_and_log_prob",
     "gaussian_kl_divergence",
     "gaussian_log_prob",
     "gaussian_sample",
@@ -146,3 +149,40 @@ def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, st
     mu_prior, std_prior = _prior(mu_prior, mu), _prior(std_prior, mu)
     squares = (softplus(rho, threshold=60) / std_prior) ** 2 + ((mu - mu_prior) / std_prior) ** 2
     return _sum_samples(torch.log(std_prior) - log_sigma(rho) + (squares - 1) / 2, mu)
+
+
+def _each(mu: Sequence[Tensor], rho: Sequence[Tensor], *priors: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """mu, rho, mu_prior and std_prior of each tensor."""
+    mu_prior, std_prior = ([prior] if isinstance(prior, (Tensor, int, float)) else prior for prior in priors)
+    for k, (m, r) in enumerate(zip(mu, rho, strict=True)):
+        yield m, r, mu_prior[k if len(mu_prior) > 1 else 0], std_prior[k if len(std_prior) > 1 else 0]
+
+
+def foreach_gaussian_sample_and_log_prob(
+    mu: Sequence[Tensor],
+    rho: Sequence[Tensor],
+    mu_prior: Tensor | float | Sequence[Tensor | float],
+    std_prior: Tensor | float | Sequence[Tensor | float],
+    key: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    stick_the_landing: bool = False,
+) -> tuple[list[Tensor], Tensor]:
+    """Samples of many tensors, which share the key's stream, and the sum of their log q(x) - log p(x)."""
+    samples = []
+    for inputs in _each(mu, rho, mu_prior, std_prior):
+        samples.append(gaussian_sample_and_log_prob(*inputs, key, dtype, stick_the_landing=stick_the_landing))
+        per_block = 2 if inputs[0].dtype == torch.float64 else 4
+        key = advance(key, (inputs[0].numel() + per_block - 1) // per_block)
+    x, log_probs = zip(*samples)
+    return list(x), torch.stack(log_probs).sum(0)
+
+
+def foreach_gaussian_kl_divergence(
+    mu: Sequence[Tensor],
+    rho: Sequence[Tensor],
+    mu_prior: Tensor | float | Sequence[Tensor | float],
+    std_prior: Tensor | float | Sequence[Tensor | float],
+) -> Tensor:
+    """KL(q || p) of many tensors."""
+    return torch.stack([gaussian_kl_divergence(*inputs) for inputs in _each(mu, rho, mu_prior, std_prior)]).sum()

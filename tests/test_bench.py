@@ -1,6 +1,7 @@
 """The benchmark's arithmetic, against numbers known beforehand, and what its works do."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -10,13 +11,14 @@ import torch
 from bench import counts
 from bench.cases import CASES, COMPILE_OPTIONS, eager, formulas, fused
 from bench.check import Wrong
-from bench.layers import CaseLinear
+from bench.layers import CaseLinear, WholeNetwork
 from bench.measure import Effort, Subject, interleave, kept_for_backward, launches, measure, peak_bytes
 from bench.plan import plan
 from bench.results import Measurement, Run, Timing
-from bench.setting import Scale, Setting
-from bench.steps import Contender
-from bench.works import Inputs, minimum_bytes, resnet50_numels
+from bench.setting import BY_LAYER, EIGHT_SAMPLES, FLAT, FORWARD, ONE_BY_ONE, PLAIN, WHOLE_MODEL, Scale, Setting
+from bench.steps import Contender, by_layer
+from bench.tensors import resnet50_numels
+from bench.works import Inputs, minimum_bytes
 
 CPU = torch.device("cpu")
 SETTING = Setting(["eager", "illia_ext"], {}, CPU, torch.float32)
@@ -176,7 +178,7 @@ def test_every_work_measures_every_case() -> None:
         for measured in measure(group.subjects(), BRIEF, CPU):
             assert measured.untimed is None and measured.seconds is not None, measured
             assert measured.peak_bytes is not None and measured.first_call is not None, measured
-            has_graph = measured.work != "forward" and measured.case != "copy"
+            has_graph = measured.work != "forward" and measured.case not in ("copy", FORWARD)
             assert (measured.kept_bytes is not None) == has_graph, measured
             seen.setdefault(measured.work, []).append(measured.case)
     both = ["eager", "illia_ext"]
@@ -184,8 +186,8 @@ def test_every_work_measures_every_case() -> None:
         "forward": [*both, "copy", "torch.randn"],
         "forward + backward": [*both, "copy"],
         "samples": both,
-        "tensors": both,
-        "training step": ["not Bayesian", *both],
+        "tensors": [*both, FORWARD, WHOLE_MODEL, FLAT, ONE_BY_ONE],
+        "training step": [PLAIN, *both, EIGHT_SAMPLES, BY_LAYER],
     }
 
 
@@ -204,11 +206,14 @@ def test_what_a_work_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counted["forward", "eager"] == counted["forward", "illia_ext"] == []
     assert counted["forward + backward", "eager"] == counted["forward + backward", "illia_ext"] == [2]
     assert counted["samples", "eager"] == [2, 2, 2] and counted["samples", "illia_ext"] == [2]
-    assert counted["tensors", "eager"] == counted["tensors", "illia_ext"] == [8]
+    at_once = {case: calls for (work, case), calls in counted.items() if work == "tensors"}
+    outputs = {name: [4 + 1] for name in at_once}  # the draws and their log_prob
+    assert at_once == outputs | {FORWARD: [], FLAT: [2]}
 
 
-def test_a_step() -> None:
-    contender = Contender("illia_ext", partial(CaseLinear, fused), SETTING)
+@pytest.mark.parametrize("network", [partial(by_layer, partial(CaseLinear, fused)), WholeNetwork])
+def test_a_step(network: Callable[..., torch.nn.Module]) -> None:
+    contender = Contender("illia_ext", network, SETTING)
 
     def values() -> list[torch.Tensor]:
         return [parameter.detach().clone() for parameter in contender.network.parameters()]
@@ -228,4 +233,4 @@ def test_a_step() -> None:
 def test_compiled_cases_are_right(name: str) -> None:
     setting = replace(SETTING, cases=[name])
     Inputs.make(1000, setting).check(CASES[name])
-    Contender(name, partial(CaseLinear, formulas), setting).check()
+    Contender(name, partial(by_layer, partial(CaseLinear, formulas)), setting).check()

@@ -7,7 +7,7 @@ import torch
 from helpers import make_key, make_keys, make_parameters
 from torch import Tensor
 from torch.library import opcheck
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import illia_ext.functional  # noqa: F401  (the ops' derivatives)
 from illia_ext.ops import NAMES, op
@@ -22,6 +22,10 @@ illia_ext::gaussian_sample_and_log_prob(Tensor mu, Tensor rho, Tensor mu_prior, 
 illia_ext::gaussian_sample_and_log_prob_backward(Tensor? grad_x, Tensor? grad_log_prob, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, Tensor key, *, bool stick_the_landing=False, SymInt[]? full_size=None, SymInt[]? origin=None, bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)
 illia_ext::gaussian_kl_divergence(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor
 illia_ext::gaussian_kl_divergence_backward(Tensor grad, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)
+illia_ext::foreach_gaussian_sample_and_log_prob(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, Tensor key, *, ScalarType? dtype=None, bool stick_the_landing=False) -> (Tensor[], Tensor)
+illia_ext::foreach_gaussian_sample_and_log_prob_backward(Tensor?[] grad_x, Tensor? grad_log_prob, Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, Tensor key, *, bool stick_the_landing=False) -> (Tensor[], Tensor[])
+illia_ext::foreach_gaussian_kl_divergence(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior) -> Tensor
+illia_ext::foreach_gaussian_kl_divergence_backward(Tensor grad, Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior) -> (Tensor[], Tensor[])
 """  # noqa: E501  (one schema a line, as torch prints it)
 
 
@@ -47,6 +51,10 @@ def make_samples(device: torch.device) -> dict[str, list[tuple[tuple[Any, ...], 
     full_prior = (mu / 2, rho.exp())
     block = {"full_size": [6, 5], "origin": [2, 1]}
     host_prior = (torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
+    lists = ([mu, mu[0], mu[:0]], [rho, rho[0], rho[:0]])
+    halves = ([mu_half, mu.half()], [rho_half, rho.half()])
+    priors = ([prior[0], row_and_column[0], prior[0]], [prior[1]])
+    host_priors = ([host_prior[0]], [host_prior[1]])
     return {
         "standard_normal": [
             ((keys, [4, 3]), {"dtype": torch.float32}),
@@ -99,17 +107,35 @@ def make_samples(device: torch.device) -> dict[str, list[tuple[tuple[Any, ...], 
             ((grad.double(), mu_double, rho_double, *host_prior), {}),
             ((grad, mu, rho, *row_and_column, True), {}),
         ],
+        "foreach_gaussian_sample_and_log_prob": [
+            ((*lists, *priors, keys), {}),
+            ((*halves, *host_priors, key), {"stick_the_landing": True}),
+            ((*lists, *host_priors, key), {"dtype": torch.float16}),
+        ],
+        "foreach_gaussian_sample_and_log_prob_backward": [
+            (([grad_x, None, grad_x[:, :0]], grads, *lists, *priors, keys), {}),
+            (([None, None, None], grad, *lists, *host_priors, key), {"stick_the_landing": True}),
+            (([mu_half, mu.half()], None, *halves, *host_priors, key), {}),
+        ],
+        "foreach_gaussian_kl_divergence": [
+            ((*lists, *priors), {}),
+            ((*halves, *host_priors), {}),
+        ],
+        "foreach_gaussian_kl_divergence_backward": [
+            ((grad, *lists, *priors), {}),
+            ((grad, *halves, *host_priors), {}),
+        ],
     }
 
 
 def require_grad(args: tuple[Any, ...], names: list[str]) -> tuple[Any, ...]:
     """Floating arguments become leaves, but for priors of one element, as most users have them."""
-    return tuple(
-        arg.detach().clone().requires_grad_()
-        if isinstance(arg, Tensor) and arg.is_floating_point() and (arg.numel() > 1 or not name.endswith("_prior"))
-        else arg
-        for name, arg in zip(names, args)
-    )
+
+    def leaf(arg: Tensor, name: str) -> Tensor:
+        becomes_leaf = arg.is_floating_point() and (arg.numel() > 1 or not name.endswith("_prior"))
+        return arg.detach().clone().requires_grad_() if becomes_leaf else arg
+
+    return tuple(tree_map_only(Tensor, lambda t, name=name: leaf(t, name), arg) for name, arg in zip(names, args))
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -127,7 +153,7 @@ def test_meta_tensors_get_the_real_shapes(name: str, device: torch.device) -> No
     for args, kwargs in make_samples(device)[name]:
         real = op(name)(*args, **kwargs)
         meta = op(name)(*tree_map_only(Tensor, lambda tensor: tensor.to("meta"), args), **kwargs)
-        for ours, expected in zip(*([o] if isinstance(o, Tensor) else o for o in (meta, real)), strict=True):
+        for ours, expected in zip(*map(tree_leaves, (meta, real)), strict=True):
             assert (ours.shape, ours.dtype, ours.stride()) == (expected.shape, expected.dtype, expected.stride())
             assert ours.device.type == "meta"
 

@@ -157,10 +157,10 @@ def test_backend_asks_for_torch_only_where_there_is_none(
     (tmp_path / f"torch-{version}.dist-info").mkdir()
     (tmp_path / f"torch-{version}.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
     (tmp_path / "torch" / "include").mkdir(parents=True)
-    without_torch = [folder for folder in sys.path if not (Path(folder) / "torch").is_dir()]
-    monkeypatch.setattr(sys, "path", [str(ROOT), *without_torch])
+    monkeypatch.syspath_prepend(str(ROOT))
+    backend = importlib.import_module("_backend")
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if not (Path(folder) / "torch").is_dir()])
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.chdir(ROOT)
-    backend = importlib.import_module("_backend")
     monkeypatch.setattr(backend.build_meta, "get_requires_for_build_wheel", lambda settings: [])
     assert backend.get_requires_for_build_wheel() == ([] if found else ["torch>=2.10"])

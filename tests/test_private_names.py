@@ -25,6 +25,7 @@ NAMES = {
     "torch.autograd.forward_ad._current_level": "it says whether forward mode is on",
     "torch.autograd.forward_ad._set_fwd_grad_enabled": "it turns forward mode on for the levels below",
     "torch.autograd.function._SingleLevelFunction": "it is the autograd.Function of one level of torch.func",
+    "torch.utils._pytree.tree_leaves": "it finds what is batched in a list of tensors",
     "torch.utils._pytree.tree_map": "it maps over the outputs of an op",
     "torch._ops.OpOverload._op": "it is what calls the op, without a frame of Python",
     "torch._ops.OpOverload._schema": "it names an op's arguments and their defaults",

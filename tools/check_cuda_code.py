@@ -33,6 +33,7 @@ KERNELS = {
     "kl_divergence_kernel": (FORWARD, 2, 0, 0, 0),
     "kl_divergence_backward_kernel": (BACKWARD, 2, 2, 0, 0),
 }
+KERNELS |= {f"foreach_{name}": arrays for name, arrays in KERNELS.items()}
 VECTOR, ELEMENT = r"LDG\.E\.128|STG\.E\.(128|64)", r"LDG\.E.*\.CONSTANT|STG\.E"
 WIDTHS = {"float": 4, "double": 8, "half": 2, "bfloat16": 2}
 
@@ -43,7 +44,7 @@ def expected_accesses(kernel: str, types: list[str]) -> dict[str, int]:
     width = WIDTHS[types[0]]
     vectors = elements[types[0] == "double"] * width // 16
     bits = 128 * WIDTHS[types[1 if types[1:] and types[1] in WIDTHS else 0]] // width
-    loaded -= kernel == "sample_backward_kernel" and types[-1] == "false"  # mu is not read
+    loaded -= "sample_backward_kernel" in kernel and "false" in types  # mu is not read
     counts = {"LDG.E.128": loaded * vectors, "STG.E.128": stored * vectors}
     for access, arrays in ((f"LDG.E.{bits}.CONSTANT", samples_loaded), (f"STG.E.{bits}", samples_stored)):
         access = access.replace(".128.CONSTANT", ".128")
@@ -139,8 +140,8 @@ def main() -> None:
         kernel = short.split("<")[0]
         count = ""
         if kernel in KERNELS:
-            *types, variant = short[:-1].split("<")[1].split(", ")
-            general = variant == "General"
+            types = short[:-1].split("<")[1].split(", ")
+            general = types[-1] == "General"
             elements = GENERAL if general else KERNELS[kernel][0]
             loop = main_loop(code[mangled], ELEMENT if general else VECTOR)
             for access, expected in ({} if general else expected_accesses(kernel, types)).items():

@@ -1,6 +1,8 @@
 // From tensors to a kernel's raw memory: contiguous views, outputs, values read on the host, threads, sums.
 #pragma once
 
+#include <numeric>
+
 #include "cpu/kernels.h"
 #include "ops/tensors.h"
 
@@ -67,12 +69,27 @@ inline std::vector<Key> read_keys(const Tensor& key) {
   return std::vector<Key>(data, data + words.numel() / 2);
 }
 
-// Runs a kernel over all chunks of `numel` elements on torch's own threads.
+// function(begin, end) for ranges of chunks, on torch's own threads.
+template <typename function_t>
+void parallel_for_chunks(int64_t num_chunks, int64_t num_samples, function_t function) {
+  constexpr int64_t kGrain = 16;  // chunks of one sample that are worth a thread of their own
+  torch::stable::parallel_for(0, num_chunks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, num_samples)),
+                              function);
+}
+
+// Runs a kernel over all chunks of `numel` elements.
 template <typename args_t>
 void launch(Kernel<args_t> kernel, const args_t& args, int64_t numel, int64_t num_samples = 1) {
-  constexpr int64_t kGrain = 16;  // chunks of one sample that are worth a thread of their own
-  torch::stable::parallel_for(0, count_chunks(numel), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, num_samples)),
-                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  parallel_for_chunks(count_chunks(numel), num_samples, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+// Into element `index` of a float or double tensor.
+inline void write_value(const Tensor& tensor, int64_t index, double value) {
+  if (tensor.scalar_type() == ScalarType::Double) {
+    tensor.mutable_data_ptr<double>()[index] = value;
+  } else {
+    tensor.mutable_data_ptr<float>()[index] = static_cast<float>(value);
+  }
 }
 
 // Partial sums of each sample, one a chunk, and their sum in the order of the chunks.
@@ -82,16 +99,13 @@ class Partials {
       : num_chunks_(count_chunks(numel)), values_(static_cast<size_t>(num_samples * num_chunks_)) {}
   double* data() { return values_.data(); }
 
+  double sum(int64_t sample) const {
+    const auto first = values_.begin() + sample * num_chunks_;
+    return std::accumulate(first, first + num_chunks_, 0.0);
+  }
+
   void sum_into(const Tensor& result) const {
-    for (int64_t sample = 0; sample < result.numel(); ++sample) {
-      double sum = 0;
-      for (int64_t chunk = 0; chunk < num_chunks_; ++chunk) sum += values_[sample * num_chunks_ + chunk];
-      if (result.scalar_type() == ScalarType::Double) {
-        result.mutable_data_ptr<double>()[sample] = sum;
-      } else {
-        result.mutable_data_ptr<float>()[sample] = static_cast<float>(sum);
-      }
-    }
+    for (int64_t sample = 0; sample < result.numel(); ++sample) write_value(result, sample, sum(sample));
   }
 
  private:

@@ -60,14 +60,27 @@ inline const Key* keys_of(const Tensor& key) { return static_cast<const Key*>(ke
 
 inline void* target_of(const std::optional<Tensor>& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; }
 
-// Scratch for the sums of several tiles: [num_rows, num_tiles]. It returns to torch's allocator when the op ends, which
-// hands it on in the order of the stream.
-inline std::optional<Tensor> empty_partials(const Device& device, const Tensor& mu, int64_t num_rows,
-                                            const General& general) {
-  const int64_t num_tiles = count_tiles(storage_of(mu.scalar_type()), mu.numel(), general);
-  if (num_tiles <= 1) return std::nullopt;
-  return device.empty(Sizes{num_rows, num_tiles}, ScalarType::Double);
-}
+// Results that are sums over tiles, of the parameters' arithmetic type, and scratch for those of several tiles. That
+// returns to torch's allocator when the op ends, which hands it on in the order of the stream.
+class SumTensors {
+ public:
+  SumTensors(const Device& device, const Sizes& sizes, ScalarType parameters, int64_t num_tiles)
+      : results_(device.empty(sizes, log_prob_dtype(parameters))), num_tiles_(num_tiles) {
+    if (num_tiles > 1) partials_ = device.empty(Sizes{results_.numel(), num_tiles}, ScalarType::Double);
+  }
+  SumTensors(const Device& device, const Sizes& sizes, const Tensor& mu, const General& general)
+      : SumTensors(device, sizes, mu.scalar_type(), count_tiles(storage_of(mu.scalar_type()), mu.numel(), general)) {}
+
+  operator TileSums() const {
+    return {results_.mutable_data_ptr(), static_cast<double*>(target_of(partials_)), num_tiles_};
+  }
+  const Tensor& results() const { return results_; }
+
+ private:
+  Tensor results_;
+  std::optional<Tensor> partials_;
+  int64_t num_tiles_;
+};
 
 }  // namespace cuda
 }  // namespace illia

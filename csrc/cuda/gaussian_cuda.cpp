@@ -31,15 +31,8 @@ Tensor gaussian_sample_cuda(Tensor mu, Tensor rho, Tensor key, std::optional<Sca
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho), keys = as_contiguous(key);
   const ScalarType sample_dtype = dtype.value_or(mu.scalar_type());
   const Tensor x = device.empty(sample_sizes(key, mu.sizes()), sample_dtype);
-  const SampleArgs args{data_of(mu_input),
-                        data_of(rho_input),
-                        keys_of(keys),
-                        count_samples(key),
-                        mu.numel(),
-                        PriorScalars{},
-                        x.mutable_data_ptr(),
-                        nullptr,
-                        nullptr};
+  const SampleArgs args{data_of(mu_input), data_of(rho_input), keys_of(keys),        count_samples(key),
+                        mu.numel(),        PriorScalars{},     x.mutable_data_ptr(), TileSums{}};
   device.check_launch("gaussian_sample", launch_sample(device.launch(mu.scalar_type(), sample_dtype), args, general));
   return x;
 }
@@ -54,22 +47,15 @@ std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cuda(Tensor mu, Tensor r
   const PriorInput priors(device, mu_prior, std_prior, mu, general);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho), keys = as_contiguous(key);
   const ScalarType sample_dtype = dtype.value_or(mu.scalar_type());
-  const int64_t num_samples = count_samples(key);
   const Tensor x = device.empty(sample_sizes(key, mu.sizes()), sample_dtype);
-  const Tensor log_prob = device.empty(log_prob_sizes(key), log_prob_dtype(mu.scalar_type()));
-  const std::optional<Tensor> partials = empty_partials(device, mu, num_samples, general);
-  const SampleArgs args{data_of(mu_input),
-                        data_of(rho_input),
-                        keys_of(keys),
-                        num_samples,
-                        mu.numel(),
-                        priors,
-                        x.mutable_data_ptr(),
-                        log_prob.mutable_data_ptr(),
-                        static_cast<double*>(target_of(partials))};
+  const SumTensors log_prob(device, log_prob_sizes(key), mu, general);
+  const SampleArgs args{data_of(mu_input),    data_of(rho_input),
+                        keys_of(keys),        count_samples(key),
+                        mu.numel(),           priors,
+                        x.mutable_data_ptr(), log_prob};
   device.check_launch("gaussian_sample_and_log_prob",
                       launch_sample(device.launch(mu.scalar_type(), sample_dtype), args, general));
-  return {x, log_prob};
+  return {x, log_prob.results()};
 }
 
 Tensor gaussian_sample_backward_cuda(Tensor grad_x, Tensor rho, Tensor key, std::optional<Sizes> full_size,
@@ -132,20 +118,12 @@ Tensor gaussian_log_prob_cuda(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, 
   General general;
   const PriorInput priors(device, mu_prior, std_prior, mu, general);
   const Tensor x_input = as_contiguous(x), mu_input = as_contiguous(mu), rho_input = as_contiguous(rho);
-  const int64_t num_samples = count_samples(x, mu);
-  const Tensor log_prob = device.empty(log_prob_sizes(x, mu), log_prob_dtype(mu.scalar_type()));
-  const std::optional<Tensor> partials = empty_partials(device, mu, num_samples, general);
-  const LogProbArgs args{data_of(x_input),
-                         data_of(mu_input),
-                         data_of(rho_input),
-                         num_samples,
-                         mu.numel(),
-                         priors,
-                         log_prob.mutable_data_ptr(),
-                         static_cast<double*>(target_of(partials))};
+  const SumTensors log_prob(device, log_prob_sizes(x, mu), mu, general);
+  const LogProbArgs args{data_of(x_input), data_of(mu_input), data_of(rho_input), count_samples(x, mu), mu.numel(),
+                         priors,           log_prob};
   device.check_launch("gaussian_log_prob",
                       launch_log_prob(device.launch(mu.scalar_type(), x.scalar_type()), args, general));
-  return log_prob;
+  return log_prob.results();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward_cuda(Tensor grad_log_prob, Tensor x,
@@ -188,17 +166,11 @@ Tensor gaussian_kl_divergence_cuda(Tensor mu, Tensor rho, Tensor mu_prior, Tenso
   General general;
   const PriorInput priors(device, mu_prior, std_prior, mu, general);
   const Tensor mu_input = as_contiguous(mu), rho_input = as_contiguous(rho);
-  const Tensor kl_divergence = device.empty(Sizes{}, log_prob_dtype(mu.scalar_type()));
-  const std::optional<Tensor> partials = empty_partials(device, mu, 1, general);
-  const KlDivergenceArgs args{data_of(mu_input),
-                              data_of(rho_input),
-                              mu.numel(),
-                              priors,
-                              kl_divergence.mutable_data_ptr(),
-                              static_cast<double*>(target_of(partials))};
+  const SumTensors kl_divergence(device, Sizes{}, mu, general);
+  const KlDivergenceArgs args{data_of(mu_input), data_of(rho_input), mu.numel(), priors, kl_divergence};
   device.check_launch("gaussian_kl_divergence",
                       launch_kl_divergence(device.launch(mu.scalar_type(), mu.scalar_type()), args, general));
-  return kl_divergence;
+  return kl_divergence.results();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_divergence_backward_cuda(Tensor grad, Tensor mu, Tensor rho,

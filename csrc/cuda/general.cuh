@@ -66,18 +66,24 @@ struct GeneralTile : Tile<scalar_t, 1, false, kNormalsPerBlock<AccType<scalar_t>
 template <template <typename, bool> class plain_t, typename scalar_t, typename variant_t>
 using TileOf = std::conditional_t<kIsGeneral<variant_t>, GeneralTile<scalar_t>, plain_t<scalar_t, true>>;
 
+// function(tile) for one tile of a tensor without rare features.
+template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>
+__device__ __forceinline__ void with_tile(int64_t index, int64_t numel, bool aligned, uint64_t first_block,
+                                          function_t function) {
+  using Full = tile_t<scalar_t, true>;
+  using Part = tile_t<scalar_t, false>;
+  if (aligned && (index + 1) * Full::kSize <= numel) {
+    function(Full(index, numel, first_block));
+  } else {
+    function(Part(index, numel, first_block));
+  }
+}
+
 // function(tile, index) for each tile that falls to this block.
 template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>
 __device__ __forceinline__ void for_each_tile(int64_t numel, const Plain& plain, function_t function) {
-  using Full = tile_t<scalar_t, true>;
-  using Part = tile_t<scalar_t, false>;
-  for (int64_t index = blockIdx.x; index * Full::kSize < numel; index += gridDim.x) {
-    if (plain.aligned && (index + 1) * Full::kSize <= numel) {
-      function(Full(index, numel), index);
-    } else {
-      function(Part(index, numel), index);
-    }
-  }
+  for (int64_t index = blockIdx.x; index * tile_t<scalar_t, true>::kSize < numel; index += gridDim.x)
+    with_tile<tile_t, scalar_t>(index, numel, plain.aligned, 0, [&](const auto& tile) { function(tile, index); });
 }
 
 template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>

@@ -3,6 +3,8 @@
 // A launch returns nullptr, or the driver's message: then a kernel was not started, and no sum was written.
 #pragma once
 
+#include <vector>
+
 #include "ops/block.h"
 #include "ops/memory.h"
 
@@ -44,6 +46,15 @@ struct General {
   }
 };
 
+// Each tile's sum goes to `partials`, which a second kernel adds; where one tile is all, its sum is the result.
+struct TileSums {
+  void* results = nullptr;     // [num_samples] of the arithmetic type; nullptr: the caller adds the partials
+  double* partials = nullptr;  // [num_samples, num_tiles]; nullptr where there are fewer than two tiles
+  int64_t num_tiles = 0;
+
+  bool asked() const { return results || partials; }
+};
+
 // Where a launch runs, and in which types. mu, rho and their gradients are stored as `parameters`, x and grad_x as
 // `sample`. Sums and grad_log_prob are float, or double beside double parameters.
 struct Launch {
@@ -62,9 +73,8 @@ struct SampleArgs {
   const Key* keys;       // [num_samples]
   int64_t num_samples, numel;
   PriorScalars prior;
-  void* x;           // [num_samples, numel]
-  void* log_prob;    // [num_samples]; nullptr: not asked for
-  double* partials;  // [num_samples, num_tiles]; nullptr where one tile is all
+  void* x;            // [num_samples, numel]
+  TileSums log_prob;  // may be asked for
 };
 
 struct SampleBackwardArgs {
@@ -82,8 +92,7 @@ struct LogProbArgs {
   const void *mu, *rho;  // [numel]
   int64_t num_samples, numel;
   PriorScalars prior;
-  void* log_prob;    // [num_samples]
-  double* partials;  // [num_samples, num_tiles]; nullptr where one tile is all
+  TileSums log_prob;
 };
 
 struct LogProbBackwardArgs {
@@ -100,8 +109,7 @@ struct KlDivergenceArgs {
   const void *mu, *rho;  // [numel]
   int64_t numel;
   PriorScalars prior;
-  void* kl_divergence;  // []
-  double* partials;     // [num_tiles]; nullptr where one tile is all
+  TileSums kl_divergence;  // of one sample
 };
 
 struct KlDivergenceBackwardArgs {
@@ -111,6 +119,16 @@ struct KlDivergenceBackwardArgs {
   PriorScalars prior;
   void *grad_mu, *grad_rho;  // [numel]
 };
+
+// One of the tensors of a foreach op: all that a launch of its own would have.
+template <typename args_t>
+struct Part {
+  args_t args;
+  General general{};  // its block is the whole tensor
+  int64_t first = 0;  // place of element 0 in the stream that all share, from a Philox block on
+};
+template <typename args_t>
+using Parts = std::vector<Part<args_t>>;
 
 // Tiles of one sample, each with one partial sum.
 int64_t count_tiles(Storage parameters, int64_t numel, const General& general = {});
@@ -124,6 +142,14 @@ const char* launch_log_prob_backward(const Launch& launch, const LogProbBackward
 const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& args, const General& general = {});
 const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergenceBackwardArgs& args,
                                           const General& general = {});
+
+// The same for at least one tensor, with keys, num_samples and gradients to sums that all share. The sums, which the
+// parts leave out, are over all.
+const char* launch_foreach_sample(const Launch& launch, Parts<SampleArgs> parts, const TileSums& log_prob);
+const char* launch_foreach_sample_backward(const Launch& launch, const Parts<SampleBackwardArgs>& parts);
+const char* launch_foreach_kl_divergence(const Launch& launch, Parts<KlDivergenceArgs> parts,
+                                         const TileSums& kl_divergence);
+const char* launch_foreach_kl_divergence_backward(const Launch& launch, const Parts<KlDivergenceBackwardArgs>& parts);
 
 }  // namespace cuda
 }  // namespace illia

@@ -74,10 +74,34 @@ bool vectors_aligned(pointers_t... data) {
   return (rows_aligned<scalar_t, scalar_t>(data) && ...);
 }
 
+// Whether all memory of a launch may be accessed by vectors.
+template <typename scalar_t, typename sample_t>
+bool memory_aligned(const SampleArgs& args) {
+  return vectors_aligned<scalar_t>(args.mu, args.rho) &&
+         rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
+}
+
+template <typename scalar_t, typename sample_t>
+bool memory_aligned(const SampleBackwardArgs& args) {
+  return vectors_aligned<scalar_t>(args.mu, args.rho, args.grad_mu, args.grad_rho) &&
+         rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
+}
+
+template <typename scalar_t, typename sample_t>
+bool memory_aligned(const KlDivergenceArgs& args) {
+  return vectors_aligned<scalar_t>(args.mu, args.rho);
+}
+
+template <typename scalar_t, typename sample_t>
+bool memory_aligned(const KlDivergenceBackwardArgs& args) {
+  return vectors_aligned<scalar_t>(args.mu, args.rho, args.grad_mu, args.grad_rho);
+}
+
 // nullptr, or the message of a launch that failed. That error is then forgotten: our copy of the CUDA runtime remembers
 // it for nobody else.
 template <typename... parameters_t, typename... args_t>
-const char* start(const Launch& launch, void (*kernel)(parameters_t...), dim3 grid, int threads, args_t... args) {
+const char* start(const Launch& launch, void (*kernel)(parameters_t...), dim3 grid, int threads,
+                  const args_t&... args) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
@@ -98,15 +122,13 @@ const char* start_tiles(const Launch& launch, void (*kernel)(const args_t, const
 }
 
 // The second stage of a sum, where there are several tiles or none: of one tile the sum is made already.
-template <typename scalar_t, typename variant_t>
-const char* sum_tiles(const Launch& launch, const double* partials, int64_t num_samples, int64_t numel,
-                      const Scalar& std_prior, double constant, void* result) {
-  const int64_t num_tiles = TileOf<ForwardTile, scalar_t, variant_t>::cover(numel);
-  if (num_tiles == 1 || num_samples == 0) return nullptr;
+template <typename scalar_t>
+const char* sum_tiles(const Launch& launch, const TileSums& sums, int64_t num_samples) {
+  if (sums.results == nullptr || sums.num_tiles == 1 || num_samples == 0) return nullptr;
   using acc_t = AccType<scalar_t>;
   const dim3 grid(static_cast<unsigned>(std::min(num_samples, kMostBlocks)));
-  return start(launch, sum_tiles_kernel<acc_t>, grid, kSumThreads, partials, num_samples, num_tiles, std_prior, numel,
-               constant, static_cast<acc_t*>(result));
+  return start(launch, sum_tiles_kernel<acc_t>, grid, kSumThreads, sums.partials, num_samples, sums.num_tiles,
+               static_cast<acc_t*>(sums.results));
 }
 
 // The second stage of gradients to priors of one element.

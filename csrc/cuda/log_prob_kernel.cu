@@ -1,4 +1,5 @@
 // log_prob of a given sample and the closed-form KL divergence, with their backward.
+#include "cuda/kl_tile.cuh"
 #include "cuda/launch.cuh"
 
 namespace illia {
@@ -12,7 +13,7 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
   __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
-  keep_constants<TileOf<ForwardTile, scalar_t, variant_t>>(args.prior.std, args.numel, kLogProbConstant, &constants);
+  keep_constants(blockIdx.x, args.prior.std, args.numel, kLogProbConstant, &constants);
 
   for_each_tile<ForwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
     using tile_t = std::decay_t<decltype(tile)>;
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
       // 3. Its sum over the tile.
       const double squares = static_cast<double>(prior_squares) - static_cast<double>(posterior_squares);
       const double sum = block_sum(0.5 * squares - logs);
-      hand_on<tile_t>(sum, s, index, args.numel, &constants, args.partials, static_cast<acc_t*>(args.log_prob));
+      hand_on<acc_t>(sum, s, index, &constants, args.log_prob);
     }
   });
 }
@@ -113,7 +114,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-// Each tile's sum of (sigma^2 + (mu - mu_prior)^2) / (2 std_prior^2) - log sigma.
 template <typename scalar_t, typename variant_t>
 __global__ void __launch_bounds__(kThreads, 2)
     kl_divergence_kernel(const KlDivergenceArgs args, const variant_t variant) {
@@ -122,29 +122,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
-  keep_constants<TileOf<ForwardTile, scalar_t, variant_t>>(args.prior.std, args.numel, kKlConstant, &constants);
+  keep_constants(blockIdx.x, args.prior.std, args.numel, kKlConstant, &constants);
 
   for_each_tile<ForwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
-    using tile_t = std::decay_t<decltype(tile)>;
-    constexpr int kCount = tile_t::kCount;
-    acc_t mu[kCount], rho[kCount], mu_squares = 0, sigma_squares = 0;
-    tile.load(static_cast<const scalar_t*>(args.rho), rho);
-    tile.load(static_cast<const scalar_t*>(args.mu), mu);
-    const auto priors = priors_of(tile, variant, prior);
-    LogSum<acc_t> log_sigma;
-    ILLIA_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      if (!tile.holds(i)) continue;
-      const Softplus<acc_t> s = softplus(rho[i]);
-      log_sigma.add(s);
-      const acc_t z_mu = prior_score(mu[i], priors[i]), z_sigma = s.sigma * priors[i].inverse_std;
-      mu_squares = std::fma(z_mu, z_mu, mu_squares);
-      sigma_squares = std::fma(z_sigma, z_sigma, sigma_squares);
-    }
-    const double squares = static_cast<double>(mu_squares) + static_cast<double>(sigma_squares);
-    const double logs = log_sigma.total(tile.count()) - log_std_sum(tile, variant);
-    const double sum = block_sum(0.5 * squares - logs);
-    hand_on<tile_t>(sum, 0, index, args.numel, &constants, args.partials, static_cast<acc_t*>(args.kl_divergence));
+    kl_divergence_tile(tile, index, args, prior, variant, &constants, block_sum);
   });
 }
 
@@ -153,35 +134,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     kl_divergence_backward_kernel(const KlDivergenceBackwardArgs args, const variant_t variant) {
   using acc_t = AccType<scalar_t>;
   __shared__ BlockSum<kThreads>::Buffers buffers;
-  [[maybe_unused]] BlockSum<kThreads> block_sum(buffers);
+  BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
-  const acc_t grad = *static_cast<const acc_t*>(args.grad);
-  const acc_t prior_scale = prior.scale(static_cast<double>(grad));
 
-  for_each_tile<BackwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, [[maybe_unused]] int64_t index) {
-    using tile_t = std::decay_t<decltype(tile)>;
-    constexpr int kCount = tile_t::kCount;
-    acc_t mu[kCount], rho[kCount], grad_mu[kCount], grad_rho[kCount];
-    tile.load(static_cast<const scalar_t*>(args.rho), rho);
-    tile.load(static_cast<const scalar_t*>(args.mu), mu);
-    const auto priors = priors_of(tile, variant, prior);
-    [[maybe_unused]] PriorGradSums<tile_t> prior_sums;
-    ILLIA_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      const Softplus<acc_t> s = softplus(rho[i]);
-      const acc_t h = log_sigma_derivative(s);
-      const GaussianGrads<acc_t> grads = gaussian_kl_divergence_grads(
-          grad, mu[i], s.sigma, sigmoid(rho[i], s.sigma, h), h, priors[i].mu, priors.scale(i, grad, prior_scale));
-      if constexpr (kIsGeneral<variant_t>) {
-        const acc_t z_mu = prior_score(mu[i], priors[i]), z_sigma = s.sigma * priors[i].inverse_std;
-        prior_sums.add(i, grad, z_mu, std::fma(z_mu, z_mu, z_sigma * z_sigma));
-      }
-      grad_mu[i] = grads.mu;
-      grad_rho[i] = grads.rho;
-    }
-    tile.store(static_cast<scalar_t*>(args.grad_mu), grad_mu);
-    tile.store(static_cast<scalar_t*>(args.grad_rho), grad_rho);
-    if constexpr (kIsGeneral<variant_t>) prior_sums.hand_on(tile, priors, variant, index, block_sum);
+  for_each_tile<BackwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
+    kl_divergence_backward_tile(tile, index, args, prior, variant, block_sum);
   });
 }
 
@@ -195,9 +152,7 @@ const char* launch_log_prob(const Launch& launch, const LogProbArgs& args, const
       using variant_t = std::decay_t<decltype(variant)>;
       const char* error = start_tiles<ForwardTile, scalar_t>(launch, log_prob_kernel<scalar_t, sample_t, variant_t>,
                                                              args, variant, args.num_samples);
-      if (error) return error;
-      return sum_tiles<scalar_t, variant_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std,
-                                            kLogProbConstant, args.log_prob);
+      return error ? error : sum_tiles<scalar_t>(launch, args.log_prob, args.num_samples);
     });
   });
 }
@@ -221,13 +176,11 @@ const char* launch_log_prob_backward(const Launch& launch, const LogProbBackward
 const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& args, const General& general) {
   return dispatch(launch.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    return dispatch(general, vectors_aligned<scalar_t>(args.mu, args.rho), [&](const auto& variant) {
+    return dispatch(general, memory_aligned<scalar_t, scalar_t>(args), [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
       const char* error =
           start_tiles<ForwardTile, scalar_t>(launch, kl_divergence_kernel<scalar_t, variant_t>, args, variant);
-      if (error) return error;
-      return sum_tiles<scalar_t, variant_t>(launch, args.partials, 1, args.numel, args.prior.std, kKlConstant,
-                                            args.kl_divergence);
+      return error ? error : sum_tiles<scalar_t>(launch, args.kl_divergence, 1);
     });
   });
 }
@@ -236,8 +189,7 @@ const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergen
                                           const General& general) {
   return dispatch(launch.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho, args.grad_mu, args.grad_rho);
-    return dispatch(general, aligned, [&](const auto& variant) {
+    return dispatch(general, memory_aligned<scalar_t, scalar_t>(args), [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
       const char* error = start_tiles<BackwardTile, scalar_t>(
           launch, kl_divergence_backward_kernel<scalar_t, variant_t>, args, variant);

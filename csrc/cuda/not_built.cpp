@@ -31,5 +31,9 @@ STABLE_TORCH_LIBRARY_IMPL(illia_ext, CUDA, m) {
   ILLIA_REFUSE(gaussian_sample_and_log_prob_backward);
   ILLIA_REFUSE(gaussian_kl_divergence);
   ILLIA_REFUSE(gaussian_kl_divergence_backward);
+  ILLIA_REFUSE(foreach_gaussian_sample_and_log_prob);
+  ILLIA_REFUSE(foreach_gaussian_sample_and_log_prob_backward);
+  ILLIA_REFUSE(foreach_gaussian_kl_divergence);
+  ILLIA_REFUSE(foreach_gaussian_kl_divergence_backward);
 }
 #endif  // ILLIA_CUDA_VERSION

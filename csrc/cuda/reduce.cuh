@@ -77,28 +77,24 @@ class BlockSum {
 // What every element adds to its sum beside log std_prior.
 constexpr double kLogProbConstant = 0, kKlConstant = -0.5;
 
-__device__ inline double sum_of_constants(const Scalar& std_prior, int64_t numel, double constant) {
-  return numel == 0 ? 0 : static_cast<double>(numel) * (log_any(read_scalar(std_prior)) + constant);
-}
-
-// Where one tile is all there is no second stage: thread 0 keeps the constants, in memory that it alone uses.
-template <typename tile_t>
-__device__ __forceinline__ void keep_constants(const Scalar& std_prior, int64_t numel, double constant,
+// A tensor's constants are part of the sum of its tile 0: before that, thread 0 puts them into memory that it alone
+// uses.
+__device__ __forceinline__ void keep_constants(int64_t index, const Scalar& std_prior, int64_t numel, double constant,
                                                double* constants) {
-  if (threadIdx.x == 0 && tile_t::cover(numel) == 1) *constants = sum_of_constants(std_prior, numel, constant);
+  if (threadIdx.x == 0 && index == 0)
+    *constants = static_cast<double>(numel) * (log_any(read_scalar(std_prior)) + constant);
 }
 
 // Thread 0 hands the sum of one tile of sample s on: to the second stage or, where one tile is all, to the result.
-template <typename tile_t, typename acc_t>
-__device__ __forceinline__ void hand_on(double sum, int64_t s, int64_t index, int64_t numel, const double* constants,
-                                        double* partials,  // [num_samples, num_tiles]
-                                        acc_t* result) {   // [num_samples]
+template <typename acc_t>
+__device__ __forceinline__ void hand_on(double sum, int64_t s, int64_t index, const double* constants,
+                                        const TileSums& sums) {
   if (threadIdx.x != 0) return;
-  const int64_t num_tiles = tile_t::cover(numel);
-  if (num_tiles > 1) {
-    partials[s * num_tiles + index] = sum;
+  if (index == 0) sum += *constants;
+  if (sums.partials) {
+    sums.partials[s * sums.num_tiles + index] = sum;
   } else {
-    result[s] = static_cast<acc_t>(sum + *constants);
+    static_cast<acc_t*>(sums.results)[s] = static_cast<acc_t>(sum);
   }
 }
 
@@ -120,17 +116,17 @@ __device__ __forceinline__ double sum_row(const double* __restrict__ row, int64_
   return block_sum(sum);
 }
 
-// result[s] = the sum of sample s over its tiles, and numel times the constants. One block takes a sample.
+// results[s] = the sum of sample s over its tiles. One block takes a sample.
 template <typename acc_t>
 __global__ void __launch_bounds__(kSumThreads)
     sum_tiles_kernel(const double* __restrict__ partials,  // [num_samples, num_tiles]
-                     int64_t num_samples, int64_t num_tiles, Scalar std_prior, int64_t numel, double constant,
-                     acc_t* __restrict__ result) {  // [num_samples]
+                     int64_t num_samples, int64_t num_tiles,
+                     acc_t* __restrict__ results) {  // [num_samples]
   __shared__ BlockSum<kSumThreads>::Buffers buffers;
   BlockSum<kSumThreads> block_sum(buffers);
   for (int64_t s = blockIdx.x; s < num_samples; s += gridDim.x) {
     const double sum = sum_row(partials + s * num_tiles, num_tiles, block_sum);
-    if (threadIdx.x == 0) result[s] = static_cast<acc_t>(sum + sum_of_constants(std_prior, numel, constant));
+    if (threadIdx.x == 0) results[s] = static_cast<acc_t>(sum);
   }
 }
 

@@ -1,5 +1,6 @@
 // standard_normal, and sample_and_log_prob with its backward (the plain sample is the same without its sums).
 #include "cuda/launch.cuh"
+#include "cuda/sample_tile.cuh"
 
 namespace illia {
 namespace cuda {
@@ -21,159 +22,31 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-// x, and with kLogProb each tile's sum of (z_p^2 - eps^2) / 2 - log sigma: the quadratic term of log q(x) is exactly
-// -eps^2 / 2.
 template <typename scalar_t, typename sample_t, bool kLogProb, typename variant_t>
 __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs args, const variant_t variant) {
   using acc_t = AccType<scalar_t>;
-  // A sample's Philox words, which need its key alone, are made before what is loaded is used, so that their arithmetic
-  // passes the time of the loads. __syncwarp keeps ptxas from moving it behind softplus; without sums it does so even
-  // then, and double would spill.
-  constexpr bool kWordsFirst = kLogProb && sizeof(acc_t) == sizeof(float);
   __shared__ BlockSum<kThreads>::Buffers buffers;
   __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = kLogProb ? read_prior<acc_t>(args.prior) : Prior<acc_t>{};
-  if constexpr (kLogProb)
-    keep_constants<TileOf<ForwardTile, scalar_t, variant_t>>(args.prior.std, args.numel, kLogProbConstant, &constants);
+  if constexpr (kLogProb) keep_constants(blockIdx.x, args.prior.std, args.numel, kLogProbConstant, &constants);
 
   for_each_tile<ForwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
-    using tile_t = std::decay_t<decltype(tile)>;
-    constexpr int kWidth = tile_t::kWidth, kCount = tile_t::kCount;
-    // 1. What all samples share.
-    acc_t mu[kCount], rho[kCount], sigma[kCount];
-    tile.load(static_cast<const scalar_t*>(args.rho), rho);
-    tile.load(static_cast<const scalar_t*>(args.mu), mu);
-    typename tile_t::Words words;
-    if constexpr (kWordsFirst) {
-      words = tile.words(args.keys[blockIdx.y]);
-      __syncwarp();
-    }
-    LogSum<acc_t> log_sigma;
-    ILLIA_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      const Softplus<acc_t> s = softplus(rho[i]);
-      if (kLogProb && tile.holds(i)) log_sigma.add(s);
-      sigma[i] = s.sigma;
-    }
-    [[maybe_unused]] const auto priors = priors_of(tile, variant, prior);
-    [[maybe_unused]] const double logs = kLogProb ? log_sigma.total(tile.count()) - log_std_sum(tile, variant) : 0;
-
-    int64_t s = blockIdx.y;
-    do {
-      // 2. One sample.
-      if constexpr (!kWordsFirst) words = tile.words(args.keys[s]);
-      acc_t prior_squares = 0, eps_squares = 0;
-      ILLIA_UNROLL
-      for (int j = 0; j < tile_t::kVectors; ++j) {
-        acc_t eps[kWidth], x[kWidth];
-        tile.normals(words, j, eps);
-        ILLIA_UNROLL
-        for (int k = 0; k < kWidth; ++k) {
-          x[k] = gaussian_sample(mu[j * kWidth + k], sigma[j * kWidth + k], eps[k]);
-          if (kLogProb && tile.holds(j, k)) {
-            const acc_t z_p = prior_score(x[k], priors[j * kWidth + k]);
-            prior_squares = std::fma(z_p, z_p, prior_squares);
-            eps_squares = std::fma(eps[k], eps[k], eps_squares);
-          }
-        }
-        tile.store_vector(static_cast<sample_t*>(args.x) + s * args.numel, j, x);
-      }
-      const int64_t next = s + gridDim.y;
-      if constexpr (kWordsFirst)
-        if (next < args.num_samples) words = tile.words(args.keys[next]);
-      // 3. Its sum over the tile.
-      if constexpr (kLogProb) {
-        const double squares = static_cast<double>(prior_squares) - static_cast<double>(eps_squares);
-        const double sum = block_sum(0.5 * squares - logs);
-        hand_on<tile_t>(sum, s, index, args.numel, &constants, args.partials, static_cast<acc_t*>(args.log_prob));
-      }
-      s = next;
-    } while (s < args.num_samples);
+    sample_tile<sample_t, kLogProb>(tile, index, args, prior, variant, &constants, block_sum);
   });
 }
 
-// grad_mu = sum of g and grad_rho = d sigma / d rho * sum of g eps - h * sum of grad_log_prob, over the samples in
-// their order, where g is the gradient to x.
 template <typename scalar_t, typename sample_t, bool kLogProb, typename variant_t>
 __global__ void __launch_bounds__(kThreads, 2)
     sample_backward_kernel(const SampleBackwardArgs args, const variant_t variant) {
   using acc_t = AccType<scalar_t>;
-  constexpr bool kGeneral = kIsGeneral<variant_t>;
   __shared__ BlockSum<kThreads>::Buffers buffers;
-  [[maybe_unused]] BlockSum<kThreads> block_sum(buffers);
+  BlockSum<kThreads> block_sum(buffers);
   const Prior<acc_t> prior = kLogProb ? read_prior<acc_t>(args.prior) : Prior<acc_t>{};
-  const acc_t* grad_log_prob = static_cast<const acc_t*>(args.grad_log_prob);
-  const sample_t* grad_x = static_cast<const sample_t*>(args.grad_x);
-  double grad_log_prob_sum = 0;
-  if constexpr (kLogProb)
-    for (int64_t s = 0; s < args.num_samples; ++s) grad_log_prob_sum += static_cast<double>(grad_log_prob[s]);
-  const acc_t h_scale = static_cast<acc_t>(grad_log_prob_sum);
+  const acc_t h_scale = kLogProb ? h_scale_of<acc_t>(args) : 0;
 
-  for_each_tile<BackwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, [[maybe_unused]] int64_t index) {
-    using tile_t = std::decay_t<decltype(tile)>;
-    constexpr int kWidth = tile_t::kWidth, kCount = tile_t::kCount;
-    // 1. What all samples share.
-    [[maybe_unused]] acc_t mu[kCount];
-    acc_t rho[kCount], sigma[kCount], h[kCount], g[kCount], grad_mu[kCount] = {}, rho_sum[kCount] = {};
-    tile.load(static_cast<const scalar_t*>(args.rho), rho);
-    if constexpr (kLogProb) tile.load(static_cast<const scalar_t*>(args.mu), mu);
-    tile.load(args.num_samples > 0 ? grad_x : nullptr, g);
-    ILLIA_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      const Softplus<acc_t> s = softplus(rho[i]);
-      sigma[i] = s.sigma;
-      h[i] = log_sigma_derivative(s);
-    }
-    [[maybe_unused]] const auto priors = priors_of(tile, variant, prior);
-    [[maybe_unused]] PriorGradSums<tile_t> prior_sums;
-    [[maybe_unused]] acc_t h_sum[kCount] = {};  // with stick_the_landing, in place of h_scale
-
-    for (int64_t s = 0; s < args.num_samples; ++s) {
-      // 2. One sample's share, while the next sample's gradient is on its way.
-      acc_t next[kCount];
-      tile.load(grad_x && s + 1 < args.num_samples ? grad_x + (s + 1) * args.numel : nullptr, next);
-      const auto words = tile.words(args.keys[s]);
-      [[maybe_unused]] const acc_t prior_scale = kLogProb ? prior.scale(static_cast<double>(grad_log_prob[s])) : 0;
-      ILLIA_UNROLL
-      for (int j = 0; j < tile_t::kVectors; ++j) {
-        acc_t eps[kWidth];
-        tile.normals(words, j, eps);
-        ILLIA_UNROLL
-        for (int k = 0; k < kWidth; ++k) {
-          const int i = j * kWidth + k;
-          [[maybe_unused]] const acc_t x = kLogProb ? gaussian_sample(mu[i], sigma[i], eps[k]) : 0;
-          if constexpr (kLogProb)
-            g[i] = gaussian_sample_grad(g[i], x, priors[i].mu, priors.scale(i, grad_log_prob[s], prior_scale));
-          grad_mu[i] += g[i];
-          rho_sum[i] = std::fma(g[i], eps[k], rho_sum[i]);
-          if constexpr (kLogProb && kGeneral) {
-            const acc_t z_p = prior_score(x, priors[i]);
-            prior_sums.add(i, grad_log_prob[s], z_p, z_p * z_p);
-            if (variant.stick_the_landing) {
-              const HeldFixedGrads<acc_t> held = held_fixed_grads(grad_log_prob[s], eps[k], sigma[i]);
-              grad_mu[i] -= held.mu;
-              h_sum[i] += held.h_scale;
-            }
-          }
-          g[i] = next[i];
-        }
-      }
-    }
-
-    // 3. The factors that do not depend on the sample.
-    ILLIA_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      rho_sum[i] *= sigmoid(rho[i], sigma[i], h[i]);
-      if constexpr (kLogProb && kGeneral) {
-        rho_sum[i] = std::fma(variant.stick_the_landing ? -h_sum[i] : -h_scale, h[i], rho_sum[i]);
-      } else if constexpr (kLogProb) {
-        rho_sum[i] = std::fma(-h_scale, h[i], rho_sum[i]);
-      }
-    }
-    tile.store(static_cast<scalar_t*>(args.grad_mu), grad_mu);
-    tile.store(static_cast<scalar_t*>(args.grad_rho), rho_sum);
-    if constexpr (kLogProb && kGeneral) prior_sums.hand_on(tile, priors, variant, index, block_sum);
+  for_each_tile<BackwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
+    sample_backward_tile<sample_t, kLogProb>(tile, index, args, prior, h_scale, variant, block_sum);
   });
 }
 
@@ -201,16 +74,12 @@ const char* launch_sample(const Launch& launch, const SampleArgs& args, const Ge
   return dispatch(launch, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
-    const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho) &&
-                         rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
-    return dispatch(general, aligned, [&](const auto& variant) {
+    return dispatch(general, memory_aligned<scalar_t, sample_t>(args), [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
-      const auto kernel = args.log_prob ? sample_kernel<scalar_t, sample_t, true, variant_t>
-                                        : sample_kernel<scalar_t, sample_t, false, variant_t>;
+      const auto kernel = args.log_prob.asked() ? sample_kernel<scalar_t, sample_t, true, variant_t>
+                                                : sample_kernel<scalar_t, sample_t, false, variant_t>;
       const char* error = start_tiles<ForwardTile, scalar_t>(launch, kernel, args, variant, args.num_samples);
-      if (error || !args.log_prob) return error;
-      return sum_tiles<scalar_t, variant_t>(launch, args.partials, args.num_samples, args.numel, args.prior.std,
-                                            kLogProbConstant, args.log_prob);
+      return error ? error : sum_tiles<scalar_t>(launch, args.log_prob, args.num_samples);
     });
   });
 }
@@ -219,9 +88,7 @@ const char* launch_sample_backward(const Launch& launch, const SampleBackwardArg
   return dispatch(launch, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
-    const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho, args.grad_mu, args.grad_rho) &&
-                         rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
-    return dispatch(general, aligned, [&](const auto& variant) {
+    return dispatch(general, memory_aligned<scalar_t, sample_t>(args), [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
       const auto kernel = args.grad_log_prob ? sample_backward_kernel<scalar_t, sample_t, true, variant_t>
                                              : sample_backward_kernel<scalar_t, sample_t, false, variant_t>;

@@ -38,8 +38,10 @@ struct Tile {
 
   int64_t first;  // this thread's first element
   int64_t numel;
+  uint64_t first_block;  // of the tensor, in the stream of a key
 
-  __device__ Tile(int64_t index, int64_t numel) : first(index * kSize + int64_t{threadIdx.x} * kWidth), numel(numel) {}
+  __device__ Tile(int64_t index, int64_t numel, uint64_t first_block = 0)
+      : first(index * kSize + int64_t{threadIdx.x} * kWidth), numel(numel), first_block(first_block) {}
 
   // Element k of vector j, and whether there is one.
   __device__ __forceinline__ int64_t element(int j, int k) const { return first + (j * kThreads * kWidth + k); }
@@ -95,7 +97,7 @@ struct Tile {
 
   // The Philox words of all vectors.
   __device__ __forceinline__ Words words(const Key& key) const {
-    const uint64_t counter = key.offset + static_cast<uint64_t>(first) / kNormals;
+    const uint64_t counter = key.offset + first_block + static_cast<uint64_t>(first) / kNormals;
     Words block{};
     ILLIA_UNROLL
     for (int lane = 0; lane < kBlocksPerVector * kVectors; ++lane) {

@@ -3,6 +3,9 @@
 // A key is [2] or [num_samples, 2] words (seed, offset). A prior is 0-dim on the CPU or, beside mu, one element or a
 // shape that broadcasts to mu's. With full_size, mu is the block of a larger tensor that starts at index origin. An
 // output that was not asked for is an empty tensor.
+//
+// A foreach op draws its tensors as one stream: each begins at the first Philox block that those before it left unused,
+// which the key's offset of a single op would say. Its lists of priors hold one for all tensors, or one for each.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(illia_ext, m) {
@@ -31,4 +34,17 @@ STABLE_TORCH_LIBRARY(illia_ext, m) {
   m.def(
       "gaussian_kl_divergence_backward(Tensor grad, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, "
       "bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  m.def(
+      "foreach_gaussian_sample_and_log_prob(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, "
+      "Tensor key, *, ScalarType? dtype=None, bool stick_the_landing=False) -> (Tensor[], Tensor)");
+  m.def(
+      "foreach_gaussian_sample_and_log_prob_backward(Tensor?[] grad_x, Tensor? grad_log_prob, Tensor[] mu, "
+      "Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, Tensor key, *, bool stick_the_landing=False) "
+      "-> (Tensor[], Tensor[])");
+  m.def(
+      "foreach_gaussian_kl_divergence(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior) -> Tensor");
+  m.def(
+      "foreach_gaussian_kl_divergence_backward(Tensor grad, Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, "
+      "Tensor[] std_prior) -> (Tensor[], Tensor[])");
 }

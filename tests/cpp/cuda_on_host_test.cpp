@@ -39,6 +39,11 @@ double sum(const std::vector<double>& partials, int64_t sample, int64_t num_chun
   return total;
 }
 
+// Sums over tiles, with scratch where there are several.
+cuda::TileSums sums_into(Array& results, std::vector<double>& scratch, int64_t num_tiles) {
+  return {results.data(), num_tiles > 1 ? scratch.data() : nullptr, num_tiles};
+}
+
 void test_case(const Case& c, const Feature& feature) {
   const auto name = [&](const char* what) {
     return std::string(what) + ": " + feature.name + ", parameters " + std::to_string(static_cast<int>(c.parameters)) +
@@ -62,7 +67,6 @@ void test_case(const Case& c, const Feature& feature) {
     scalars.mu.value = 0;
   }
   const int64_t num_tiles = cuda::count_tiles(c.parameters, c.numel, general);
-  const int64_t stored_tiles = num_tiles > 1 ? num_tiles : 0;  // one tile's sum is the result
 
   Array mu = array(c.parameters, c.numel).fill(1, 0, 0.3), rho = array(c.parameters, c.numel).fill(2, -3, 3);
   Array grad_x = array(c.sample, total).fill(3, 0, 1), grad_log_prob = array(acc, c.num_samples).fill(4, 1, 0.5);
@@ -136,13 +140,13 @@ void test_case(const Case& c, const Feature& feature) {
   {
     Array other = array(c.sample, total), theirs = array(c.sample, total);
     Array log_prob(acc, c.num_samples), other_log_prob(acc, c.num_samples);
-    std::vector<double> scratch(c.num_samples * stored_tiles), partials(c.num_samples * cpu_chunks);
-    cuda::SampleArgs args{mu.data(), rho.data(), keys.data(),     c.num_samples, c.numel,
-                          scalars,   x.data(),   log_prob.data(), scratch.data()};
+    std::vector<double> scratch(c.num_samples * num_tiles), partials(c.num_samples * cpu_chunks);
+    cuda::SampleArgs args{mu.data(), rho.data(), keys.data(), c.num_samples,
+                          c.numel,   scalars,    x.data(),    sums_into(log_prob, scratch, num_tiles)};
     host_launches = 0;
     launch_sample(launch, args, general);
     expect(host_launches <= 2, name("launches of sample_and_log_prob"));
-    args.x = other.data(), args.log_prob = other_log_prob.data();
+    args.x = other.data(), args.log_prob.results = other_log_prob.data();
     host_grid_limit = dim3(2, 1);
     launch_sample(launch, args, general);
     host_grid_limit = dim3(0xFFFFFFFF, 0xFFFFFFFF);
@@ -153,7 +157,7 @@ void test_case(const Case& c, const Feature& feature) {
     check_equal(other, theirs, "sample on a small grid");
     expect(log_prob.same_bits(other_log_prob), name("the sum depends on the grid"));
     check_sums(log_prob, partials, c.num_samples, "log_prob of the sample");
-    args.log_prob = nullptr;
+    args.log_prob = {};
     launch_sample(launch, args, general);
     check_equal(other, theirs, "sample without its sum");
   }
@@ -184,10 +188,11 @@ void test_case(const Case& c, const Feature& feature) {
   // 4. log_prob of a given x, and its backward.
   {
     Array log_prob(acc, c.num_samples);
-    std::vector<double> scratch(c.num_samples * stored_tiles), partials(c.num_samples * cpu_chunks);
-    launch_log_prob(launch,
-                    {x.data(), mu.data(), rho.data(), c.num_samples, c.numel, scalars, log_prob.data(), scratch.data()},
-                    general);
+    std::vector<double> scratch(c.num_samples * num_tiles), partials(c.num_samples * cpu_chunks);
+    launch_log_prob(
+        launch,
+        {x.data(), mu.data(), rho.data(), c.num_samples, c.numel, scalars, sums_into(log_prob, scratch, num_tiles)},
+        general);
     cpu.log_prob({x.view(), mu.view(), rho.view(), c.num_samples, c.numel, prior, partials.data()}, 0, cpu_chunks);
     check_sums(log_prob, partials, c.num_samples, "log_prob");
     Array ours[] = {array(c.sample, total), array(c.parameters, c.numel), array(c.parameters, c.numel)};
@@ -210,8 +215,8 @@ void test_case(const Case& c, const Feature& feature) {
   // 5. The closed-form KL divergence, and its backward.
   if (c.parameters == c.sample && c.num_samples == 1) {
     Array kl(acc, 1);
-    std::vector<double> scratch(stored_tiles), partials(cpu_chunks);
-    launch_kl_divergence(launch, {mu.data(), rho.data(), c.numel, scalars, kl.data(), scratch.data()}, general);
+    std::vector<double> scratch(num_tiles), partials(cpu_chunks);
+    launch_kl_divergence(launch, {mu.data(), rho.data(), c.numel, scalars, sums_into(kl, scratch, num_tiles)}, general);
     cpu.kl_divergence({mu.view(), rho.view(), c.numel, prior, partials.data()}, 0, cpu_chunks);
     check_sums(kl, partials, 1, "kl_divergence");
     Array grad_mu = array(c.parameters, c.numel), grad_rho = array(c.parameters, c.numel);

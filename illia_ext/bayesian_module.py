@@ -1,0 +1,275 @@
+"""Any module made Bayesian: its parameters become Gaussians, all drawn in one launch."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from illia_ext import functional
+from illia_ext._freezing import Freezable
+from illia_ext._samples import combine, over_samples
+from illia_ext._tree import leaf_of, tree
+from illia_ext.distributions import DistributionModule
+from illia_ext.random import count, draw_key
+from illia_ext.selection import Initial, Select, initial_rho, make_prior, reset, selected_names
+
+__all__ = ["BayesianModule", "Prediction"]
+
+
+class Prediction(NamedTuple):
+    """The outputs for each sample of the weights, [S, ...], and their mean."""
+
+    mean: Any
+    samples: Any
+
+
+class BayesianModule(Freezable):
+    """Any module with Gaussian weights, q = N(mu, softplus(rho)^2), and the prior p = N(mu_prior, std_prior^2).
+
+    `self.module` is a copy of the module, whose selected parameters are the mus; `self.rho` holds their rhos under
+    the same names. So a state_dict has `module.<name>` and `rho.<name>`, `bnn.module.load_state_dict` takes the weights
+    of a plain module, and whatever has not been selected stays as it is: buffers, other parameters, hooks. A tied
+    weight is one Gaussian. mu and rho require gradients where the parameter did.
+
+        bnn = BayesianModule(network)
+        output, log_prob = bnn(inputs)
+        loss = elbo(cross_entropy(output, labels), log_prob, num_data=60000)
+
+    Args:
+        module: is copied, and not touched.
+        mu_prior, std_prior: of the prior: a number, for all weights; an nn.Parameter of one element, which is learned;
+            or a function (name, parameter) that gives, for one parameter, a number, a tensor that broadcasts to its
+            shape, or an nn.Parameter, which is learned.
+        rho_init: the initial rho, a number or a function (name, parameter) that gives a number or a tensor, such as
+            `relative_rho`.
+        select: which parameters become Gaussians: a function (name, parameter) -> bool, or their names. None: all. A
+            tied weight is taken if any of its names is.
+        fresh: let the submodules that hold selected parameters draw them anew, by their reset_parameters().
+        chunk_size: how many of several samples run at once, which bounds memory; None: all.
+
+    A parameter's function is given it detached, so that `mu_prior=lambda name, weight: weight` is a fixed prior.
+
+    Raises:
+        TypeError: no nn.Module, or one by TorchScript; a parameter that is not float32, float64, float16 or bfloat16;
+            an argument of a wrong kind.
+        ValueError: no parameter or an unknown one is selected, one of a lazy module, one of a module that draws by
+            itself (a distribution, another BayesianModule), or parameters of several dtypes or devices; a prior or
+            rho_init out of range or of another shape; fresh=True where a submodule has no reset_parameters.
+
+    Source: Graves, "Practical variational inference for neural networks" (2011); Blundell et al., "Weight uncertainty
+    in neural networks" (2015).
+    """
+
+    mu_prior: Tensor | nn.Module
+    std_prior: Tensor | nn.Module
+
+    def __init__(
+        self,
+        module: nn.Module,
+        mu_prior: Initial = 0.0,
+        std_prior: Initial = 0.1,
+        rho_init: Initial = -5.0,
+        select: Select = None,
+        *,
+        fresh: bool = False,
+        chunk_size: int | None = None,
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module: expected an nn.Module, got {module!r}")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(f"module: expected a Python module, got {type(module).__name__}, whose weights are fixed")
+        if chunk_size is not None and count(chunk_size, "chunk_size") == 0:
+            raise ValueError("chunk_size: expected a positive integer or None, got 0")
+        names = selected_names(module, select, (DistributionModule, BayesianModule))
+        super().__init__(module.get_parameter(next(iter(names))).device)
+        self.chunk_size = chunk_size
+        self.module = copy.deepcopy(module)
+        self._paths = [tuple(name.split(".")) for name in names]
+        # every name, and which weight it has
+        self._places = [(alias, i) for i, aliases in enumerate(names.values()) for alias in aliases]
+        self._ties = [(tuple(a.split(".")), i) for a, i in self._places if a not in names]
+        if fresh:
+            reset(self.module, list(names))
+        mus = {name: self.module.get_parameter(name) for name in names}
+        self.rho = tree(
+            {name: nn.Parameter(initial_rho(name, mu.detach(), rho_init), mu.requires_grad) for name, mu in mus.items()}
+        )
+        for argument, value in (("mu_prior", mu_prior), ("std_prior", std_prior)):
+            prior = make_prior(argument, value, mus)
+            if isinstance(prior, nn.Parameter):
+                self.register_parameter(argument, prior)
+            elif isinstance(prior, Tensor):
+                self.register_buffer(argument, prior)
+            else:
+                self.add_module(argument, tree(prior))
+
+    def _gaussians(self) -> tuple[list[Tensor], list[Tensor]]:
+        """mu and rho as they are now: FSDP, torch.func or a user may have put other tensors in their places."""
+        mus = [leaf_of(self.module, path) for path in self._paths]
+        for path, i in self._ties:
+            if leaf_of(self.module, path) is not mus[i]:
+                tied = ".".join(self._paths[i])
+                raise ValueError(f"module.{'.'.join(path)}: expected to be tied to module.{tied}, got another tensor")
+        return mus, [leaf_of(self.rho, path) for path in self._paths]
+
+    def _priors(self) -> list[Any]:
+        """mu_prior and std_prior: one tensor each, or one for each weight."""
+        return [
+            prior if isinstance(prior, Tensor) else [leaf_of(prior, path) for path in self._paths]
+            for prior in (self.mu_prior, self.std_prior)
+        ]
+
+    def _explain(self) -> None:
+        """After a failure: which weight has been changed since it became a Gaussian, if one has."""
+        for name in map(".".join, self._paths):
+            rho = self.rho.get_parameter(name)
+            try:
+                mu = self.module.get_parameter(name)
+            except AttributeError:
+                message = "expected the parameter that became a Gaussian, found none; convert the changed module"
+                raise RuntimeError(f"module.{name}: {message}") from None
+            for what in ("shape", "dtype", "device"):
+                ours, expected = getattr(mu, what), getattr(rho, what)
+                if ours != expected:
+                    raise RuntimeError(f"module.{name}: expected the {what} of rho.{name}, {expected}, got {ours}")
+
+    def _choose_key(self, num_samples: int | None, key: Tensor | None) -> Tensor:
+        if self.frozen:
+            for argument, value in (("num_samples", num_samples), ("key", key)):
+                if value is not None:
+                    raise ValueError(f"{argument}: the weights are frozen; unfreeze() them first, got {value}")
+            return self.frozen_key
+        if key is None:
+            rho = leaf_of(self.rho, self._paths[0])
+            num_keys = None if num_samples is None else count(num_samples, "num_samples")
+            key = draw_key(num_keys, device=rho.device, mesh=getattr(rho, "device_mesh", None))
+        elif num_samples is not None:
+            raise ValueError(f"num_samples: a key says how many samples to draw, got num_samples={num_samples} too")
+        elif not isinstance(key, Tensor):
+            raise TypeError(f"key: expected a tensor, got {key!r}")
+        if key.dim() == 2 and len(key) == 0:
+            raise ValueError("num_samples: expected at least one, got 0: an output's shape is known from a sample")
+        return key
+
+    def _draw(self, key: Tensor) -> tuple[list[Tensor], Tensor]:
+        try:
+            mus, rhos = self._gaussians()
+            # the dtype said: under autocast the weights of norms stay as they are, the others' ops narrow by themselves
+            return functional.foreach_gaussian_sample_and_log_prob(mus, rhos, *self._priors(), key, mus[0].dtype)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            self._explain()
+            raise
+
+    def forward(
+        self, *args: Any, num_samples: int | None = None, key: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Any, Tensor]:
+        """The module's output for weights that are drawn for this call, and their log_prob.
+
+        Args:
+            args, kwargs: of the module; arguments named num_samples and key by position alone.
+            num_samples: how many samples of all weights; None for one, without a dimension of its own. The module
+                runs under vmap, or, with equal values, sample by sample: where it has recurrent layers, statistics to
+                update, or an operation without a batching rule.
+            key: [2] or [S, 2] (see `illia_ext.random`), in place of num_samples; None draws from torch's generator.
+
+        Returns:
+            output: what the module gives, or its tensors as [num_samples, ...].
+            log_prob: scalar or [num_samples]: sum over all weights of log q - log p, in nats.
+        """
+        key = self._choose_key(num_samples, key)
+
+        def call(weights: Sequence[Tensor]) -> Any:
+            tensors = {name: weights[i] for name, i in self._places}
+            return torch.func.functional_call(self.module, tensors, args, kwargs, tie_weights=False)
+
+        if key.dim() != 2:
+            weights, log_prob = self._draw(key)
+            return call(weights), log_prob
+        outputs, log_probs = [], []
+        for keys in key.split(self.chunk_size or len(key)):
+            samples, log_prob = self._draw(keys)
+            outputs.append(over_samples(call, samples, self.module))
+            log_probs.append(log_prob)
+        return combine(torch.cat, outputs), torch.cat(log_probs)
+
+    @torch.no_grad()
+    def predict(
+        self, *args: Any, num_samples: int | None = None, key: Tensor | None = None, **kwargs: Any
+    ) -> Prediction:
+        """The outputs for several samples of the weights, and their mean, without gradients.
+
+        Whether dropout drops and statistics are updated is left to train() and eval(), as in any call.
+
+        Args:
+            args, kwargs: as of `forward`.
+            num_samples: None for 20, or as many as key has.
+            key: [S, 2].
+        """
+        if key is None and num_samples is None:
+            num_samples = 20
+        samples, log_prob = self(*args, num_samples=num_samples, key=key, **kwargs)
+        if log_prob.dim() == 0:
+            raise ValueError(f"key: expected shape [num_samples, 2], got {key}")
+        return Prediction(combine(lambda outputs: outputs[0].mean(0), [samples]), samples)
+
+    def mean_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output for the mean of all weights, mu."""
+        return self.module(*args, **kwargs)
+
+    def kl_divergence(self) -> Tensor:
+        """KL(q || p) of all weights in closed form: scalar, in nats."""
+        try:
+            return functional.foreach_gaussian_kl_divergence(*self._gaussians(), *self._priors())
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            self._explain()
+            raise
+
+    def gaussians(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(name, mu, rho) of each weight; the name is the plain module's."""
+        mus, rhos = self._gaussians()
+        return zip(map(".".join, self._paths), mus, rhos)
+
+    def num_params(self) -> int:
+        """Number of Gaussian weights."""
+        return sum(mu.numel() for mu in self._gaussians()[0])
+
+    def parameter_groups(
+        self,
+        mu: Mapping[str, Any] | None = None,
+        rho: Mapping[str, Any] | None = None,
+        rest: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """For an optimizer: mus, rhos, and the rest (parameters that are not Gaussian, learned priors).
+
+        Args:
+            mu, rho, rest: options of each group, such as {"lr": 1e-3}.
+
+        Returns:
+            The groups that have parameters.
+        """
+        mus, rhos = self._gaussians()
+        known = {id(parameter) for parameter in [*mus, *rhos]}
+        others = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        groups = ((mus, mu), (rhos, rho), (others, rest))
+        return [dict(params=parameters, **(options or {})) for parameters, options in groups if parameters]
+
+    @torch.no_grad()
+    def sample_module(self, key: Tensor | None = None) -> nn.Module:
+        """A plain copy of the module with one sample of the weights.
+
+        Args:
+            key: [2]; None draws one from torch's generator, or takes the frozen one.
+        """
+        key = self._choose_key(None, key)
+        if key.shape != (2,):
+            raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
+        module = self.mean_module()
+        for path, x in zip(self._paths, self._draw(key)[0]):
+            leaf_of(module, path).copy_(x)
+        return module
+
+    def mean_module(self) -> nn.Module:
+        """A plain copy of the module with the mean of all weights, mu."""
+        return copy.deepcopy(self.module)

@@ -1,0 +1,96 @@
+"""What to minimise, and how unsure a prediction is."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from illia_ext.functional import check_finite
+
+__all__ = ["elbo", "mutual_information", "predictive_entropy"]
+
+
+def elbo(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float = 1.0) -> Tensor:
+    """The loss of variational inference for one data point: nll + kl_weight * log_prob / num_data.
+
+    The negative evidence lower bound of a whole data set is its summed negative log likelihood + KL(q || p). nll is a
+    mean over data points, log_prob a sum over weights, so the bound divided by num_data has this form, and its
+    expectation does not depend on the size of a batch.
+
+    Args:
+        nll: negative log likelihood, the mean over the batch: a scalar, or [S] for S samples of the weights.
+        log_prob: sum over all weights of log q - log p, of the same samples: a scalar or [S]; or the KL divergence.
+        num_data: how many data points the whole training set has, not the batch.
+        kl_weight: of the second term: 1 for the bound, less for a warm-up or a tempered posterior.
+
+    Returns:
+        Scalar; samples are averaged.
+
+    Source: Graves, "Practical variational inference for neural networks" (2011); Blundell et al., "Weight uncertainty
+    in neural networks" (2015).
+    """
+    for name, value in (("nll", nll), ("log_prob", log_prob)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {value!r}")
+        if value.dim() > 1:
+            message = "expected a scalar or [num_samples], as a mean over the batch"
+            raise ValueError(f"{name}: {message}, got shape {list(value.shape)}")
+    if nll.dim() == log_prob.dim() == 1 and nll.shape != log_prob.shape:
+        message = f"expected the samples of log_prob, {list(log_prob.shape)}"
+        raise ValueError(f"nll: {message}, got shape {list(nll.shape)}")
+    if not check_finite("num_data", num_data) > 0:
+        raise ValueError(f"num_data: expected a positive number, got {num_data}")
+    if not check_finite("kl_weight", kl_weight) >= 0:
+        raise ValueError(f"kl_weight: expected a non-negative number, got {kl_weight}")
+    return nll.mean() + kl_weight / num_data * log_prob.mean()
+
+
+def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each sample, [S, ..., classes], and of their mixture, [..., classes]; half types in float32."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits: expected a tensor, got {logits!r}")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
+    if logits.dim() < 2 or 0 in (logits.shape[0], logits.shape[-1]):
+        raise ValueError(f"logits: expected shape [num_samples, ..., classes], got {list(logits.shape)}")
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    each = logits.log_softmax(-1, dtype=dtype)
+    return each, each.logsumexp(0) - math.log(len(logits))
+
+
+def _finite(log_p: Tensor) -> Tensor:
+    """So that 0 log 0 is 0, with a gradient of 0."""
+    return log_p.clamp(min=torch.finfo(log_p.dtype).min)
+
+
+def predictive_entropy(logits: Tensor) -> Tensor:
+    """Entropy of the mean of the samples' class probabilities: all that a prediction is unsure of.
+
+    Args:
+        logits: [S, ..., classes], of S samples of the weights.
+
+    Returns:
+        [...], in nats, from 0 to log(classes).
+
+    Source: Gal, "Uncertainty in deep learning" (2016).
+    """
+    _, mixture = _log_probabilities(logits)
+    return -(mixture.exp() * _finite(mixture)).sum(-1)
+
+
+def mutual_information(logits: Tensor) -> Tensor:
+    """Of the class and the weights: the part of `predictive_entropy` that more data could take away.
+
+    Predictive entropy less the samples' mean entropy, computed as the mean of the samples' KL divergences to their
+    mixture, which are small numbers where that difference is one of large ones.
+
+    Args:
+        logits: [S, ..., classes], of S samples of the weights.
+
+    Returns:
+        [...], in nats, from 0 to log(min(S, classes)).
+
+    Source: Houlsby et al., "Bayesian active learning for classification and preference learning" (2011), BALD.
+    """
+    each, mixture = _log_probabilities(logits)
+    return (each.exp() * (_finite(each) - _finite(mixture))).sum(-1).mean(0)

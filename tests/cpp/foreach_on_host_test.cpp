@@ -1,0 +1,202 @@
+// The CUDA kernels of many tensors, run on the CPU by cuda_on_host.h, against those of one with its key moved on:
+// samples and gradients have the same bits, sums agree, nothing is written outside, and launches are few. Prints each
+// check that failed, and then returns 1.
+#include "cuda_on_host.h"
+// The order matters: the kernels are compiled as what the header above makes of them.
+#include <cmath>
+
+#include "arrays.h"
+#include "cuda/foreach_kernel.cu"
+#include "cuda/log_prob_kernel.cu"
+#include "cuda/sample_kernel.cu"
+
+namespace illia {
+namespace cuda {
+namespace {
+
+struct Size {
+  int64_t numel;
+  int shift = 0;            // elements off the alignment
+  bool each_prior = false;  // one for each element, in place of one for all
+};
+
+struct Case {
+  const char* name;
+  std::vector<Size> sizes;
+  int64_t num_samples = 1;
+  int most_launches = 1;  // without the one that adds tiles
+  bool stick_the_landing = false;
+};
+
+// One tensor's memory; the second of each pair is for the launch of its own.
+struct Memory {
+  Array mu, rho, grad_x, mu_priors, std_priors, x[2], grad_mu[2], grad_rho[2];
+  float std_prior;  // lies in memory: the kernels read it
+  std::vector<Key> keys;
+};
+
+void test_case(const Case& c, Storage parameters, Storage sample) {
+  const auto name = [&](const char* what, size_t k = 0) {
+    return std::string(what) + ": " + c.name + ", parameters " + std::to_string(static_cast<int>(parameters)) +
+           ", sample " + std::to_string(static_cast<int>(sample)) + ", tensor " + std::to_string(k);
+  };
+  const bool in_double = parameters == Storage::kDouble;
+  const Storage acc = in_double ? Storage::kDouble : Storage::kFloat;
+  const int64_t normals = in_double ? 2 : 4, num_samples = c.num_samples;
+  const Launch launch{parameters, sample, nullptr};
+
+  // 1. The parts, and what each is as a tensor of its own, whose keys are moved on by the blocks before it.
+  std::vector<Key> keys;
+  for (int64_t s = 0; s < num_samples; ++s)
+    keys.push_back({0x9E3779B97F4A7C15u * static_cast<uint64_t>(s + 1), ~uint64_t{0} - static_cast<uint64_t>(2 * s)});
+  Array grad_log_prob = Array(acc, num_samples).fill(4, 1, 0.5), grad_kl = Array(acc, 1).fill(5, 1, 0.5);
+  std::vector<Memory> memory;
+  memory.reserve(c.sizes.size());
+  Parts<SampleArgs> samples[2];
+  Parts<SampleBackwardArgs> backwards[2];
+  Parts<KlDivergenceArgs> kls[2];
+  Parts<KlDivergenceBackwardArgs> kl_backwards[2];
+  int64_t num_tiles = 0, place = 0;
+  bool all_plain = true;
+  for (size_t k = 0; k < c.sizes.size(); ++k) {
+    const auto [numel, shift, each_prior] = c.sizes[k];
+    const unsigned seed = 10 * static_cast<unsigned>(k);
+    const auto array = [&, numel = numel, shift = shift](Storage storage, int64_t rows = 1) {
+      return Array(storage, rows * numel, shift);
+    };
+    memory.push_back({array(parameters).fill(seed, 0, 0.3),
+                      array(parameters).fill(seed + 1, -3, 3),
+                      array(sample, num_samples).fill(seed + 2, 0, 1),
+                      array(acc).fill(seed + 3, 0.25, 0.3),
+                      array(acc).fill(seed + 4, 0.5, 0.03),
+                      {array(sample, num_samples), array(sample, num_samples)},
+                      {array(parameters), array(parameters)},
+                      {array(parameters), array(parameters)},
+                      0.5f + 0.01f * static_cast<float>(k % 7),
+                      keys});
+    Memory& m = memory.back();
+    for (Key& key : m.keys) key.offset += static_cast<uint64_t>(place / normals);
+    const PriorScalars prior =
+        each_prior ? PriorScalars{{}, {nullptr, Storage::kDouble, 1}}
+                   : PriorScalars{{nullptr, Storage::kDouble, 0.1 * (k % 5)}, {&m.std_prior, Storage::kFloat, 0}};
+    General general;
+    if (each_prior) general.mu_prior = m.mu_priors.data(), general.std_prior = m.std_priors.data();
+    General backward_general = general;
+    backward_general.stick_the_landing = c.stick_the_landing;
+    const void* grad_x = k % 3 == 1 ? nullptr : m.grad_x.data();
+    for (int i : {0, 1}) {
+      const Key* part_keys = i == 0 ? keys.data() : m.keys.data();
+      const int64_t first = i == 0 ? place : 0;
+      samples[i].push_back(
+          {{m.mu.data(), m.rho.data(), part_keys, num_samples, numel, prior, m.x[i].data(), {}}, general, first});
+      backwards[i].push_back({{grad_x, grad_log_prob.data(), m.mu.data(), m.rho.data(), part_keys, num_samples, numel,
+                               prior, m.grad_mu[i].data(), m.grad_rho[i].data()},
+                              backward_general,
+                              first});
+      kls[i].push_back({{m.mu.data(), m.rho.data(), numel, prior, {}}, general});
+      kl_backwards[i].push_back(
+          {{grad_kl.data(), m.mu.data(), m.rho.data(), numel, prior, m.grad_mu[i].data(), m.grad_rho[i].data()},
+           general});
+    }
+    num_tiles += count_tiles(parameters, numel, general);
+    place += (numel + normals - 1) / normals * normals;
+    all_plain = all_plain && !each_prior;
+  }
+
+  // 2. Sums agree with those of single launches, each of which is rounded: by 2^-24 (2^-53) of it, and so is their sum.
+  const auto check_sums = [&](auto sum_all, auto sum_one, int64_t rows, int64_t launches_beside, const char* what) {
+    Array sums[2] = {Array(acc, rows), Array(acc, rows)};
+    std::vector<double> scratch(rows * num_tiles), expected(rows), absolute(rows);
+    for (Array& result : sums) {
+      host_launches = 0;
+      sum_all(TileSums{result.data(), num_tiles > 1 ? scratch.data() : nullptr, num_tiles});
+      expect(!all_plain || host_launches <= launches_beside + 1, name(what));
+      expect(result.sentinels_stand(), name(what));
+      host_grid_limit = dim3(3, 1);
+    }
+    host_grid_limit = dim3(0xFFFFFFFF, 0xFFFFFFFF);
+    expect(sums[0].same_bits(sums[1]), name("a sum depends on the grid"));
+    for (size_t k = 0; k < memory.size(); ++k) {
+      Array one(acc, rows);
+      sum_one(k, one);
+      for (int64_t s = 0; s < rows; ++s) expected[s] += one.value(s), absolute[s] += std::fabs(one.value(s));
+    }
+    const double tolerance = in_double ? 1e-14 : 0x1p-23;
+    for (int64_t s = 0; s < rows; ++s)
+      expect(std::fabs(sums[0].value(s) - expected[s]) <= tolerance * absolute[s], name(what));
+  };
+  const auto own_sums = [&](size_t k, const General& general, Array& result, std::vector<double>& scratch) {
+    const int64_t tiles = count_tiles(parameters, c.sizes[k].numel, general);
+    scratch.resize(tiles * std::max<int64_t>(num_samples, 1));
+    return TileSums{result.data(), tiles > 1 ? scratch.data() : nullptr, tiles};
+  };
+  std::vector<double> own_scratch;
+  check_sums([&](const TileSums& sums) { launch_foreach_sample(launch, samples[0], sums); },
+             [&](size_t k, Array& result) {
+               auto& [args, general, first] = samples[1][k];
+               args.log_prob = own_sums(k, general, result, own_scratch);
+               launch_sample(launch, args, general);
+             },
+             num_samples, c.most_launches, "log_prob");
+  if (parameters == sample)
+    check_sums([&](const TileSums& sums) { launch_foreach_kl_divergence(launch, kls[0], sums); },
+               [&](size_t k, Array& result) {
+                 auto& [args, general, first] = kls[1][k];
+                 args.kl_divergence = own_sums(k, general, result, own_scratch);
+                 launch_kl_divergence(launch, args, general);
+               },
+               1, c.most_launches, "kl_divergence");
+
+  // 3. Samples and gradients.
+  const auto check_grads = [&](auto launch_all, auto launch_one, const char* what) {
+    host_launches = 0;
+    launch_all();
+    expect(!all_plain || c.stick_the_landing || host_launches <= c.most_launches, name("launches of a backward"));
+    for (size_t k = 0; k < memory.size(); ++k) {
+      launch_one(k);
+      for (Array(*pair)[2] : {&memory[k].grad_mu, &memory[k].grad_rho})
+        expect((*pair)[0].same_bits((*pair)[1]) && (*pair)[0].sentinels_stand(), name(what, k));
+    }
+  };
+  for (size_t k = 0; k < memory.size(); ++k)
+    expect(memory[k].x[0].same_bits(memory[k].x[1]) && memory[k].x[0].sentinels_stand(), name("x", k));
+  for (bool with_log_prob : {true, false}) {
+    if (!with_log_prob && c.stick_the_landing) continue;
+    for (auto& parts : backwards)
+      for (auto& part : parts) part.args.grad_log_prob = with_log_prob ? grad_log_prob.data() : nullptr;
+    check_grads([&] { launch_foreach_sample_backward(launch, backwards[0]); },
+                [&](size_t k) { launch_sample_backward(launch, backwards[1][k].args, backwards[1][k].general); },
+                "gradients of the sample");
+  }
+  if (parameters == sample)
+    check_grads(
+        [&] { launch_foreach_kl_divergence_backward(launch, kl_backwards[0]); },
+        [&](size_t k) { launch_kl_divergence_backward(launch, kl_backwards[1][k].args, kl_backwards[1][k].general); },
+        "gradients of kl_divergence");
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace illia
+
+int main() {
+  using illia::Storage, illia::cuda::Case, illia::cuda::Size;
+  const std::vector<Size> mixed{{0}, {1}, {3}, {4096}, {4097, 1}, {0}, {9000}, {4097}, {3, 1}};
+  std::vector<Size> many;  // more than two tables hold
+  for (int64_t k = 0; k < 600; ++k) many.push_back({k % 6});
+  const std::vector<Size> some_general{{4097}, {2051, 1, true}, {5}, {3, 0, true}};
+  const std::pair<Storage, Storage> types[] = {
+      {Storage::kFloat, Storage::kFloat}, {Storage::kDouble, Storage::kDouble},
+      {Storage::kHalf, Storage::kHalf},   {Storage::kBFloat16, Storage::kBFloat16},
+      {Storage::kFloat, Storage::kHalf},  {Storage::kFloat, Storage::kBFloat16}};
+  for (const auto& [parameters, sample] : types)
+    for (const Case& c :
+         {Case{"mixed", mixed}, Case{"three samples", mixed, 3}, Case{"no sample", {{5}, {4097}}, 0},
+          Case{"one element", {{0}, {1}}}, Case{"no element", {{0}, {0}}},
+          Case{"one element against its own prior", {{1, 0, true}}}, Case{"priors for each element", some_general, 2},
+          Case{"stick_the_landing", some_general, 2, 1, true}})
+      illia::cuda::test_case(c, parameters, sample);
+  illia::cuda::test_case({"many", many, 1, 3}, Storage::kFloat, Storage::kFloat);
+  std::fprintf(stderr, "%d checks of the CUDA kernels of many tensors on the host failed\n", illia::failures);
+  return illia::failures > 0;
+}
