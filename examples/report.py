@@ -37,9 +37,9 @@ def print_table(
     figures = [{name: judge(one, seed.task) for name, one in seed.contenders.items()} for seed in trainings]
     labels = list(figures[0][names[0]])
     milliseconds = {name: [training.contenders[name].step_ms for training in trainings] for name in names}
-    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table = Table(title=title, box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column()
-    for label in [*labels, "step, ms", "times the last"]:
+    for label in [*labels, "step, ms", "ratio"]:
         table.add_column(label, justify="right")
     for name in names:
         cells = [spread([seed[name][label] for seed in figures], DECIMALS[label]) for label in labels]
@@ -49,10 +49,12 @@ def print_table(
     cells = [spread(values, DECIMALS[label], "+") for label, values in zip(labels, differences)]
     table.add_row("difference", *cells, style="dim")
     console.print(table)
-    steps = len(next(iter(trainings[0].contenders.values())).seconds) - WARM_UP
-    number = f"{len(trainings)} seeds: means ± standard deviations" if len(trainings) > 1 else "One seed"
-    console.print(
-        f"{number}. Difference: {pair[0]} - {pair[1]}, seed by seed. {caption} Time: median of {steps} steps a seed "
-        "(forward, backward, Adam), the networks taking turns on one CPU thread of this machine.",
-        highlight=False,
-    )
+    steps = len(trainings[0].contenders[names[0]].seconds) - WARM_UP
+    number = f"{len(trainings)} seeds, means ± standard deviations" if len(trainings) > 1 else "One seed"
+    for line in (
+        f"{number}; difference: {pair[0]} less {pair[1]}, seed by seed.",
+        caption,
+        f"Step: median of {steps} a seed (forward, backward, Adam), all networks in turn on one thread of this machine's "
+        f"CPU; ratio: to {names[-1]}.",
+    ):
+        console.print(line, highlight=False)
