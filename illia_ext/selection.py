@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from illia_ext.distributions import _prior
+from illia_ext import distributions
 from illia_ext.functional import DTYPES, check_finite
 
 __all__ = ["Initial", "Select", "initial_rho", "make_prior", "relative_rho", "reset", "selected_names"]
@@ -108,7 +108,7 @@ def make_prior(argument: str, value: Any, mus: Mapping[str, Tensor]) -> Tensor |
 
     def of(value: Any, name: str, mu: Tensor, shape: torch.Size) -> Tensor:
         try:
-            return _prior(argument, value, shape, mu.dtype, mu.device)
+            return distributions.make_prior(argument, value, shape, mu.dtype, mu.device)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error}, for {name}") from None
 
