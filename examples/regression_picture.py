@@ -34,7 +34,8 @@ def band(means: Tensor, noise: Tensor) -> Tensor:
 
 
 def plot_prediction(axes: Axes, ours: Contender, fixed: Contender, task: Task) -> None:
-    points = torch.linspace(-4, 6, 201)  # beyond the data, to see there what is not known
+    lowest, highest = -4.0, 6.0  # beyond the data, to see there what is not known
+    points = torch.linspace(lowest, highest, 201)
     inputs = torch.zeros(len(points), task.inputs.shape[1])  # all other features at their means
     inputs[:, FEATURE] = points
     means = ours.predict(inputs, SAMPLES)
@@ -50,7 +51,7 @@ def plot_prediction(axes: Axes, ours: Contender, fixed: Contender, task: Task) -
     axes.scatter(task.inputs[:, FEATURE], task.targets, 9, color=GREY, alpha=0.6, label="training patients")
     axes.scatter(task.test_inputs[:, FEATURE], task.test_targets, 14, color=INK, label="test patients")
     axes.set(xlabel="body mass index, standard deviations", ylabel="progression, standard deviations")
-    axes.set(xlim=(points[0], points[-1]))
+    axes.set(xlim=(lowest, highest))
     axes.set_title("Prediction for a patient of otherwise average features")
     finish(axes)
 

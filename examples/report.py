@@ -54,7 +54,7 @@ def print_table(
     for line in (
         f"{number}; difference: {pair[0]} less {pair[1]}, seed by seed.",
         caption,
-        f"Step: median of {steps} a seed (forward, backward, Adam), all networks in turn on one thread of this machine's "
-        f"CPU; ratio: to {names[-1]}.",
+        f"Step: median of {steps} a seed (forward, backward, Adam), all networks in turn on one thread of this CPU; "
+        f"ratio: to {names[-1]}.",
     ):
         console.print(line, highlight=False)
