@@ -3,16 +3,11 @@
 import copy
 from typing import Any
 
-import pytest
 import torch
-import torch.distributed.checkpoint as checkpoints
 from distributed_checks import KEY
 from distributed_training import make_data, train
 from distributed_world import World, check
-from helpers import make_keys, same_bits
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from illia_ext import BayesianModule
