@@ -1,4 +1,4 @@
-"""Train the classifier of digits.py on several processes, its parameters sharded by FSDP2, and compare draws.
+"""Train a perceptron on handwritten digits on several processes, its parameters sharded by FSDP2, and compare draws.
 
 `python examples/fsdp_digits.py` starts the processes itself; `--help` names the options.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from digits import BATCH, LEARNING_RATE, SIZES, BayesianLinear, Parser, whole_number
+from options import Parser, whole_number
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
@@ -20,14 +20,33 @@ from sklearn.model_selection import train_test_split  # type: ignore[import-unty
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DeviceMesh, DTensor, init_device_mesh
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from illia_ext import GaussianDistribution
 from illia_ext.functional import gaussian_sample
 from illia_ext.random import draw_key, fold_in
 
+SIZES = [64, 512, 512, 10]
+BATCH = 128
+LEARNING_RATE = 3e-3
 SAMPLES = 20  # of the weights for a prediction, on each process
+
+
+class BayesianLinear(nn.Module):
+    """A linear layer that draws its weights anew in each forward pass."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        prior = {"std_prior": 1.0, "rho_init": -4.0}  # sigma = softplus(-4) = 0.018
+        self.weight = GaussianDistribution((out_features, in_features), **prior)
+        self.bias = GaussianDistribution((out_features,), **prior)
+
+    def forward(self, features: Tensor) -> Tensor:
+        weight, weight_log_prob = self.weight.sample_and_log_prob()
+        bias, bias_log_prob = self.bias.sample_and_log_prob()
+        self.log_prob = weight_log_prob + bias_log_prob  # log q - log p of this sample
+        return linear(features, weight, bias)
 
 
 class Gathered(TorchDispatchMode):
@@ -47,7 +66,7 @@ class Gathered(TorchDispatchMode):
 
 
 def make_network(mesh: DeviceMesh) -> nn.Sequential:
-    layers = [BayesianLinear(inputs, outputs, GaussianDistribution) for inputs, outputs in pairwise(SIZES)]
+    layers = [BayesianLinear(inputs, outputs) for inputs, outputs in pairwise(SIZES)]
     first, *others = layers
     network = nn.Sequential(first, *(part for layer in others for part in (nn.ReLU(), layer)))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)

@@ -221,7 +221,9 @@ class ForeachGaussianKLDivergence(torch.autograd.Function):
         return kl_divergence
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         return _input_gradients(ctx, *_apply_kl_divergence_backward(grad, *_saved_lists(ctx)))
 
 

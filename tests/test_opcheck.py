@@ -114,7 +114,7 @@ def make_samples(device: torch.device) -> dict[str, list[tuple[tuple[Any, ...], 
         ],
         "foreach_gaussian_sample_and_log_prob_backward": [
             (([grad_x, None, grad_x[:, :0]], grads, *lists, *priors, keys), {}),
-            (([None, None, None], grad, *lists, *host_priors, key), {"stick_the_landing": True}),
+            (([None, None, None], grad, *lists, *host_priors, key), {}),
             (([mu_half, mu.half()], None, *halves, *host_priors, key), {}),
         ],
         "foreach_gaussian_kl_divergence": [

@@ -1,0 +1,60 @@
+"""How good predictions are that are mixtures: of one distribution for each sample of the weights."""
+
+import torch
+from sklearn.metrics import accuracy_score, log_loss, root_mean_squared_error  # type: ignore[import-untyped]
+from torch import Tensor
+from torch.special import ndtr
+
+__all__ = ["BINS", "LEVELS", "classification", "coverage", "regression", "reliability"]
+
+BINS = 10  # of confidence, equally wide
+LEVELS = torch.linspace(0.05, 0.95, 19)  # nominal coverages of predictive intervals
+
+
+def reliability(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number of cases, mean confidence and accuracy in the bins of confidence that are not empty.
+
+    Args:
+        probabilities: [cases, classes].
+        labels: [cases].
+    """
+    confidence, predictions = probabilities.max(dim=-1)
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    count = torch.bincount(bins, minlength=BINS)
+    correct = (predictions == labels).to(confidence.dtype)
+    sums = torch.stack([torch.bincount(bins, part, minlength=BINS) for part in (confidence, correct)])
+    filled = count > 0
+    mean_confidence, accuracy = sums[:, filled] / count[filled]
+    return count[filled], mean_confidence, accuracy
+
+
+def classification(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy, negative log likelihood and expected calibration error of logits [S, cases, classes]."""
+    probabilities = logits.double().softmax(dim=-1).mean(dim=0)
+    count, confidence, accuracy = reliability(probabilities, labels)
+    calibration_error = (count * (confidence - accuracy).abs()).sum() / count.sum()
+    return {
+        "accuracy, %": 100 * accuracy_score(labels, probabilities.argmax(dim=-1)),
+        "nll, nats": log_loss(labels, probabilities, labels=range(logits.shape[-1])),
+        "calibration error, %": 100 * float(calibration_error),
+    }
+
+
+def coverage(means: Tensor, noise: Tensor, targets: Tensor) -> Tensor:
+    """Share of targets in the central predictive interval of each of LEVELS: [levels].
+
+    A target lies in the interval of level p where the predictive distribution function F has |2 F(target) - 1| <= p,
+    so no quantile of the mixture is needed.
+    """
+    level = (2 * ndtr((targets - means) / noise).mean(dim=0) - 1).abs()  # [cases]
+    return (level <= LEVELS[:, None]).float().mean(dim=-1)
+
+
+def regression(means: Tensor, noise: Tensor, targets: Tensor) -> dict[str, float]:
+    """Error, negative log likelihood and mean |coverage - level| over LEVELS, for means [S, cases] and their noise."""
+    densities = torch.distributions.Normal(means, noise).log_prob(targets).exp().mean(dim=0)
+    return {
+        "rms error": root_mean_squared_error(targets, means.mean(dim=0)),
+        "nll, nats": -float(densities.log().mean()),
+        "calibration error, %": 100 * float((coverage(means, noise, targets) - LEVELS).abs().mean()),
+    }

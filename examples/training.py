@@ -1,0 +1,120 @@
+"""Networks that are trained in turns on the same batches, and how long their steps take."""
+
+import math
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from plain import FixedWeights, PlainBayesian
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from illia_ext import BayesianModule, elbo
+
+__all__ = ["Contender", "Task", "Training", "contenders", "run"]
+
+WARM_UP = 5  # steps that the median time leaves out
+
+
+@dataclass
+class Task:
+    """Data, and how networks are trained on it."""
+
+    inputs: Tensor  # [num_data, ...]
+    test_inputs: Tensor  # [tests, ...]
+    targets: Tensor  # [num_data]
+    test_targets: Tensor  # [tests]
+    likelihood: Callable[[], nn.Module]  # of likelihoods.py
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    prior: dict[str, float]  # std_prior and rho_init of the Bayesian networks
+
+
+class Contender:
+    """A network, its optimizer and what was measured while it trained."""
+
+    outputs: Tensor  # [samples, tests, ...], after training
+
+    def __init__(self, network: nn.Module, task: Task, num_samples: int | None = None) -> None:
+        self.network, self.num_samples, self.num_data = network, num_samples, len(task.inputs)
+        self.likelihood = task.likelihood()
+        # to fixed weights the prior is a penalty, which makes them the most probable ones
+        weight_decay = 1 / (task.prior["std_prior"] ** 2 * self.num_data) if isinstance(network, FixedWeights) else 0.0
+        groups = [
+            {"params": list(network.parameters()), "weight_decay": weight_decay},
+            {"params": list(self.likelihood.parameters())},
+        ]
+        self.optimizer = torch.optim.Adam(groups, lr=task.learning_rate, fused=True)
+        num_steps = task.epochs * math.ceil(self.num_data / task.batch_size)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, num_steps)
+        self.seconds: list[float] = []  # [steps]
+        self.losses: list[tuple[float, float]] = []  # [steps]: nll, log_prob / num_data
+
+    def step(self, inputs: Tensor, targets: Tensor) -> None:
+        start = time.perf_counter()
+        outputs, log_prob = self.network(inputs, num_samples=self.num_samples)
+        nll = self.likelihood(outputs, targets)
+        loss = elbo(nll, log_prob, self.num_data)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.seconds.append(time.perf_counter() - start)
+        self.losses.append((nll.item(), log_prob.mean().item() / self.num_data))
+        self.schedule.step()
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor, num_samples: int) -> Tensor:
+        """Outputs [num_samples, ...], each under one sample of the weights; [1, ...] for fixed weights."""
+        outputs: Tensor = self.network(inputs, num_samples=num_samples)[0]
+        return outputs
+
+    @property
+    def step_ms(self) -> float:
+        return 1e3 * median(self.seconds[WARM_UP:])
+
+
+@dataclass
+class Training:
+    """All contenders, trained with one seed."""
+
+    task: Task
+    contenders: dict[str, Contender]
+
+
+def contenders(network: nn.Module, task: Task) -> dict[str, Contender]:
+    """Three copies of `network`: Bayesian by illia_ext, Bayesian in plain PyTorch, and deterministic."""
+    return {
+        "illia_ext": Contender(BayesianModule(network, **task.prior), task),
+        "plain PyTorch": Contender(PlainBayesian(network, **task.prior), task),
+        "deterministic": Contender(FixedWeights(network), task),
+    }
+
+
+def run(setup: Callable[[int], Training], options: Namespace, console: Console) -> list[Training]:
+    """Trains and tests what `setup` makes of each seed.
+
+    One thread is enough here, and fair: threads that wait for busy cores would be timed too.
+    """
+    torch.set_num_threads(1)
+    trainings = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
+        bar = progress.add_task("epochs", total=options.seeds * options.epochs, note="")
+        for seed in range(options.seed, options.seed + options.seeds):
+            torch.manual_seed(seed)
+            training = setup(seed)
+            task, members = training.task, list(training.contenders.values())
+            for _ in range(task.epochs):
+                for batch in torch.randperm(len(task.inputs)).split(task.batch_size):
+                    for contender in members:
+                        contender.step(task.inputs[batch], task.targets[batch])
+                progress.update(bar, advance=1, note=f"seed {seed}, nll {members[0].losses[-1][0]:.3f}")
+            for contender in members:
+                contender.outputs = contender.predict(task.test_inputs, options.samples)
+            trainings.append(training)
+    return trainings
