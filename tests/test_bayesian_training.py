@@ -57,8 +57,8 @@ def with_gradients(call: Any, bayesian: BayesianModule, *args: Any, **kwargs: An
 
 def test_the_posterior_of_a_linear_regression(device: torch.device) -> None:
     """With orthogonal features it is a product of Gaussians, which the loss finds if it weighs data and weights right:
-    precision num_data + 1 / std_prior^2, mean X^T y over that. Twelve runs with other seeds ended within 4.2 % of
-    sigma, mu and sigma alike; a weight that is wrong by a factor of 1.5 moves sigma by 10 % or more."""
+    precision num_data + 1 / std_prior^2, mean X^T y over that. Twelve runs with other seeds ended within 4.2 % of a
+    sigma, mu and sigma alike; data that weigh 1.5 times too much or too little move sigma by 10 % or more."""
     num_data, std_prior = 32, 0.2
     torch.manual_seed(0)
     features = torch.linalg.qr(torch.randn(num_data, 3, dtype=torch.float64))[0]
