@@ -76,7 +76,7 @@ def test_what_cannot_run_at_once_runs_in_a_loop(function: Callable[[Custom, Tens
 def test_known_loops_make_no_attempt(module: nn.Module) -> None:
     calls: list[int] = []
     bayesian = BayesianModule(module.to(KEYS.device).double())
-    bayesian.module.register_forward_hook(lambda *_: calls.append(1))
+    bayesian.module.register_forward_pre_hook(lambda *_: calls.append(1))
     bayesian(INPUTS, key=KEYS)
     assert len(calls) == 3
 
