@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
-__all__ = ["below_autograd", "composite", "differentiable"]
+__all__ = ["below_autograd", "composite", "dense", "differentiable"]
 
 _library = torch.library.Library("illia_ext", "IMPL")
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -53,6 +53,11 @@ def _is_watched() -> bool:
         or _tracing() is not None
         or _is_excluded(_autograd_key)  # inside another op's kernel nothing is recorded
     )
+
+
+def dense(grad: Tensor | None) -> Tensor | None:
+    """An embedding with sparse=True hands its weight a sparse gradient."""
+    return grad.to_dense() if grad is not None and grad.is_sparse else grad
 
 
 def differentiable(overload: Any) -> Callable[[type], type]:
@@ -98,7 +103,7 @@ def differentiable(overload: Any) -> Callable[[type], type]:
         def backward(ctx: Any, *grad_outputs: Any) -> Any:
             if all(grad is None for grad in grad_outputs):
                 return (None,) * (len(arguments) + 1)
-            return *cls.backward(ctx, *grad_outputs), None
+            return *cls.backward(ctx, *map(dense, grad_outputs)), None
 
         def tangent(ctx: Any, *grad_inputs_and_modes: Any) -> Any:
             grad_inputs = grad_inputs_and_modes[:-1]
