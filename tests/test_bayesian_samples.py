@@ -72,13 +72,20 @@ def test_what_cannot_run_at_once_runs_in_a_loop(function: Callable[[Custom, Tens
     assert_single_samples(bayesian)
 
 
-@parametrize("module", [nn.LSTM(3, 2), nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))])
-def test_known_loops_make_no_attempt(module: nn.Module) -> None:
-    calls: list[int] = []
-    bayesian = BayesianModule(module.to(KEYS.device).double())
-    bayesian.module.register_forward_hook(lambda *_: calls.append(1))
+@parametrize(
+    ("make_module", "training", "calls"),
+    [
+        (lambda: nn.LSTM(3, 2), False, 3),
+        (lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), True, 3),
+        (lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), False, 1),
+    ],
+)
+def test_known_loops_make_no_attempt(make_module: Callable[[], nn.Module], training: bool, calls: int) -> None:
+    seen: list[int] = []
+    bayesian = BayesianModule(make_module().to(KEYS.device).double()).train(training)
+    bayesian.module.register_forward_pre_hook(lambda *_: seen.append(1))
     bayesian(INPUTS, key=KEYS)
-    assert len(calls) == 3
+    assert len(seen) == calls
 
 
 def test_statistics_are_updated_once_a_sample() -> None:
