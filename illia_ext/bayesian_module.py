@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from illia_ext import functional
 from illia_ext._freezing import Freezable
 from illia_ext._samples import combine, over_samples
-from illia_ext._tree import leaf_of, tree
+from illia_ext._tree import look_up, places, tree
 from illia_ext.distributions import DistributionModule
 from illia_ext.random import count, draw_key
 from illia_ext.selection import Initial, Select, initial_rho, make_prior, reset, selected_names
@@ -47,9 +47,12 @@ class BayesianModule(Freezable):
         select: which parameters become Gaussians: a function (name, parameter) -> bool, or their names. None: all. A
             tied weight is taken if any of its names is.
         fresh: let the submodules that hold selected parameters draw them anew, by their reset_parameters().
-        chunk_size: how many of several samples run at once, which bounds memory; None: all.
+        chunk_size: how many of several samples run at once, which bounds memory; None: all. 1 for a module that keeps
+            tensors of its calls.
 
-    A parameter's function is given it detached, so that `mu_prior=lambda name, weight: weight` is a fixed prior.
+    Functions of a parameter are given it detached: `mu_prior=lambda name, weight: weight` is a fixed prior. FSDP2's
+    `fully_shard` takes the BayesianModule as a whole, no part of it; methods beside forward need
+    `register_fsdp_forward_method`.
 
     Raises:
         TypeError: no nn.Module, or one by TorchScript; a parameter that is not float32, float64, float16 or bfloat16;
@@ -86,12 +89,15 @@ class BayesianModule(Freezable):
         super().__init__(module.get_parameter(next(iter(names))).device)
         self.chunk_size = chunk_size
         self.module = copy.deepcopy(module)
-        self._paths = [tuple(name.split(".")) for name in names]
-        # every name, and which weight it has
-        self._places = [(alias, i) for i, aliases in enumerate(names.values()) for alias in aliases]
-        self._ties = [(tuple(a.split(".")), i) for a, i in self._places if a not in names]
+        self._names = list(names)
+        self._weights = places(names)
+        ties = [(alias, i) for i, aliases in enumerate(names.values()) for alias in aliases[1:]]
+        self._ties = [(alias, places([alias]), i) for alias, i in ties]
+        # where samples go: a module that stands at two places is given its weights once
+        at = {f"{path}.{leaf}".lstrip(".") for path, part in self.module.named_modules() for leaf in part._parameters}
+        self._targets = [(name, i) for name, i in [*zip(names, range(len(names))), *ties] if name in at]
         if fresh:
-            reset(self.module, list(names))
+            reset(self.module, self._names)
         mus = {name: self.module.get_parameter(name) for name in names}
         self.rho = tree(
             {name: nn.Parameter(initial_rho(name, mu.detach(), rho_init), mu.requires_grad) for name, mu in mus.items()}
@@ -107,42 +113,46 @@ class BayesianModule(Freezable):
 
     def _gaussians(self) -> tuple[list[Tensor], list[Tensor]]:
         """mu and rho as they are now: FSDP, torch.func or a user may have put other tensors in their places."""
-        mus = [leaf_of(self.module, path) for path in self._paths]
-        for path, i in self._ties:
-            if leaf_of(self.module, path) is not mus[i]:
-                tied = ".".join(self._paths[i])
-                raise ValueError(f"module.{'.'.join(path)}: expected to be tied to module.{tied}, got another tensor")
-        return mus, [leaf_of(self.rho, path) for path in self._paths]
+        try:
+            mus = look_up(self.module, self._weights)
+            tied = [look_up(self.module, place)[0] for _, place, _ in self._ties]
+        except KeyError:
+            self._explain()
+            raise
+        for tensor, (alias, _, i) in zip(tied, self._ties):
+            if tensor is not mus[i]:
+                message = f"expected to be tied to module.{self._names[i]}, got another parameter"
+                raise RuntimeError(f"module.{alias}: {message}")
+        return mus, look_up(self.rho, self._weights)
 
-    def _priors(self) -> list[Any]:
+    def _priors(self) -> tuple[Any, Any]:
         """mu_prior and std_prior: one tensor each, or one for each weight."""
-        return [
-            prior if isinstance(prior, Tensor) else [leaf_of(prior, path) for path in self._paths]
-            for prior in (self.mu_prior, self.std_prior)
-        ]
+        priors = (self.mu_prior, self.std_prior)
+        mu_prior, std_prior = (p if isinstance(p, Tensor) else look_up(p, self._weights) for p in priors)
+        return mu_prior, std_prior
 
     def _explain(self) -> None:
         """After a failure: which weight has been changed since it became a Gaussian, if one has."""
-        for name in map(".".join, self._paths):
-            rho = self.rho.get_parameter(name)
+        for name, rho in zip(self._names, look_up(self.rho, self._weights)):
             try:
-                mu = self.module.get_parameter(name)
-            except AttributeError:
+                (mu,) = look_up(self.module, places([name]))
+            except KeyError:
+                mu = None
+            if mu is None:
                 message = "expected the parameter that became a Gaussian, found none; convert the changed module"
                 raise RuntimeError(f"module.{name}: {message}") from None
-            for what in ("shape", "dtype", "device"):
-                ours, expected = getattr(mu, what), getattr(rho, what)
+            for what in ("shape", "dtype", "device", "device_mesh"):  # the last: one is sharded, the other is not
+                ours, expected = (getattr(tensor, what, None) for tensor in (mu, rho))
                 if ours != expected:
                     raise RuntimeError(f"module.{name}: expected the {what} of rho.{name}, {expected}, got {ours}")
 
-    def _choose_key(self, num_samples: int | None, key: Tensor | None) -> Tensor:
+    def _choose_key(self, num_samples: int | None, key: Tensor | None, rho: Tensor) -> Tensor:
         if self.frozen:
             for argument, value in (("num_samples", num_samples), ("key", key)):
                 if value is not None:
                     raise ValueError(f"{argument}: the weights are frozen; unfreeze() them first, got {value}")
             return self.frozen_key
         if key is None:
-            rho = leaf_of(self.rho, self._paths[0])
             num_keys = None if num_samples is None else count(num_samples, "num_samples")
             key = draw_key(num_keys, device=rho.device, mesh=getattr(rho, "device_mesh", None))
         elif num_samples is not None:
@@ -153,12 +163,11 @@ class BayesianModule(Freezable):
             raise ValueError("num_samples: expected at least one, got 0: an output's shape is known from a sample")
         return key
 
-    def _draw(self, key: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _draw(self, mus: list[Tensor], rhos: list[Tensor], key: Tensor) -> tuple[list[Tensor], Tensor]:
         try:
-            mus, rhos = self._gaussians()
-            # the dtype said: under autocast the weights of norms stay as they are, the others' ops narrow by themselves
-            return functional.foreach_gaussian_sample_and_log_prob(mus, rhos, *self._priors(), key, mus[0].dtype)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            # the dtype said: under autocast the weights of norms stay as they are, other ops narrow theirs
+            return functional.foreach_gaussian_sample_and_log_prob(mus, rhos, *self._priors(), key, rhos[0].dtype)
+        except (RuntimeError, TypeError, ValueError):
             self._explain()
             raise
 
@@ -178,18 +187,19 @@ class BayesianModule(Freezable):
             output: what the module gives, or its tensors as [num_samples, ...].
             log_prob: scalar or [num_samples]: sum over all weights of log q - log p, in nats.
         """
-        key = self._choose_key(num_samples, key)
+        mus, rhos = self._gaussians()
+        key = self._choose_key(num_samples, key, rhos[0])
 
         def call(weights: Sequence[Tensor]) -> Any:
-            tensors = {name: weights[i] for name, i in self._places}
+            tensors = {name: weights[i] for name, i in self._targets}
             return torch.func.functional_call(self.module, tensors, args, kwargs, tie_weights=False)
 
         if key.dim() != 2:
-            weights, log_prob = self._draw(key)
+            weights, log_prob = self._draw(mus, rhos, key)
             return call(weights), log_prob
         outputs, log_probs = [], []
         for keys in key.split(self.chunk_size or len(key)):
-            samples, log_prob = self._draw(keys)
+            samples, log_prob = self._draw(mus, rhos, keys)
             outputs.append(over_samples(call, samples, self.module))
             log_probs.append(log_prob)
         return combine(torch.cat, outputs), torch.cat(log_probs)
@@ -222,14 +232,14 @@ class BayesianModule(Freezable):
         """KL(q || p) of all weights in closed form: scalar, in nats."""
         try:
             return functional.foreach_gaussian_kl_divergence(*self._gaussians(), *self._priors())
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        except (RuntimeError, TypeError, ValueError):
             self._explain()
             raise
 
     def gaussians(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, mu, rho) of each weight; the name is the plain module's."""
         mus, rhos = self._gaussians()
-        return zip(map(".".join, self._paths), mus, rhos)
+        return zip(self._names, mus, rhos)
 
     def num_params(self) -> int:
         """Number of Gaussian weights."""
@@ -262,12 +272,13 @@ class BayesianModule(Freezable):
         Args:
             key: [2]; None draws one from torch's generator, or takes the frozen one.
         """
-        key = self._choose_key(None, key)
+        mus, rhos = self._gaussians()
+        key = self._choose_key(None, key, rhos[0])
         if key.shape != (2,):
             raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
         module = self.mean_module()
-        for path, x in zip(self._paths, self._draw(key)[0]):
-            leaf_of(module, path).copy_(x)
+        for parameter, x in zip(look_up(module, self._weights), self._draw(mus, rhos, key)[0]):
+            parameter.copy_(x)
         return module
 
     def mean_module(self) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from illia_ext._expose import below_autograd, composite
+from illia_ext._expose import below_autograd, composite, dense
 from illia_ext.ops import check, check_shape, contiguous, fake, key_samples, log_prob_dtype, op, refuse
 from illia_ext.random import advance
 from illia_ext.terms import save
@@ -205,7 +205,9 @@ class ForeachGaussianSampleAndLogProb(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *lists, (key,) = _saved_lists(ctx)
         options = {"stick_the_landing": ctx.stick_the_landing}
-        gradients = _apply_sample_and_log_prob_backward(list(grads[:-1]), grads[-1], *lists, key, **options)
+        gradients = _apply_sample_and_log_prob_backward(
+            [dense(grad) for grad in grads[:-1]], grads[-1], *lists, key, **options
+        )
         return _input_gradients(ctx, *gradients)
 
 
@@ -221,7 +223,9 @@ class ForeachGaussianKLDivergence(torch.autograd.Function):
         return kl_divergence
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         return _input_gradients(ctx, *_apply_kl_divergence_backward(grad, *_saved_lists(ctx)))
 
 

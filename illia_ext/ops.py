@@ -106,7 +106,8 @@ def check(
         if tensor is not None:
             _check_device(name, tensor, first, leader)
     for name, tensor in others:
-        check_shape(name, tensor, leader.shape)
+        message = f"{name}: expected the shape of {first}, {list(leader.shape)}, got {list(tensor.shape)}"
+        refuse(tensor.shape != leader.shape, message)
     if key is not None:
         message = f"key: expected shape [2] or [num_samples, 2], got {list(key.shape)}"
         refuse(key.dim() not in (1, 2) or key.shape[-1] != 2, message)

@@ -198,6 +198,40 @@ def priors_and_their_gradients(world: World) -> None:
                         torch.testing.assert_close(total, prior, rtol=1e-12, atol=1e-12)
 
 
+def many(mu: list[Tensor], rho: list[Tensor], std_prior: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+    x, log_prob = functional.foreach_gaussian_sample_and_log_prob(mu, rho, 0.25, std_prior, key)
+    return *x, log_prob, functional.foreach_gaussian_kl_divergence(mu, rho, 0.25, std_prior)
+
+
+@check(2, 4)
+def many_tensors_share_a_stream(world: World) -> None:
+    """Samples and gradients have the bits of the whole; in float64 sums over ranks differ by some 1e-15."""
+    for sizes, placements in LAYOUTS[world.size][::2]:
+        mesh = make_mesh(*sizes)
+        pairs = [make_parameters(shape, torch.float64, "cpu", seed) for seed, shape in enumerate(SHAPES)]
+        wholes = [[tensor.requires_grad_() for tensor in tensors] for tensors in zip(*pairs)]
+        parts = [shard(tensors, mesh, *placements) for tensors in wholes]
+        for is_learned in (False, True):
+            std_prior = torch.tensor(0.75, dtype=torch.float64, requires_grad=is_learned)
+            outputs, ours = many(*wholes, std_prior, KEYS), many(*parts, std_prior, place(KEYS, mesh))
+            for whole, part in zip(outputs[:-2], ours[:-2]):
+                assert_part_of(whole, part, placements)
+            for whole, part in zip(outputs[-2:], ours[-2:]):
+                assert list(part.placements) == [Partial() if p.is_shard() else Replicate() for p in placements]
+                torch.testing.assert_close(part.full_tensor(), whole, rtol=1e-12, atol=0)
+            cotangents = [cotangent(output) for output in outputs]
+            placed = [
+                place(c, mesh, *(Replicate() if p.is_partial() else p for p in o.placements))
+                for c, o in zip(cotangents, ours)
+            ]
+            learned = [std_prior] * is_learned
+            expected = torch.autograd.grad(outputs, [*wholes[0], *wholes[1], *learned], cotangents)
+            gradients = torch.autograd.grad(ours, [*parts[0], *parts[1], *learned], placed)
+            for gradient, whole in zip(gradients, expected[: 2 * len(SHAPES)]):
+                assert_part_of(whole, gradient, placements)
+            torch.testing.assert_close(gradients[2 * len(SHAPES) :], expected[2 * len(SHAPES) :], rtol=1e-12, atol=0)
+
+
 @check(2)
 def nothing_is_recorded_without_gradients(world: World) -> None:
     whole = make_parameters((5, 3), device="cpu")

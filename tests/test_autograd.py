@@ -8,6 +8,7 @@ import torch
 from helpers import DEVICE, make_key, make_keys
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils._pytree import tree_leaves
 
 from illia_ext import autograd, functional, reference
 from illia_ext.ops import NAMES, op
@@ -35,6 +36,9 @@ def make_calls(shape: tuple[int, ...], key: Tensor) -> dict[str, Call]:
     backward_of_both = op("gaussian_sample_and_log_prob_backward")
     block = {"full_size": [n + 2 for n in shape], "origin": [1 for _ in shape]}
     mask = [True, True, True, False, False]
+    lists = (mu, leaf(1), rho, leaf(1))  # of two tensors
+    priors = [[tensor] for tensor in prior]
+    foreach_backward = op("foreach_gaussian_sample_and_log_prob_backward")
     return {
         "gaussian_sample": (lambda mu, rho: op("gaussian_sample")(mu, rho, key), (mu, rho)),
         "gaussian_sample_backward": (lambda *a: op("gaussian_sample_backward")(*a, key), (x, rho)),
@@ -72,6 +76,22 @@ def make_calls(shape: tuple[int, ...], key: Tensor) -> dict[str, Call]:
         "gaussian_kl_divergence_backward": (
             lambda *a: op("gaussian_kl_divergence_backward")(*a, *prior)[:2],
             (leaf(), mu, rho),
+        ),
+        "foreach_gaussian_sample_and_log_prob": (
+            lambda *a: tree_leaves(op("foreach_gaussian_sample_and_log_prob")(a[:2], a[2:], *priors, key)),
+            lists,
+        ),
+        "foreach_gaussian_sample_and_log_prob_backward": (
+            lambda x, grad, *a: tree_leaves(foreach_backward([x, None], grad, a[:2], a[2:], *priors, key)),
+            (x, grad_log_prob, *lists),
+        ),
+        "foreach_gaussian_kl_divergence": (
+            lambda *a: op("foreach_gaussian_kl_divergence")(a[:2], a[2:], *priors),
+            lists,
+        ),
+        "foreach_gaussian_kl_divergence_backward": (
+            lambda grad, *a: tree_leaves(op("foreach_gaussian_kl_divergence_backward")(grad, a[:2], a[2:], *priors)),
+            (leaf(), *lists),
         ),
     }
 

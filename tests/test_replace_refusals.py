@@ -45,10 +45,17 @@ class Variational(nn.Module):
         return self.mu
 
 
+class Categorical(nn.Module):
+    """With illia's names for its methods."""
+
+    log_prob = num_params = sample = nn.Module.extra_repr
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_others_are_left_alone() -> None:
     scripted = torch.jit.script(illia_ext.GaussianDistribution(3))
-    model = nn.ModuleList([illia_ext.GaussianDistribution(3), Ours(), scripted, Variational(), nn.LSTM(2, 2)])
+    ours = [illia_ext.GaussianDistribution(3), Ours(), scripted]
+    model = nn.ModuleList([*ours, Variational(), Categorical(), nn.LSTM(2, 2)])
     kinds = [type(module) for module in model.modules()]
     assert replace_distributions(model) == 0
     assert kinds == [type(module) for module in model.modules()]
@@ -71,10 +78,10 @@ class Exponential(IlliaModule):
 
     def __init__(self) -> None:
         super().__init__()
-        vars(self).update(vars(GaussianDistribution((3, 2))))
+        vars(self).update(vars(GaussianDistribution((3, 2))), base=torch.e)
 
     def log_prob(self, x: Tensor | None = None) -> Tensor:
-        sigma = self.rho.exp()
+        sigma = self.base**self.rho
         q, p = torch.distributions.Normal(self.mu, sigma), torch.distributions.Normal(self.mu_prior, self.std_prior)
         return (q.log_prob(x) - p.log_prob(x)).sum()
 
@@ -117,7 +124,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:Complex modules")
 @parametrize("make, message", REFUSED.values(), ids=REFUSED)
 def test_refused_with_nothing_changed(make: Callable[[], nn.Module], message: str) -> None:
     model = nn.ModuleDict({"first": GaussianDistribution(3), "second": nn.ModuleList([make()])})

@@ -1,12 +1,11 @@
 // The CUDA kernels, run on the CPU by cuda_on_host.h, against the CPU kernels: samples, noise and gradients have the
 // same bits, sums agree, and nothing is written outside. Prints each check that failed, and then returns 1.
 #include "cuda_on_host.h"
-// The order matters: the kernels are compiled as what the header above makes of them.
+
 #include <cmath>
 
 #include "arrays.h"
-#include "cuda/log_prob_kernel.cu"
-#include "cuda/sample_kernel.cu"
+#include "cuda/kernels.h"
 
 namespace illia {
 namespace {

@@ -2,13 +2,11 @@
 // samples and gradients have the same bits, sums agree, nothing is written outside, and launches are few. Prints each
 // check that failed, and then returns 1.
 #include "cuda_on_host.h"
-// The order matters: the kernels are compiled as what the header above makes of them.
+
 #include <cmath>
 
 #include "arrays.h"
-#include "cuda/foreach_kernel.cu"
-#include "cuda/log_prob_kernel.cu"
-#include "cuda/sample_kernel.cu"
+#include "cuda/kernels.h"
 
 namespace illia {
 namespace cuda {
