@@ -32,7 +32,7 @@ class Task:
     batch_size: int
     epochs: int
     learning_rate: float
-    prior: dict[str, float]  # std_prior and rho_init of the Bayesian networks
+    std_prior: float
 
 
 class Contender:
@@ -44,7 +44,7 @@ class Contender:
         self.network, self.num_samples, self.num_data = network, num_samples, len(task.inputs)
         self.likelihood = task.likelihood()
         # to fixed weights the prior is a penalty, which makes them the most probable ones
-        weight_decay = 1 / (task.prior["std_prior"] ** 2 * self.num_data) if isinstance(network, FixedWeights) else 0.0
+        weight_decay = 1 / (task.std_prior**2 * self.num_data) if isinstance(network, FixedWeights) else 0.0
         groups = [
             {"params": list(network.parameters()), "weight_decay": weight_decay},
             {"params": list(self.likelihood.parameters())},
@@ -89,8 +89,8 @@ class Training:
 def contenders(network: nn.Module, task: Task) -> dict[str, Contender]:
     """Three copies of `network`: Bayesian by illia_ext, Bayesian in plain PyTorch, and deterministic."""
     return {
-        "illia_ext": Contender(BayesianModule(network, **task.prior), task),
-        "plain PyTorch": Contender(PlainBayesian(network, **task.prior), task),
+        "illia_ext": Contender(BayesianModule(network, std_prior=task.std_prior), task),
+        "plain PyTorch": Contender(PlainBayesian(network, std_prior=task.std_prior), task),
         "deterministic": Contender(FixedWeights(network), task),
     }
 
