@@ -35,7 +35,7 @@ def digits_task(epochs: int, seed: int) -> Task:
         batch_size=128,
         epochs=epochs,
         learning_rate=1e-2,
-        prior={"std_prior": 1.0, "rho_init": -5.0},
+        std_prior=1.0,
     )
 
 

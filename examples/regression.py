@@ -34,7 +34,7 @@ def diabetes_task(epochs: int, seed: int) -> Task:
         batch_size=32,
         epochs=epochs,
         learning_rate=3e-3,
-        prior={"std_prior": 0.2, "rho_init": -3.0},
+        std_prior=0.2,
     )
 
 

@@ -4,7 +4,7 @@ So eager, torch.func, torch.compile, export and TorchScript all reach the same d
 all private names of torch that we use stand here; tests/test_private_names.py lists them and fails helpfully.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
-__all__ = ["below_autograd", "composite", "differentiable"]
+__all__ = ["below_autograd", "composite", "dense", "differentiable"]
 
 _library = torch.library.Library("illia_ext", "IMPL")
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -53,6 +53,11 @@ def _is_watched() -> bool:
         or _tracing() is not None
         or _is_excluded(_autograd_key)  # inside another op's kernel nothing is recorded
     )
+
+
+def dense(grad: Tensor | None) -> Tensor | None:
+    """An embedding with sparse=True hands its weight a sparse gradient."""
+    return grad.to_dense() if grad is not None and grad.is_sparse else grad
 
 
 def differentiable(overload: Any) -> Callable[[type], type]:
@@ -98,7 +103,7 @@ def differentiable(overload: Any) -> Callable[[type], type]:
         def backward(ctx: Any, *grad_outputs: Any) -> Any:
             if all(grad is None for grad in grad_outputs):
                 return (None,) * (len(arguments) + 1)
-            return *cls.backward(ctx, *grad_outputs), None
+            return *cls.backward(ctx, *map(dense, grad_outputs)), None
 
         def tangent(ctx: Any, *grad_inputs_and_modes: Any) -> Any:
             grad_inputs = grad_inputs_and_modes[:-1]
@@ -161,18 +166,23 @@ def composite(
         What calls the op, without the dispatcher's round trip through Python where plain eager code calls.
     """
 
-    def kernel(*args: Any, **kwargs: Any) -> Any:
-        is_forward_mode = forward_ad._current_level >= 0
-        if not is_forward_mode and not _needs_gradients(_flatten(args)):
+    def call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if not _needs_gradients(_flatten(args)):
             with below_autograd():
                 return overload(*args, **kwargs)
-        others = is_forward_mode or _transforms_active() or _needs_gradients(_flatten(args[2:4]))
-        return (decomposed if others or record is None else record)(*args, **kwargs)
+        if record is None or _needs_gradients(_flatten(args[2:4])):
+            return decomposed(*args, **kwargs)
+        return record(*args, **kwargs)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        if forward_ad._current_level >= 0 or (_transforms_active() and _needs_gradients(_flatten(args))):
+            return decomposed(*args, **kwargs)
+        return call(args, kwargs)
 
     def apply(*args: Any, **kwargs: Any) -> Any:
         if _is_watched() or not _PLAIN_TYPES.issuperset(map(type, _flatten(args))):
             return overload(*args, **kwargs)
-        return kernel(*args, **kwargs)
+        return call(args, kwargs)
 
     name = overload._schema.name.split("::")[1]
     _library.impl(name, kernel, "Autograd")

@@ -19,10 +19,6 @@ class Freezable(nn.Module):
         self.register_buffer("frozen_key", torch.zeros(2, dtype=torch.int64, device=device), persistent=False)
         self.frozen = False
 
-    def _freeze(self, key: Tensor) -> None:
-        self.frozen_key.copy_(key)
-        self.frozen = True
-
     def _nested(self) -> list["Freezable"]:
         return [part for part in self.modules() if part is not self and isinstance(part, Freezable)]
 
@@ -40,9 +36,9 @@ class Freezable(nn.Module):
         keys = split(key, len(nested))
         if key.shape != (2,):
             raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
-        self._freeze(key)
-        for part, part_key in zip(nested, keys):
-            part._freeze(part_key)
+        for part, part_key in zip([self, *nested], [key, *keys]):
+            part.frozen_key.copy_(part_key)
+            part.frozen = True
 
     def unfreeze(self) -> None:
         """Every call draws again."""

@@ -47,9 +47,12 @@ class BayesianModule(Freezable):
         select: which parameters become Gaussians: a function (name, parameter) -> bool, or their names. None: all. A
             tied weight is taken if any of its names is.
         fresh: let the submodules that hold selected parameters draw them anew, by their reset_parameters().
-        chunk_size: how many of several samples run at once, which bounds memory; None: all.
+        chunk_size: how many of several samples run at once, which bounds memory; None: all. 1 for a module that keeps
+            tensors of its calls.
 
-    A parameter's function is given it detached, so that `mu_prior=lambda name, weight: weight` is a fixed prior.
+    Functions of a parameter are given it detached: `mu_prior=lambda name, weight: weight` is a fixed prior. FSDP2's
+    `fully_shard` takes the BayesianModule as a whole, no part of it; methods beside forward need
+    `register_fsdp_forward_method`.
 
     Raises:
         TypeError: no nn.Module, or one by TorchScript; a parameter that is not float32, float64, float16 or bfloat16;

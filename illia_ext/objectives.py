@@ -54,13 +54,9 @@ def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
     if logits.dim() < 2 or 0 in (logits.shape[0], logits.shape[-1]):
         raise ValueError(f"logits: expected shape [num_samples, ..., classes], got {list(logits.shape)}")
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    each = logits.log_softmax(-1, dtype=dtype)
+    # finite, so that a class of probability 0 adds 0, with a gradient of 0
+    each = logits.log_softmax(-1, dtype=dtype).clamp(min=torch.finfo(dtype).min)
     return each, each.logsumexp(0) - math.log(len(logits))
-
-
-def _finite(log_p: Tensor) -> Tensor:
-    """So that 0 log 0 is 0, with a gradient of 0."""
-    return log_p.clamp(min=torch.finfo(log_p.dtype).min)
 
 
 def predictive_entropy(logits: Tensor) -> Tensor:
@@ -75,14 +71,14 @@ def predictive_entropy(logits: Tensor) -> Tensor:
     Source: Gal, "Uncertainty in deep learning" (2016).
     """
     _, mixture = _log_probabilities(logits)
-    return -(mixture.exp() * _finite(mixture)).sum(-1)
+    return -(mixture.exp() * mixture).sum(-1)
 
 
 def mutual_information(logits: Tensor) -> Tensor:
     """Of the class and the weights: the part of `predictive_entropy` that more data could take away.
 
     Predictive entropy less the samples' mean entropy, computed as the mean of the samples' KL divergences to their
-    mixture, which are small numbers where that difference is one of large ones.
+    mixture: small numbers stay exact, which that difference of large ones would lose.
 
     Args:
         logits: [S, ..., classes], of S samples of the weights.
@@ -93,4 +89,6 @@ def mutual_information(logits: Tensor) -> Tensor:
     Source: Houlsby et al., "Bayesian active learning for classification and preference learning" (2011), BALD.
     """
     each, mixture = _log_probabilities(logits)
-    return (each.exp() * (_finite(each) - _finite(mixture))).sum(-1).mean(0)
+    ratio = each - mixture
+    # the second term sums to 0: with it each summand is of the square of the ratio, not a difference of such sums
+    return (each.exp() * ratio - mixture.exp() * ratio.expm1()).sum(-1).mean(0)

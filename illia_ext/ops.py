@@ -10,7 +10,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import illia_ext._library  # noqa: F401  (registers the ops)
 
-__all__ = ["NAMES", "check", "check_shape", "contiguous", "fake", "key_samples", "log_prob_dtype", "op", "refuse"]
+__all__ = [
+    "NAMES",
+    "check",
+    "check_device",
+    "check_shape",
+    "contiguous",
+    "fake",
+    "key_samples",
+    "log_prob_dtype",
+    "op",
+    "refuse",
+]
 
 NAMES = (
     "standard_normal",
@@ -52,7 +63,7 @@ def refuse(holds: bool, message: str) -> None:
         raise RuntimeError(message)
 
 
-def _check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     message = f"{name}: expected to be on the device of {other_name}, {other.device}, got {tensor.device}"
     refuse(tensor.device != other.device, message)
 
@@ -65,7 +76,7 @@ def check_shape(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
 def _check_prior(name: str, prior: Tensor, mu: Tensor) -> None:
     """A 0-dim prior on the CPU is a number, for parameters on any device."""
     if prior.dim() > 0 or prior.device.type != "cpu":
-        _check_device(name, prior, "mu", mu)
+        check_device(name, prior, "mu", mu)
     fits = prior.dim() <= mu.dim() and all(n in (1, m) for n, m in zip(reversed(prior.shape), reversed(mu.shape)))
     message = f"{name}: expected one element, or a shape that broadcasts to that of mu, {list(mu.shape)}"
     refuse(prior.numel() != 1 and not fits, f"{message}, got {list(prior.shape)}")
@@ -104,7 +115,7 @@ def check(
     (first, leader), *others = parameters.items()
     for name, tensor in {**dict(others), "key": key, "x": x, **(grads or {})}.items():
         if tensor is not None:
-            _check_device(name, tensor, first, leader)
+            check_device(name, tensor, first, leader)
     for name, tensor in others:
         message = f"{name}: expected the shape of {first}, {list(leader.shape)}, got {list(tensor.shape)}"
         refuse(tensor.shape != leader.shape, message)

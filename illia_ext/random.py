@@ -5,7 +5,6 @@ function of the key (Philox4x32-10), in the stream of PyTorch's own stateless ge
 """
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -142,21 +141,13 @@ def _share(key: Tensor, mesh: Any) -> Tensor:
     return parts.redistribute(placements=[Replicate()] * mesh.ndim)
 
 
-def _on_words(function: Callable[[Tensor], Tensor], key: Any) -> Tensor:
-    """`function` of the key; of a DTensor's copy on each rank."""
-    if not _is_distributed(key):
-        return function(key)
-    if not all(placement.is_replicate() for placement in key.placements):
-        raise ValueError(f"key: expected to be replicated, the same on all ranks, got {key.placements}")
-    return type(key).from_local(function(key.to_local()), key.device_mesh, key.placements, run_check=False)
-
-
-def _fold(key: Tensor, steps: Tensor) -> Tensor:
-    def fold(key: Tensor) -> Tensor:
-        words = philox4x32(key[..., 0], key[..., 1] + steps)
-        return torch.stack([words[0] | (words[1] << 32), words[2] | (words[3] << 32)], dim=-1)
-
-    return _on_words(fold, key)
+def _fold(key: Any, steps: Tensor) -> Tensor:
+    if _is_distributed(key):
+        if not all(placement.is_replicate() for placement in key.placements):
+            raise ValueError(f"key: expected to be replicated, the same on all ranks, got {key.placements}")
+        return type(key).from_local(_fold(key.to_local(), steps), key.device_mesh, key.placements, run_check=False)
+    words = philox4x32(key[..., 0], key[..., 1] + steps)
+    return torch.stack([words[0] | (words[1] << 32), words[2] | (words[3] << 32)], dim=-1)
 
 
 def split(key: Tensor, n: int = 2) -> Tensor:
@@ -202,4 +193,5 @@ def advance(key: Tensor, blocks: int | torch.SymInt) -> Tensor:
     """
     # int() of a symbol would be a guard
     number: Any = blocks if isinstance(blocks, torch.SymInt) else _as_int64(blocks, "blocks")
-    return _on_words(lambda key: torch.stack([key[..., 0], key[..., 1] + number], dim=-1), _check_key(key))
+    key = _check_key(key)
+    return torch.stack([key[..., 0], key[..., 1] + number], dim=-1)

@@ -61,9 +61,11 @@ def _check_density(module: nn.Module) -> None:
     values = ([-1.5, 0.0, 2.0], [-1.0, 0.5, 2.5], [-1.0, 0.0, 1.5], [0.25], [0.75])
     with torch.no_grad(), torch.device("cpu"):
         x, mu, rho, mu_prior, std_prior = (torch.tensor(value, dtype=torch.float64) for value in values)
-        tensors = {"mu": mu, "rho": rho, "mu_prior": mu_prior, "std_prior": std_prior}
         stand_in: Any = object.__new__(type(module))
-        vars(stand_in).update(vars(module), _parameters={}, _buffers=tensors)
+        nn.Module.__init__(stand_in)
+        for name, tensor in (("mu", mu), ("rho", rho), ("mu_prior", mu_prior), ("std_prior", std_prior)):
+            stand_in.register_buffer(name, tensor)
+        vars(stand_in).update({**vars(module), **vars(stand_in)})
         log_prob, expected = stand_in.log_prob(x), gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
     # 1e-4 is far above the rounding of a dozen terms below 10, in float32 too
     if not torch.allclose(log_prob.double(), expected, rtol=0, atol=1e-4):

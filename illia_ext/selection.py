@@ -12,7 +12,7 @@ from illia_ext.functional import DTYPES, check_finite
 
 __all__ = ["Initial", "Select", "initial_rho", "make_prior", "relative_rho", "reset", "selected_names"]
 
-Initial = float | Callable[[str, Tensor], float | Tensor]
+Initial = float | Tensor | Callable[[str, Tensor], float | Tensor]
 Select = Callable[[str, nn.Parameter], bool] | Iterable[str] | None
 
 

@@ -1,21 +1,21 @@
 """Checks of BayesianModule on several processes: DDP, and FSDP2 with its checkpoints."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as checkpoints
-from distributed_checks import KEY
-from distributed_training import make_data, train
+from distributed_training import make_data
 from distributed_world import World, check
-from helpers import make_keys, same_bits
+from helpers import make_key, make_keys, same_bits
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from illia_ext import BayesianModule
+
+KEYS = make_keys((1, 2), (3, 4), (5, 6), device="cpu")
 
 
 class Network(nn.Module):
@@ -23,35 +23,83 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.again = nn.Linear(5, 5), nn.Linear(5, 5, bias=False)
+        self.first, self.again, self.last = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3)
         self.again.weight = self.first.weight
         self.norm = nn.BatchNorm1d(5)
-        self.last = nn.Linear(5, 3)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.last(self.again(self.norm(self.first(features)).tanh()))
 
 
-def make_network(dtype: torch.dtype = torch.float64, **arguments: Any) -> BayesianModule:
+def make_network() -> BayesianModule:
     torch.manual_seed(0)
-    return BayesianModule(Network().to(dtype), std_prior=1.0, rho_init=-3.0, **arguments)
+    return BayesianModule(Network().double(), std_prior=1.0, rho_init=-3.0).eval()
 
 
-def with_keys(model: nn.Module) -> Any:
-    """As `train` calls it."""
-    return lambda features, key: model(features, key=key)
+def accumulate(model: nn.Module, features: Tensor, labels: Tensor) -> list[Tensor]:
+    """Outputs and log_probs of one sample and then of three, whose gradients the parameters have thereafter."""
+    results = []
+    for key in (make_key(1, device="cpu"), KEYS):
+        logits, log_prob = model(features, key=key)
+        nll = nn.functional.cross_entropy(logits.flatten(0, -2), labels.repeat(log_prob.numel()))
+        (nll + log_prob.mean() / 100).backward()
+        results += [logits, log_prob]
+    return results
 
 
 @check(2)
-def ddp_trains_a_bayesian_module(world: World) -> None:
-    """As in `ddp_trains_as_one_process`, without statistics, which DDP leaves each rank its own of."""
+def ddp_gives_a_bayesian_module_its_gradients(world: World) -> None:
+    """The mean over ranks of a mean over half the batch is the mean over the batch; float64 leaves 1e-12."""
     features, labels = make_data(torch.float64)
-    keys = [KEY] * 3
-    alone = make_network()
-    alone.eval()
-    together = copy.deepcopy(alone)
-    train(alone, features, labels, keys)
+    alone, together = make_network(), make_network()
+    accumulate(alone, features, labels)
     part = slice(world.rank, None, world.size)
-    train(DistributedDataParallel(together), features[part], labels[part], keys)
+    accumulate(DistributedDataParallel(together), features[part], labels[part])
     for ours, expected in zip(together.parameters(), alone.parameters()):
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-12, atol=1e-12)
+
+
+@check(2)
+def fsdp_shards_a_bayesian_module(world: World) -> None:
+    """Outputs and log_probs are those of the whole, bit for bit, and gradients its shards."""
+    data = make_data(torch.float64)
+    whole, sharded = make_network(), fully_shard(make_network())
+    assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
+    for ours, expected in zip(accumulate(sharded, *data), accumulate(whole, *data)):
+        assert same_bits(ours, expected)
+    for ours, expected in zip(sharded.parameters(), whole.parameters()):
+        torch.testing.assert_close(ours.grad.full_tensor(), expected.grad, rtol=1e-12, atol=1e-12)
+    sharded.reshard()
+    torch.testing.assert_close(sharded.kl_divergence().full_tensor(), whole.kl_divergence(), rtol=1e-12, atol=0)
+    with pytest.raises(RuntimeError, match=r"mixed torch.Tensor and DTensor"):
+        sharded.mean_forward(data[0])
+    register_fsdp_forward_method(sharded, "mean_forward")
+    assert same_bits(sharded.mean_forward(data[0]), whole.mean_forward(data[0]))
+
+
+@check(2)
+def fsdp_saves_a_frozen_bayesian_module(world: World) -> None:
+    """Into a checkpoint that whole and sharded ones load."""
+    features, _ = make_data(torch.float64)
+    model = fully_shard(make_network())
+    model.freeze(make_key(7, device="cpu"))
+    expected, _ = model(features)
+    model.reshard()
+    checkpoints.save(model.state_dict(), checkpoint_id=world.directory)
+    for other in (make_network(), fully_shard(make_network())):
+        for parameter in other.parameters():
+            nn.init.zeros_(parameter)
+        state = other.state_dict()
+        checkpoints.load(state, checkpoint_id=world.directory)
+        other.load_state_dict(state)
+        assert other.frozen and same_bits(other(features)[0], expected)
+
+
+@check(2)
+def a_sharded_part_is_refused(world: World) -> None:
+    """FSDP2 would hold its weights sharded while the rest is whole."""
+    model = copy.deepcopy(make_network())
+    fully_shard(model.module.last)
+    fully_shard(model)
+    with pytest.raises(RuntimeError, match=r"module.last.weight: expected the device_mesh of rho.last.weight"):
+        model(make_data(torch.float64)[0])

@@ -71,7 +71,8 @@ def assert_part_of(whole: Tensor, ours: Tensor, what: object = None) -> None:
 
 def _work(rank: int, size: int, directory: Path) -> None:
     """One process: a line of JSON for each check, [name, traceback or ""]."""
-    import distributed_checks  # noqa: F401  (fills CHECKS)
+    import distributed_bayesian  # noqa: F401  (fills CHECKS)
+    import distributed_checks  # noqa: F401
     import distributed_keys  # noqa: F401
     import distributed_training  # noqa: F401
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from illia_ext import BayesianModule, functional
+from illia_ext.foreach import move_keys
 
 parametrize = pytest.mark.parametrize
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:An output with one or more")
@@ -100,12 +101,6 @@ def assert_same(ours: Any, expected: Any) -> None:
         assert same_bits(a, b)
 
 
-def moved_keys(mus: list[Tensor], key: Tensor) -> list[Tensor]:
-    """The key of each tensor in the stream of all, two normals of float64 to a block."""
-    blocks = torch.tensor([0, *[(mu.numel() + 1) // 2 for mu in mus[:-1]]]).cumsum(0)
-    return [torch.stack([key[0], key[1] + int(block)]) for block in blocks]
-
-
 @parametrize("name", NAMES)
 def test_the_mean_and_a_sample(name: str) -> None:
     """The mean is the plain layer, bit for bit, and so is a sample the layer with weights drawn by single calls."""
@@ -116,7 +111,7 @@ def test_the_mean_and_a_sample(name: str) -> None:
     log_prob = torch.zeros((), dtype=torch.float64, device=DEVICE)
     key = make_key(3, 5)
     names, mus, rhos = zip(*bayesian.gaussians())
-    for weight, mu, rho, one in zip(names, mus, rhos, moved_keys(mus, key)):
+    for weight, mu, rho, one in zip(names, mus, rhos, move_keys(mus, key)):
         drawn[weight], its_log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *PRIOR, one)
         log_prob = log_prob + its_log_prob
     assert list(drawn) == [weight for weight, _ in layer.named_parameters()]
@@ -138,7 +133,7 @@ def test_gradients(name: str) -> None:
     weigh(bayesian(*inputs, key=key)[0]).backward()
     weigh(layer(*inputs)).backward()
     names, mus, rhos = zip(*bayesian.gaussians())
-    for (weight, parameter), mu, rho, one in zip(layer.named_parameters(), mus, rhos, moved_keys(mus, key)):
+    for (weight, parameter), mu, rho, one in zip(layer.named_parameters(), mus, rhos, move_keys(mus, key)):
         torch.testing.assert_close(mu.grad, parameter.grad, rtol=1e-10, atol=1e-10, msg=weight)
         expected = mu.grad * noise(one, mu) * rho.sigmoid()
         torch.testing.assert_close(rho.grad, expected, rtol=1e-10, atol=0, msg=weight)

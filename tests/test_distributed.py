@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-import distributed_checks  # noqa: F401  (fills CHECKS)
+import distributed_bayesian  # noqa: F401  (fills CHECKS)
+import distributed_checks  # noqa: F401
 import distributed_keys  # noqa: F401
 import distributed_training  # noqa: F401
 import pytest

@@ -35,17 +35,18 @@ def test_the_plain_network_adds_up_the_same_density() -> None:
 
 
 def test_classification() -> None:
+    """Four predictions of 80 %, half of them right, and four of 60 %, all right."""
     from metrics import classification
 
-    logits = torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log()[:, None].expand(2, 10, 2)  # mean probability 0.8
-    figures = classification(logits, torch.tensor([0, 1] * 5))
-    nll = -(math.log(0.8) + math.log(0.2)) / 2
+    samples = [[[sure, 1 - sure]] * 4 + [[0.6, 0.4]] * 4 for sure in (0.9, 0.7)]
+    figures = classification(torch.tensor(samples).log(), torch.tensor([0, 1, 0, 1, 0, 0, 0, 0]))
+    nll = -(2 * math.log(0.8) + 2 * math.log(0.2) + 4 * math.log(0.6)) / 8
     # the logits are float32
-    assert list(figures.values()) == pytest.approx([50, nll, 30], rel=1e-5)
+    assert list(figures.values()) == pytest.approx([75, nll, 100 * (0.3 + 0.4) / 2], rel=1e-5)
 
 
 def test_regression() -> None:
-    from metrics import regression
+    from metrics import LEVELS, regression
 
     torch.manual_seed(0)
     num_cases = 20_000
@@ -57,6 +58,8 @@ def test_regression() -> None:
     # five standard errors: of a share at its largest, and of the mean square, whose variance is that of (±1 + noise)^2
     assert figures["calibration error, %"] < 100 * 5 * 0.5 / math.sqrt(num_cases)
     assert figures["rms error"] ** 2 == pytest.approx(1.25, abs=5 * math.sqrt((4 * 0.25 + 2 * 0.25**2) / num_cases))
+    medians = regression(means, noise, torch.zeros(num_cases))  # in every interval
+    assert medians["calibration error, %"] == pytest.approx(100 * float(1 - LEVELS.mean()))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from illia_ext import GaussianDistribution, _expose, functional
@@ -31,12 +32,24 @@ FUNCTIONS: dict[str, Function] = {
         mu, rho, m, s, key
     ),
     "gaussian_kl_divergence": lambda mu, rho, m, s, key: functional.gaussian_kl_divergence(mu, rho, m, s),
+    "foreach_gaussian_sample_and_log_prob": lambda mu, rho, m, s, key: functional.foreach_gaussian_sample_and_log_prob(
+        [mu], [rho], m, s, key
+    ),
+    "foreach_gaussian_kl_divergence": lambda mu, rho, m, s, key: functional.foreach_gaussian_kl_divergence(
+        [mu], [rho], m, s
+    ),
 }
 THROUGH_THE_DISPATCHER: dict[str, Function] = {
     "gaussian_sample": lambda mu, rho, m, s, key: op("gaussian_sample")(mu, rho, key),
     "gaussian_log_prob": lambda mu, rho, m, s, key: op("gaussian_log_prob")(mu.detach() + 1, mu, rho, m, s),
     "gaussian_sample_and_log_prob": lambda mu, rho, m, s, key: op("gaussian_sample_and_log_prob")(mu, rho, m, s, key),
     "gaussian_kl_divergence": lambda mu, rho, m, s, key: op("gaussian_kl_divergence")(mu, rho, m, s),
+    "foreach_gaussian_sample_and_log_prob": lambda mu, rho, m, s, key: op("foreach_gaussian_sample_and_log_prob")(
+        [mu], [rho], [m], [s], key
+    ),
+    "foreach_gaussian_kl_divergence": lambda mu, rho, m, s, key: op("foreach_gaussian_kl_divergence")(
+        [mu], [rho], [m], [s]
+    ),
 }
 each_function = parametrize("name", FUNCTIONS)
 
@@ -50,7 +63,7 @@ def make_inputs(device: torch.device, *frozen: str) -> list[Tensor]:
 
 
 def outputs_of(result: Any) -> list[Tensor]:
-    return list(result) if isinstance(result, tuple) else [result]
+    return tree_leaves(result)
 
 
 @each_function

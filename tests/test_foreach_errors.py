@@ -17,7 +17,7 @@ parametrize = pytest.mark.parametrize
 sample_and_log_prob = functional.foreach_gaussian_sample_and_log_prob
 kl_divergence = functional.foreach_gaussian_kl_divergence
 MU, RHO = (list(tensors) for tensors in zip(*(make_parameters(shape, seed=1) for shape in ((3,), (2, 2)))))
-KEY, ONE = make_key(1), torch.ones((), device=DEVICE)
+KEY, ONE, LEARNED = make_key(1), torch.ones((), device=DEVICE), torch.zeros((), device=DEVICE, requires_grad=True)
 
 Case = tuple[Callable[[], Any], type[Exception], str]
 FUNCTIONAL: list[Case] = [
@@ -61,6 +61,14 @@ FUNCTIONAL: list[Case] = [
         TypeError,
         "tensor 1: mu: expected the dtype of tensor 0, torch.float32, got torch.float64",
     ),
+    *[
+        (
+            lambda call=call: call([MU[0], MU[1].half()], [RHO[0], RHO[1].half()], LEARNED, 1),
+            TypeError,
+            "tensor 1: mu: expected the dtype of tensor 0, torch.float32, got torch.float16",
+        )
+        for call in (kl_divergence, lambda *args: sample_and_log_prob(*args, KEY))
+    ],
     (
         lambda: kl_divergence([MU[0], MU[1].int()], RHO, 0, 1),
         TypeError,

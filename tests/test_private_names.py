@@ -25,6 +25,10 @@ NAMES = {
     "torch.autograd.forward_ad._current_level": "it says whether forward mode is on",
     "torch.autograd.forward_ad._set_fwd_grad_enabled": "it turns forward mode on for the levels below",
     "torch.autograd.function._SingleLevelFunction": "it is the autograd.Function of one level of torch.func",
+    "torch.nn.Module._buffers": "it holds a module's buffers, to be read without attribute access",
+    "torch.nn.Module._modules": "it holds a module's children",
+    "torch.nn.Module._parameters": "it holds a module's parameters",
+    "torch.Tensor._version": "it counts a buffer's changes in place",
     "torch.utils._pytree.tree_leaves": "it finds what is batched in a list of tensors",
     "torch.utils._pytree.tree_map": "it maps over the outputs of an op",
     "torch._ops.OpOverload._op": "it is what calls the op, without a frame of Python",
@@ -58,8 +62,10 @@ def private_parts(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_has(name: str) -> None:
-    if name.startswith("torch._ops.OpOverload."):  # an attribute of instances
-        assert hasattr(op("standard_normal"), name.split(".")[-1])
+    owner, _, attribute = name.rpartition(".")
+    instances = {"torch._ops.OpOverload": op("standard_normal"), "torch.nn.Module": torch.nn.Module()}
+    if owner in instances:
+        assert hasattr(instances[owner], attribute)
         return
     try:
         resolve(name)

@@ -78,10 +78,10 @@ class Exponential(IlliaModule):
 
     def __init__(self) -> None:
         super().__init__()
-        vars(self).update(vars(GaussianDistribution((3, 2))))
+        vars(self).update(vars(GaussianDistribution((3, 2))), base=torch.e)
 
     def log_prob(self, x: Tensor | None = None) -> Tensor:
-        sigma = self.rho.exp()
+        sigma = self.base**self.rho
         q, p = torch.distributions.Normal(self.mu, sigma), torch.distributions.Normal(self.mu_prior, self.std_prior)
         return (q.log_prob(x) - p.log_prob(x)).sum()
 

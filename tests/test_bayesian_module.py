@@ -1,0 +1,235 @@
+"""BayesianModule itself: what it holds, its priors, freezing, copies, conversion to and from plain modules."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from helpers import make_key, make_keys, rng_state, same_bits
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from illia_ext import BayesianModule, functional
+from illia_ext.foreach import move_keys
+from illia_ext.random import draw_key, fold_in
+
+parametrize = pytest.mark.parametrize
+
+
+def make_network(device: torch.device) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).to(device)
+
+
+def make_inputs(device: torch.device) -> Tensor:
+    return torch.linspace(-1, 1, 15, device=device).reshape(5, 3)
+
+
+@pytest.fixture
+def bayesian(device: torch.device) -> BayesianModule:
+    return BayesianModule(make_network(device), rho_init=-1.0).eval()
+
+
+def assert_same_state(ours: nn.Module, expected: nn.Module) -> None:
+    assert ours.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert same_bits(ours.state_dict()[name], tensor), name
+
+
+def test_it_holds_one_mu_and_one_rho(device: torch.device) -> None:
+    """Under the module's own names; the module that was given stays as it was, and apart."""
+    network = make_network(device)
+    network[3].bias.requires_grad_(False)
+    before = copy.deepcopy(network)
+    bayesian = BayesianModule(network)
+    names = [name for name, _ in network.named_parameters()]
+    assert [name for name, _ in bayesian.named_parameters()] == [
+        f"{t}.{name}" for t in ("module", "rho") for name in names
+    ]
+    statistics = [f"module.{name}" for name, _ in network.named_buffers()]
+    parameters = [name for name, _ in bayesian.named_parameters()]
+    assert bayesian.state_dict().keys() == {"mu_prior", "std_prior", "_extra_state", *parameters, *statistics}
+    for name, mu, rho in bayesian.gaussians():
+        parameter = network.get_parameter(name)
+        assert mu is bayesian.module.get_parameter(name) and rho is bayesian.rho.get_parameter(name)
+        assert type(mu) is type(rho) is nn.Parameter
+        assert same_bits(mu, parameter) and mu.data_ptr() != parameter.data_ptr()
+        assert mu.requires_grad == rho.requires_grad == parameter.requires_grad
+        assert rho.shape == mu.shape and (rho == -5).all()
+    bayesian(make_inputs(device))[0].sum().backward()
+    assert_same_state(network, before)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_conversion_and_back(bayesian: BayesianModule, device: torch.device) -> None:
+    """A plain network's weights become mu, and come back; both state_dicts load strictly."""
+    torch.manual_seed(1)
+    other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).to(device).eval()
+    bayesian.module.load_state_dict(other.state_dict())
+    inputs = make_inputs(device)
+    assert same_bits(bayesian.mean_forward(inputs), other(inputs))
+    plain = bayesian.mean_module()
+    assert_same_state(plain, other)
+    assert plain[0].weight.data_ptr() != bayesian.module[0].weight.data_ptr()
+    again = BayesianModule(make_network(device)).eval()
+    again.load_state_dict(bayesian.state_dict())
+    assert same_bits(again(inputs, key=make_key(1))[0], bayesian(inputs, key=make_key(1))[0])
+
+
+def test_draws_by_torch_generator(bayesian: BayesianModule, device: torch.device) -> None:
+    """One key for all weights, or S at once."""
+    inputs = make_inputs(device)
+    for num_samples in (None, 3):
+        torch.manual_seed(3)
+        key = draw_key(num_samples, device=device)
+        torch.manual_seed(3)
+        for ours, expected in zip(bayesian(inputs, num_samples=num_samples), bayesian(inputs, key=key)):
+            assert same_bits(ours, expected)
+
+
+def relative_std(name: str, weight: Tensor) -> Any:
+    return 0.5 if "bias" in name else weight.abs() + 0.1
+
+
+PRIORS: list[tuple[Any, Any]] = [(0.25, 0.75), (lambda name, weight: weight, relative_std), (0.25, relative_std)]
+
+
+@parametrize("priors", PRIORS)
+def test_priors(priors: tuple[Any, Any], device: torch.device) -> None:
+    """The sums over single calls; these round each tensor's part of at most the whole: 6 tensors, 2^-21."""
+    network = make_network(device)
+    bayesian = BayesianModule(network, *priors, rho_init=-1.0)
+    keys = move_keys([mu for _, mu, _ in bayesian.gaussians()], make_key(1))
+    kl_divergence = log_prob = torch.zeros((), device=device)
+    for (name, mu, rho), key in zip(bayesian.gaussians(), keys):
+        prior = [value(name, network.get_parameter(name).detach()) if callable(value) else value for value in priors]
+        kl_divergence = kl_divergence + functional.gaussian_kl_divergence(mu, rho, *prior)
+        log_prob = log_prob + functional.gaussian_sample_and_log_prob(mu, rho, *prior, key)[1]
+    torch.testing.assert_close(bayesian.kl_divergence(), kl_divergence, rtol=2**-21, atol=0)
+    torch.testing.assert_close(bayesian(make_inputs(device), key=make_key(1))[1], log_prob, rtol=2**-21, atol=0)
+    assert len(list(bayesian.parameters())) == 2 * len(keys)
+
+
+def test_learned_priors(device: torch.device) -> None:
+    """One for all weights, and one for some, shared: each is a parameter once, in the group of the rest."""
+    mu_prior, std_prior = (nn.Parameter(torch.tensor([value], device=device)) for value in (0.25, 0.75))
+    bayesian = BayesianModule(make_network(device), mu_prior, lambda name, _: std_prior if "bias" in name else 0.5)
+    bayesian(make_inputs(device))[1].backward()
+    assert mu_prior.grad.any() and std_prior.grad.any()
+    assert list(map(id, bayesian.parameter_groups()[-1]["params"])) == [id(mu_prior), id(std_prior)]
+
+
+def test_one_prior_is_one_tensor(bayesian: BayesianModule) -> None:
+    assert [name for name, _ in bayesian.named_buffers(recurse=False)] == ["frozen_key", "mu_prior", "std_prior"]
+    assert bayesian.mu_prior.shape == bayesian.std_prior.shape == (1,)
+    assert bayesian.double().std_prior.dtype == torch.float64
+    assert bayesian(make_inputs(bayesian.mu_prior.device).double())[1].dtype == torch.float64
+
+
+def replace(bayesian: BayesianModule, weight: Tensor | None) -> None:
+    bayesian.module[0].weight = None if weight is None else nn.Parameter(weight)
+
+
+@parametrize(
+    ("change", "message"),
+    [
+        (lambda b: replace(b, torch.ones(4, 9)), r"module.0.weight: expected the shape of rho.0.weight, .*4, 3.* got"),
+        (lambda b: replace(b, torch.ones(4, 3).double()), "module.0.weight: expected the dtype of rho.0.weight"),
+        (lambda b: replace(b, torch.ones(4, 3, device="meta")), "module.0.weight: expected the device of rho.0.weight"),
+        (lambda b: replace(b, None), "module.0.weight: expected the parameter that became a Gaussian, found none"),
+        (lambda b: setattr(b, "module", nn.Linear(3, 3)), "module.0.weight: expected the parameter that became a"),
+    ],
+)
+def test_weights_changed_later(change: Any, message: str, cpu: torch.device) -> None:
+    bayesian = BayesianModule(make_network(cpu))
+    change(bayesian)
+    for call in (lambda: bayesian(make_inputs(cpu)), bayesian.kl_divergence, bayesian.sample_module):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+def test_a_weight_replaced_in_kind(bayesian: BayesianModule, device: torch.device) -> None:
+    replace(bayesian, torch.zeros(4, 3, device=device))
+    assert next(mu for _, mu, _ in bayesian.gaussians()) is bayesian.module[0].weight
+    bayesian(make_inputs(device))[0].sum().backward()
+    assert bayesian.module[0].weight.grad is not None
+
+
+class Nested(nn.Module):
+    """A Bayesian layer inside; forward gives what both draws need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(3, 3), BayesianModule(nn.Linear(3, 3), rho_init=-1.0)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner(self.first(inputs))
+
+
+def test_freezing(device: torch.device) -> None:
+    """One sample, in nested modules too, without a draw from the generator; state_dicts carry it, strictly."""
+    torch.manual_seed(0)
+    outer = BayesianModule(Nested().to(device), rho_init=-1.0, select=["first.weight"])
+    inputs, key = make_inputs(device), make_key(2**62, 7)
+    outer.freeze(key)
+    state = rng_state(device)
+    (output, inner_log_prob), log_prob = outer(inputs)
+    assert torch.equal(rng_state(device), state)
+    sampled = outer.sample_module()
+    outer.unfreeze()
+    expected, expected_log_prob = outer.module.inner(sampled.first(inputs), key=fold_in(key, 0))
+    assert same_bits(output, expected) and same_bits(inner_log_prob, expected_log_prob)
+    assert not same_bits(outer(inputs)[1], log_prob)
+
+    other = copy.deepcopy(outer)
+    outer.freeze(key)
+    other.load_state_dict(outer.state_dict())
+    assert other.frozen and same_bits(other(inputs)[0][0], output)
+    outer.unfreeze()
+    other.load_state_dict(outer.state_dict())
+    assert not other.frozen and not other.module.inner.frozen
+
+
+def test_what_frozen_weights_refuse(bayesian: BayesianModule, device: torch.device) -> None:
+    with pytest.raises(ValueError, match=r"key: expected shape \[2\], got \[3, 2\]"):
+        bayesian.freeze(make_keys((1, 2), (3, 4), (5, 6)))
+    with pytest.raises(TypeError, match=r"key: expected a tensor of int64 or uint64, got 5"):
+        bayesian.freeze(5)
+    assert not bayesian.frozen
+    bayesian.freeze()
+    inputs = make_inputs(device)
+    assert same_bits(bayesian(inputs)[0], bayesian(inputs)[0])
+    for arguments in ({"num_samples": 3}, {"key": make_key(1)}):
+        with pytest.raises(
+            ValueError, match=rf"{next(iter(arguments))}: the weights are frozen; unfreeze\(\) them first"
+        ):
+            bayesian(inputs, **arguments)
+
+
+def test_parameter_groups(device: torch.device) -> None:
+    bayesian = BayesianModule(make_network(device), select=["0.weight", "3.weight"])
+    groups = bayesian.parameter_groups(mu={"lr": 1e-3}, rho={"lr": 1e-2, "weight_decay": 0.5})
+    found = [({id(parameter) for parameter in group.pop("params")}, group) for group in groups]
+    rest = {id(p) for p in bayesian.module.parameters()} - {id(mu) for _, mu, _ in bayesian.gaussians()}
+    assert found == [
+        ({id(mu) for _, mu, _ in bayesian.gaussians()}, {"lr": 1e-3}),
+        ({id(rho) for _, _, rho in bayesian.gaussians()}, {"lr": 1e-2, "weight_decay": 0.5}),
+        (rest, {}),
+    ]
+    assert len(BayesianModule(make_network(device)).parameter_groups()) == 2  # no empty group
+
+
+@parametrize("make_copy", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module)), AveragedModel])
+def test_copies(make_copy: Any, bayesian: BayesianModule, device: torch.device) -> None:
+    bayesian.freeze(make_key(3))
+    other, inputs = make_copy(bayesian), make_inputs(device)
+    expected, _ = bayesian(inputs)
+    assert same_bits(other(inputs)[0], expected)
+    with torch.no_grad():
+        bayesian.module[0].weight.zero_()
+    assert same_bits(other(inputs)[0], expected) and not same_bits(bayesian(inputs)[0], expected)
+    if isinstance(other, AveragedModel):
+        bayesian.unfreeze()
+        other.update_parameters(bayesian)  # copies buffers one by one
+        assert other.module.frozen and same_bits(other(inputs)[0], bayesian(inputs, key=make_key(3))[0])

@@ -1,0 +1,200 @@
+"""What BayesianModule makes of its arguments: which parameters, priors and initial values; and what it refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import make_key, same_bits
+from torch import Tensor, nn
+
+from illia_ext import BayesianModule, GaussianDistribution, relative_rho
+
+parametrize = pytest.mark.parametrize
+
+
+class Tied(nn.Module):
+    """A weight with two names, a module at two places, and a parameter of the root."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+        self.again.weight = self.first.weight
+        self.scale = nn.Parameter(torch.ones(3))
+        self.shared = self.first
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.shared(self.again(self.first(inputs).tanh())) * self.scale
+
+
+def make_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def names_of(bayesian: BayesianModule) -> list[str]:
+    return [name for name, _, _ in bayesian.gaussians()]
+
+
+@parametrize(
+    ("select", "expected"),
+    [
+        (None, ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"]),
+        (lambda name, parameter: parameter.dim() == 2, ["0.weight", "2.weight"]),
+        (["2.bias", "0.weight"], ["0.weight", "2.bias"]),
+        ((name for name in ["2.bias"]), ["2.bias"]),
+    ],
+)
+def test_select(select: Any, expected: list[str]) -> None:
+    """In the module's order; what is left out stays a parameter without a rho."""
+    network = make_network()
+    bayesian = BayesianModule(network, select=select)
+    assert names_of(bayesian) == expected
+    assert [name for name, _ in bayesian.rho.named_parameters()] == expected
+    assert [name for name, _ in bayesian.module.named_parameters()] == [name for name, _ in network.named_parameters()]
+    assert bayesian.num_params() == sum(network.get_parameter(name).numel() for name in expected)
+
+
+@parametrize(
+    ("select", "expected"),
+    [
+        (None, ["scale", "first.weight", "first.bias"]),
+        (["again.weight"], ["first.weight"]),
+        (["shared.weight", "first.weight"], ["first.weight"]),
+        (lambda name, _: name.startswith("shared"), ["first.weight", "first.bias"]),
+    ],
+)
+def test_tied_weights(select: Any, expected: list[str], device: torch.device) -> None:
+    """One mu, one rho and one sample; any of its names selects it."""
+    bayesian = BayesianModule(Tied().to(device), rho_init=-1.0, select=select)
+    assert names_of(bayesian) == expected
+    assert bayesian.module.again.weight is bayesian.module.first.weight
+    inputs = torch.randn(2, 3, device=device)
+    key = make_key(1, device=device)
+    output, _ = bayesian(inputs, key=key)
+    sampled = bayesian.sample_module(key)
+    assert sampled.again.weight is sampled.first.weight
+    assert same_bits(output, sampled(inputs))
+    assert bayesian.module.shared is bayesian.module.first
+    assert bayesian.module.first.weight is next(mu for name, mu, _ in bayesian.gaussians() if name == "first.weight")
+
+
+def test_a_tie_that_was_cut(device: torch.device) -> None:
+    bayesian = BayesianModule(Tied().to(device))
+    bayesian.module.again.weight = nn.Parameter(torch.ones(3, 3, device=device))
+    with pytest.raises(RuntimeError, match=r"module.again.weight: expected to be tied to module.first.weight"):
+        bayesian(torch.randn(2, 3, device=device))
+
+
+@parametrize(
+    ("select", "error", "message"),
+    [
+        ("0.weight", TypeError, r"select: expected a function \(name, parameter\) or names, got '0.weight'"),
+        (3, TypeError, "select: expected a function .* got 3"),
+        ([3], TypeError, "select: expected names of parameters, got 3"),
+        (["0.weight", "5.weight"], ValueError, "select: expected names of parameters of module, got '5.weight'"),
+        (["0.weight", "0.weight"], ValueError, "select: expected each name once, got '0.weight' 2 times"),
+        ([], ValueError, r"select: expected at least one parameter, got none of \['0.weight'"),
+        (lambda name, parameter: False, ValueError, "select: expected at least one parameter"),
+    ],
+)
+def test_bad_select(select: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        BayesianModule(make_network(), select=select)
+
+
+class Holder(nn.Module):
+    def __init__(self, *parameters: Tensor) -> None:
+        super().__init__()
+        self.held = nn.ParameterList([nn.Parameter(p, p.is_floating_point()) for p in parameters])
+
+
+class Foreign(nn.Module):
+    """What illia's distributions are known by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mu, self.rho = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+
+
+@parametrize(
+    ("module", "error", "message"),
+    [
+        (3, TypeError, "module: expected an nn.Module, got 3"),
+        (nn.Linear, TypeError, "module: expected an nn.Module, got <class"),
+        (nn.ReLU(), ValueError, "select: expected at least one parameter, got none of .* ReLU"),
+        (Holder(torch.ones(2, dtype=torch.complex64)), TypeError, "held.0: expected .* got torch.complex64; leave it"),
+        (Holder(torch.ones(2, dtype=torch.int64)), TypeError, "held.0: expected .* got torch.int64; leave it"),
+        (
+            Holder(torch.ones(2), torch.ones(2).half()),
+            ValueError,
+            "held.1: expected the dtype of held.0, ",
+        ),
+        (
+            Holder(torch.ones(2), torch.ones(2, device="meta")),
+            ValueError,
+            "held.1: .* device of held.0, cpu, got meta",
+        ),
+        (
+            nn.Sequential(GaussianDistribution(2)),
+            ValueError,
+            "0.mu: GaussianDistribution '0' draws it by itself",
+        ),
+        (Foreign(), ValueError, "mu: Foreign draws it by itself"),
+        (BayesianModule(nn.Linear(2, 2)), ValueError, "module.weight: BayesianModule draws it by itself"),
+        (torch.jit.script(nn.Linear(2, 2)), TypeError, "module: expected a Python module, got RecursiveScriptModule"),
+    ],
+)
+def test_bad_modules(module: Any, error: type[Exception], message: str, cpu: object) -> None:
+    with pytest.raises(error, match=message):
+        BayesianModule(module)
+
+
+@parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"mu_prior": "a"}, TypeError, "mu_prior: expected a number, got 'a', for all weights"),
+        ({"std_prior": 0.0}, ValueError, "std_prior: expected a positive finite number, got 0.0"),
+        ({"std_prior": nn.Parameter(torch.ones(2))}, ValueError, r"std_prior: expected one element.* got \[2\]"),
+        ({"std_prior": lambda name, _: -1.0}, ValueError, "std_prior: .* got -1.0, for 0.weight"),
+        ({"mu_prior": lambda name, _: torch.ones(7)}, ValueError, r"mu_prior: .* \[4, 3\], got \[7\], for 0.weight"),
+        ({"rho_init": float("nan")}, ValueError, "rho_init of 0.weight: expected a finite number, got nan"),
+        ({"rho_init": lambda name, weight: weight.log() * 0}, ValueError, "rho_init of 0.weight: .* finite .* got nan"),
+        ({"rho_init": lambda name, _: torch.ones(7)}, ValueError, r"rho_init of 0.weight: .* \[4, 3\], got \[7\]"),
+        ({"chunk_size": 0}, ValueError, "chunk_size: expected a positive integer or None, got 0"),
+        ({"chunk_size": 1.5}, TypeError, "chunk_size: expected an integer, got 1.5"),
+    ],
+)
+def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        BayesianModule(make_network(), **arguments)
+
+
+def test_fresh_weights() -> None:
+    """Selected submodules draw anew, and attention by its own way; the module that was given keeps its weights."""
+    network = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "last": nn.Linear(4, 2)})
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.5)
+    bayesian = BayesianModule(network, select=lambda name, _: "last" not in name, fresh=True)
+    assert all((parameter == 0.5).all() for parameter in [*network.parameters(), *bayesian.module["last"].parameters()])
+    assert bayesian.module["attention"].in_proj_weight.unique().numel() > 1
+    assert not bayesian.module["attention"].out_proj.bias.any()  # attention sets it after its layer has drawn it
+    with pytest.raises(ValueError, match=r"fresh: ParameterList 'held', which holds held.0, has no reset_parameters"):
+        BayesianModule(Holder(torch.ones(2)), fresh=True)
+
+
+@parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_relative_rho(dtype: torch.dtype, device: torch.device) -> None:
+    """sigma comes back from rho to the rounding of rho, of which it takes up to |rho| times the relative part."""
+    weight = torch.tensor([1e-9, -1e-4, 0.3, -2.0, 500.0], dtype=dtype, device=device)
+    layer = Holder(weight)
+    bayesian = BayesianModule(layer, rho_init=relative_rho(0.1, smallest=1e-12))
+    ((_, _, rho),) = bayesian.gaussians()
+    expected = (0.1 * weight.double().abs()).clamp(min=1e-12)
+    ours = nn.functional.softplus(rho.double(), threshold=60)
+    bound = 4 * torch.finfo(dtype).eps * rho.double().abs().clamp(min=1) * expected.clamp(max=1) + 1e-7 * expected
+    assert rho.dtype == dtype and ((ours - expected).abs() <= bound + torch.finfo(dtype).eps * expected).all()
+    assert relative_rho(0.1)("bias", torch.zeros(1)).item() == pytest.approx(-9.21029, abs=1e-5)  # log(1e-4) + 5e-5
+    with pytest.raises(ValueError, match=r"delta: expected a positive number, got 0"):
+        relative_rho(0)
+    with pytest.raises(ValueError, match=r"smallest: expected a positive number, got -1"):
+        relative_rho(0.1, -1)
