@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 __all__ = ["combine", "over_samples"]
@@ -50,6 +52,23 @@ def _needs_a_loop(module: nn.Module) -> bool:
 def _one_by_one(call: _Call, samples: Sequence[Tensor]) -> Any:
     # unbind, whose backward is one stack, where that of an index writes zeros for all samples
     return combine(torch.stack, [call(weights) for weights in zip(*(x.unbind() for x in samples))])
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, as (W x^T)^T where the weight is larger than the output.
+
+    Under vmap the gradient of every sample's weight then comes in the weight's own layout; otherwise it comes
+    transposed, and a copy of it costs more than the product.
+    """
+    if weight.dim() < 2 or input.dim() < 2 or input.shape[:-1].numel() >= len(weight):
+        return F.linear(input, weight, bias)
+    output = (weight @ input.flatten(0, -2).mT).mT.contiguous().unflatten(0, input.shape[:-1])
+    return output if bias is None else output + bias.to(output.dtype)
+
+
+class _Linear(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (_linear if func is F.linear else func)(*args, **(kwargs or {}))
 
 
 def _at_once(call: _Call, samples: Sequence[Tensor]) -> Any:
@@ -102,7 +121,8 @@ def over_samples(call: _Call, samples: Sequence[Tensor], module: nn.Module) -> A
         return _at_once(call, samples)
     buffers = _Buffers(module)
     try:
-        output = _at_once(call, samples)
+        with _Linear():
+            output = _at_once(call, samples)
     except RuntimeError:  # an operation without a batching rule, or one that fails in the loop as well
         buffers.check()
         return _one_by_one(call, samples)

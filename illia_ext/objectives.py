@@ -42,7 +42,8 @@ def elbo(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float = 1.0)
         raise ValueError(f"num_data: expected a positive number, got {num_data}")
     if not check_finite("kl_weight", kl_weight) >= 0:
         raise ValueError(f"kl_weight: expected a non-negative number, got {kl_weight}")
-    return nll.mean() + kl_weight / num_data * log_prob.mean()
+    nll, log_prob = (value.mean() if value.dim() else value for value in (nll, log_prob))
+    return torch.add(nll, log_prob, alpha=kl_weight / num_data)
 
 
 def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:

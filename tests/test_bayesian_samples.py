@@ -201,3 +201,19 @@ def test_predict() -> None:
     assert len(bayesian.predict(INPUTS).samples) == 20 and len(bayesian.predict(INPUTS, num_samples=7).samples) == 7
     with pytest.raises(ValueError, match=r"key: expected shape \[num_samples, 2\], got tensor\(\[1, 0\]"):
         bayesian.predict(INPUTS, key=make_key(1))
+
+
+@parametrize("batch", [(2,), (9,), (2, 3), ()])  # smaller and larger than the outputs are many
+@parametrize("bias", [True, False])
+def test_linear_layers_have_the_gradients_of_a_loop(batch: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8, bias=bias), nn.Tanh(), nn.Linear(8, 8, bias=bias)).to(KEYS.device).double()
+    inputs = torch.randn(*batch, 4, dtype=torch.float64, device=KEYS.device)
+    results = []
+    for chunk_size in (None, 1):
+        bayesian = BayesianModule(network, rho_init=-1.0, chunk_size=chunk_size)
+        output, log_prob = bayesian(inputs, key=KEYS)
+        (output.square().sum() + log_prob.sum()).backward()
+        results.append([output, *(parameter.grad for parameter in bayesian.parameters())])
+    for at_once, in_a_loop in zip(*results):  # 1e-12: another order of sums of float64
+        torch.testing.assert_close(at_once, in_a_loop, rtol=1e-12, atol=1e-12)
