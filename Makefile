@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/installed
 	$(BIN)/python -m bench
