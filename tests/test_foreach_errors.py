@@ -36,6 +36,10 @@ FUNCTIONAL: list[Case] = [
         ValueError,
         "key: expected shape [2] or [num_samples, 2]",
     ),
+    *[
+        (lambda prior=prior: kl_divergence([MU[0], None], RHO, prior, 1), TypeError, "tensor 1: mu: expected a tensor")
+        for prior in (0, LEARNED)
+    ],
     (lambda: kl_divergence(MU, RHO[:1], 0, 1), ValueError, "rho: expected as many tensors as mu, 2, got 1"),
     (
         lambda: kl_divergence(MU, RHO, [0, 0, 0], 1),
