@@ -166,23 +166,23 @@ def composite(
         What calls the op, without the dispatcher's round trip through Python where plain eager code calls.
     """
 
-    def call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def call(args: Sequence[Any], kwargs: Mapping[str, Any], decompose: Callable[..., Any]) -> Any:
         if not _needs_gradients(_flatten(args)):
             with below_autograd():
                 return overload(*args, **kwargs)
         if record is None or _needs_gradients(_flatten(args[2:4])):
-            return decomposed(*args, **kwargs)
+            return decompose(*args, **kwargs)
         return record(*args, **kwargs)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if forward_ad._current_level >= 0 or (_transforms_active() and _needs_gradients(_flatten(args))):
             return decomposed(*args, **kwargs)
-        return call(args, kwargs)
+        return call(args, kwargs, decomposed)
 
     def apply(*args: Any, **kwargs: Any) -> Any:
         if _is_watched() or not _PLAIN_TYPES.issuperset(map(type, _flatten(args))):
             return overload(*args, **kwargs)
-        return call(args, kwargs)
+        return call(args, kwargs, overload)  # which looks at the arguments' types before it decomposes
 
     name = overload._schema.name.split("::")[1]
     _library.impl(name, kernel, "Autograd")

@@ -123,6 +123,8 @@ class ForeachGaussianSampleAndLogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(grad is None for grad in grads):
+            return (None,) * len(ctx.needs_input_grad)
         *lists, (key,) = _saved_lists(ctx)
         options = {"stick_the_landing": ctx.stick_the_landing}
         gradients = _apply_sample_and_log_prob_backward(

@@ -96,7 +96,13 @@ def _priors(name: str, value: Any) -> list[Tensor]:
     """One for all tensors, or one for each."""
     if isinstance(value, (Tensor, Real)) or not isinstance(value, Iterable):
         return [_prior(name, value)]
-    return [_prior(name, each) for each in value]
+    priors = []
+    for k, each in enumerate(value):
+        try:
+            priors.append(_prior(name, each))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"tensor {k}: {error}") from None
+    return priors
 
 
 def _tensors(name: str, value: Any) -> list[Any]:

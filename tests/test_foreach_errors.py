@@ -36,6 +36,10 @@ FUNCTIONAL: list[Case] = [
         ValueError,
         "key: expected shape [2] or [num_samples, 2]",
     ),
+    *[
+        (lambda prior=prior: kl_divergence([MU[0], None], RHO, prior, 1), TypeError, "tensor 1: mu: expected a tensor")
+        for prior in (0, LEARNED)
+    ],
     (lambda: kl_divergence(MU, RHO[:1], 0, 1), ValueError, "rho: expected as many tensors as mu, 2, got 1"),
     (
         lambda: kl_divergence(MU, RHO, [0, 0, 0], 1),
@@ -48,8 +52,12 @@ FUNCTIONAL: list[Case] = [
         "std_prior: expected one value, or as many as mu has tensors, 2, got 0",
     ),
     (lambda: kl_divergence(MU, RHO, 0, None), TypeError, "std_prior: expected a number, got None"),
-    (lambda: kl_divergence(MU, RHO, [0, "1"], 1), TypeError, "mu_prior: expected a number, got '1'"),
-    (lambda: kl_divergence(MU, RHO, 0, [1, 0.0]), ValueError, "std_prior: expected a positive finite number, got 0.0"),
+    (lambda: kl_divergence(MU, RHO, [0, "1"], 1), TypeError, "tensor 1: mu_prior: expected a number, got '1'"),
+    (
+        lambda: kl_divergence(MU, RHO, 0, [1, 0.0]),
+        ValueError,
+        "tensor 1: std_prior: expected a positive finite number, got 0.0",
+    ),
     (lambda: kl_divergence(MU, RHO, float("nan"), 1), ValueError, "mu_prior: expected a finite number, got nan"),
     (
         lambda: kl_divergence(MU, RHO[::-1], 0, 1),

@@ -161,6 +161,20 @@ def test_a_gradient_that_can_be_differentiated_has_the_same_bits(device: torch.d
     assert all(gradient.requires_grad for gradient in recorded)
 
 
+@parametrize("learned", [False, True])
+def test_batches_of_gradients(learned: bool, device: torch.device) -> None:
+    """is_grads_batched, by which jacobians are vectorized, gives the bits of a loop over the batch."""
+    mu, rho = make_lists(torch.float32, device)
+    prior = [torch.tensor([value], device=device, requires_grad=learned) for value in PRIOR]
+    outputs = flat(mu, rho, make_key(1), prior=prior)
+    leaves = [*mu, *rho, *(prior if learned else [])]
+    weights = [torch.stack([torch.full_like(output, 1.0 + member) for member in range(3)]) for output in outputs]
+    batched = torch.autograd.grad(outputs, leaves, weights, retain_graph=True, is_grads_batched=True)
+    for member in range(3):
+        one = torch.autograd.grad(outputs, leaves, [weight[member] for weight in weights], retain_graph=True)
+        assert all(same_bits(gradient[member], expected) for gradient, expected in zip(batched, one))
+
+
 def test_checkpointing(device: torch.device) -> None:
     mu, rho = make_lists(torch.float32, device)
     run = lambda *args: checkpoint(flat, *args, use_reentrant=False)  # noqa: E731
