@@ -38,9 +38,9 @@ def print_table(
     labels = list(figures[0][names[0]])
     milliseconds = {name: [training.contenders[name].step_ms for training in trainings] for name in names}
     table = Table(title=title, box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column()
+    table.add_column(no_wrap=True)
     for label in [*labels, "step, ms", "ratio"]:
-        table.add_column(label, justify="right")
+        table.add_column(label.replace(" error,", "\nerror,"), justify="right", vertical="bottom", no_wrap=True)
     for name in names:
         cells = [spread([seed[name][label] for seed in figures], DECIMALS[label]) for label in labels]
         ratio = mean(milliseconds[name]) / mean(milliseconds[names[-1]])
@@ -54,7 +54,7 @@ def print_table(
     for line in (
         f"{number}; difference: {pair[0]} less {pair[1]}, seed by seed.",
         caption,
-        f"Step: median of {steps} a seed (forward, backward, Adam), all networks in turn on one thread of this CPU; "
+        f"Step: CPU time on one thread, median of {steps} a seed (forward, backward, Adam), all networks in turn; "
         f"ratio: to {names[-1]}.",
     ):
         console.print(line, highlight=False)

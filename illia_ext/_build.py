@@ -41,6 +41,7 @@ CUDA_FLAGS = [
     "-O3",
     "--fmad=false",  # fused only where written: the bits of the CPU
     "--threads=0",
+    "-Xfatbin=-compress-all",  # a kernel of many tensors stores 32 KiB of arguments for each architecture
     "-Xcompiler=-fPIC,-fvisibility=hidden,-g0",
 ]
 CUDA_ARCHITECTURES = ["80", "86", "89", "90", "100", "120"]  # as far as nvcc offers them, and PTX

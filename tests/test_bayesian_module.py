@@ -48,6 +48,9 @@ def test_it_holds_one_mu_and_one_rho(device: torch.device) -> None:
     assert [name for name, _ in bayesian.named_parameters()] == [
         f"{t}.{name}" for t in ("module", "rho") for name in names
     ]
+    statistics = [f"module.{name}" for name, _ in network.named_buffers()]
+    parameters = [name for name, _ in bayesian.named_parameters()]
+    assert bayesian.state_dict().keys() == {"mu_prior", "std_prior", "_extra_state", *parameters, *statistics}
     for name, mu, rho in bayesian.gaussians():
         parameter = network.get_parameter(name)
         assert mu is bayesian.module.get_parameter(name) and rho is bayesian.rho.get_parameter(name)

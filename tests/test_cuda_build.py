@@ -120,6 +120,14 @@ def test_cuda_kernels_refuse_what_the_cpu_refuses(
         op("gaussian_sample_and_log_prob").redispatch(CUDA_KEY, *positional, **given)
 
 
+def test_cuda_kernels_of_many_tensors_refuse_what_the_cpu_refuses(toolkit: _build.Toolkit) -> None:
+    one, key = [torch.zeros(2)], torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="mu: expected at least one tensor, got an empty list"):
+        op("foreach_gaussian_sample_and_log_prob").redispatch(CUDA_KEY, [], [], one, one, key)
+    with pytest.raises(RuntimeError, match=r"tensor 1: rho: expected the shape of mu, \[2\], got \[3\]"):
+        op("foreach_gaussian_kl_divergence").redispatch(CUDA_KEY, one * 2, [*one, torch.zeros(3)], one, one)
+
+
 def compiled_at_import(code: str, cache: Path, **environ: str) -> str:
     """What `code` prints beside a library that is compiled for it."""
     result = run_python(code, cwd=ROOT, ILLIA_EXT_JIT="1", TORCH_EXTENSIONS_DIR=str(cache), **environ)

@@ -1,6 +1,9 @@
 // Memory for the kernels under test, with what a check of it needs.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <cstdio>
 #include <cstring>
 #include <random>

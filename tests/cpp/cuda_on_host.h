@@ -8,6 +8,9 @@
 #include <cuda_runtime.h>
 #include <ucontext.h>
 
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <vector>
 
@@ -67,13 +70,23 @@ inline double __shfl_down_sync(unsigned, double value, int step) {
   return other;
 }
 
+// A GPU ends a kernel at memory that is not aligned to its access.
+template <typename value_t>
+void host_require_aligned(const value_t* data) {
+  if (reinterpret_cast<uintptr_t>(data) % sizeof(value_t) == 0) return;
+  std::fprintf(stderr, "an access of %zu bytes is not aligned\n", sizeof(value_t));
+  std::abort();
+}
+
 template <typename value_t>
 value_t __ldg(const value_t* data) {
+  host_require_aligned(data);
   return *data;
 }
 
 template <typename value_t>
 void __stwb(value_t* data, value_t value) {
+  host_require_aligned(data);
   *data = value;
 }
 
@@ -104,6 +117,7 @@ inline void host_run_block() {
 
 template <typename... parameters_t, typename... args_t>
 cudaError_t host_launch(const cudaLaunchConfig_t* config, void (*kernel)(parameters_t...), const args_t&... args) {
+  if (config->gridDim.x == 0 || config->gridDim.y == 0) return cudaErrorInvalidConfiguration;
   ++host_launches;
   blockDim = config->blockDim;
   gridDim.x = std::min(config->gridDim.x, host_grid_limit.x);
@@ -116,4 +130,4 @@ cudaError_t host_launch(const cudaLaunchConfig_t* config, void (*kernel)(paramet
 
 #define cudaLaunchKernelEx host_launch
 #define cudaGetLastError() static_cast<void>(0)
-#define cudaGetErrorString(error) "no error on the host"
+#define cudaGetErrorString(error) "an empty grid"
