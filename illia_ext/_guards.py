@@ -28,8 +28,11 @@ def refuse_checkpoints() -> AbstractContextManager[Any]:
     """No hooks on saved tensors inside, which are what checkpointing of a part (use_reentrant=False) works by."""
     if is_compiling() or not torch.is_grad_enabled():
         return nullcontext()
-    message = "module: a part that is checkpointed would be computed again with mu in place of the sample"
+    message = (
+        "module: a part that is checkpointed would be computed again with mu in place of the sample; checkpoint the "
+        "call of the BayesianModule instead"
+    )
     stack = ExitStack()
     with suppress(RuntimeError):  # where hooks are set outside, none can be refused
-        stack.enter_context(disable_saved_tensors_hooks(f"{message}; checkpoint the call of the BayesianModule instead"))
+        stack.enter_context(disable_saved_tensors_hooks(message))
     return stack

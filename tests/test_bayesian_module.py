@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from foreach_cases import move_keys
 from helpers import make_key, make_keys, rng_state, same_bits
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from illia_ext import BayesianModule, functional
-from illia_ext.foreach import move_keys
 from illia_ext.random import draw_key, fold_in
 
 parametrize = pytest.mark.parametrize
@@ -239,7 +239,8 @@ def test_copies(make_copy: Any, bayesian: BayesianModule, device: torch.device) 
 def test_threads_take_turns(bayesian: BayesianModule, cpu: torch.device) -> None:
     """A second thread calls while the first is inside the module, whose parameters are a sample then."""
     inputs, keys = make_inputs(cpu), [make_key(1), make_key(2)]
-    expected = [*(bayesian(inputs, key=key)[0] for key in keys), bayesian.mean_forward(inputs), bayesian.kl_divergence()]
+    mean, kl_divergence = bayesian.mean_forward(inputs), bayesian.kl_divergence()
+    expected = [*(bayesian(inputs, key=key)[0] for key in keys), mean, kl_divergence]
     seen: list[Tensor] = []
 
     def call() -> None:

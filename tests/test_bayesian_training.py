@@ -166,7 +166,7 @@ def test_checkpointing_of_a_part(num_samples: int | None, bayesian: BayesianModu
     """Is refused: backward would compute it again with mu in place of the sample. Without gradients it does nothing."""
     part = bayesian.module.last
     part.forward = lambda hidden: checkpoint(nn.Linear.forward, part, hidden, use_reentrant=False)
-    with pytest.raises(RuntimeError, match="module: a part that is checkpointed .* checkpoint the call"):
+    with pytest.raises(RuntimeError, match=r"module: a part that is checkpointed .* checkpoint the call"):
         bayesian(make_inputs(cpu), num_samples=num_samples)
     bayesian.predict(make_inputs(cpu))
     with torch.autograd.graph.save_on_cpu():  # other hooks, set around the call, go on
