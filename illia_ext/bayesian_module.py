@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from illia_ext import functional
 from illia_ext._freezing import Freezable
+from illia_ext._guards import Turns, refuse_checkpoints
 from illia_ext._samples import combine, over_samples
 from illia_ext._tree import look_up, places, tree
 from illia_ext.distributions import DistributionModule
@@ -52,7 +53,8 @@ class BayesianModule(Freezable):
 
     Functions of a parameter are given it detached: `mu_prior=lambda name, weight: weight` is a fixed prior. FSDP2's
     `fully_shard` takes the BayesianModule as a whole, no part of it; methods beside forward need
-    `register_fsdp_forward_method`.
+    `register_fsdp_forward_method`. Checkpoint its call, not parts of the module, which backward would compute again
+    with mu: that is refused, but for use_reentrant=True, which cannot be seen.
 
     Raises:
         TypeError: no nn.Module, or one by TorchScript; a parameter that is not float32, float64, float16 or bfloat16;
@@ -87,6 +89,7 @@ class BayesianModule(Freezable):
             raise ValueError("chunk_size: expected a positive integer or None, got 0")
         names = selected_names(module, select, (DistributionModule, BayesianModule))
         super().__init__(module.get_parameter(next(iter(names))).device)
+        self._turns = Turns()
         self.chunk_size = chunk_size
         self.module = copy.deepcopy(module)
         self._names = list(names)
@@ -114,8 +117,9 @@ class BayesianModule(Freezable):
     def _gaussians(self) -> tuple[list[Tensor], list[Tensor]]:
         """mu and rho as they are now: FSDP, torch.func or a user may have put other tensors in their places."""
         try:
-            mus = look_up(self.module, self._weights)
-            tied = [look_up(self.module, place)[0] for _, place, _ in self._ties]
+            with self._turns():
+                mus = look_up(self.module, self._weights)
+                tied = [look_up(self.module, place)[0] for _, place, _ in self._ties]
         except KeyError:
             self._explain()
             raise
@@ -192,7 +196,8 @@ class BayesianModule(Freezable):
 
         def call(weights: Sequence[Tensor]) -> Any:
             tensors = {name: weights[i] for name, i in self._targets}
-            return torch.func.functional_call(self.module, tensors, args, kwargs, tie_weights=False)
+            with self._turns(), refuse_checkpoints():
+                return torch.func.functional_call(self.module, tensors, args, kwargs, tie_weights=False)
 
         if key.dim() != 2:
             weights, log_prob = self._draw(mus, rhos, key)
@@ -226,7 +231,8 @@ class BayesianModule(Freezable):
 
     def mean_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output for the mean of all weights, mu."""
-        return self.module(*args, **kwargs)
+        with self._turns():
+            return self.module(*args, **kwargs)
 
     def kl_divergence(self) -> Tensor:
         """KL(q || p) of all weights in closed form: scalar, in nats."""
@@ -283,4 +289,5 @@ class BayesianModule(Freezable):
 
     def mean_module(self) -> nn.Module:
         """A plain copy of the module with the mean of all weights, mu."""
-        return copy.deepcopy(self.module)
+        with self._turns():
+            return copy.deepcopy(self.module)

@@ -56,10 +56,10 @@ def _check_behaviour(module: nn.Module) -> None:
         raise ValueError(f"expected no methods but illia's {sorted(_METHODS)}, got its own {sorted(own)}")
 
 
-def _check_density(module: nn.Module) -> None:
-    """That its log_prob is ours, asked of a stand-in with three weights: names do not tell softplus(rho) from exp."""
+def _check_values(module: nn.Module) -> None:
+    """That its methods give what ours do, asked of a stand-in with three weights: names tell no softplus from exp."""
     values = ([-1.5, 0.0, 2.0], [-1.0, 0.5, 2.5], [-1.0, 0.0, 1.5], [0.25], [0.75])
-    with torch.no_grad(), torch.device("cpu"):
+    with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
         x, mu, rho, mu_prior, std_prior = (torch.tensor(value, dtype=torch.float64) for value in values)
         stand_in: Any = object.__new__(type(module))
         nn.Module.__init__(stand_in)
@@ -67,9 +67,18 @@ def _check_density(module: nn.Module) -> None:
             stand_in.register_buffer(name, tensor)
         vars(stand_in).update({**vars(module), **vars(stand_in)})
         log_prob, expected = stand_in.log_prob(x), gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
+        num_params = stand_in.num_params()
+        eps = []
+        for stand_in.rho, training in ((rho, True), (rho + 1, False)):  # of one seed
+            torch.manual_seed(0)
+            eps.append((stand_in.train(training).sample() - mu) / nn.functional.softplus(stand_in.rho))
     # 1e-4 is far above the rounding of a dozen terms below 10, in float32 too
     if not torch.allclose(log_prob.double(), expected, rtol=0, atol=1e-4):
         raise ValueError(f"expected illia's log_prob, {expected} for a given x, got {log_prob}")
+    if num_params != 3:
+        raise ValueError(f"expected illia's num_params, 3 for mu of shape [3], got {num_params}")
+    if not (torch.allclose(eps[0], eps[1], rtol=0, atol=1e-4) and eps[0].all()):
+        raise ValueError("expected illia's sample, mu + softplus(rho) * eps in train and in eval mode, got another")
 
 
 def _check(module: nn.Module) -> None:
@@ -78,7 +87,7 @@ def _check(module: nn.Module) -> None:
         raise ValueError("expected a module that is not scripted: replace first, then script")
     _check_state(module)
     _check_behaviour(module)
-    _check_density(module)
+    _check_values(module)
 
 
 def replace_distributions(model: nn.Module) -> int:
@@ -90,7 +99,7 @@ def replace_distributions(model: nn.Module) -> int:
 
     illia is not imported. A module with the names mu, rho, mu_prior, std_prior, sample, log_prob and num_params is
     taken for its distribution, and refused unless it holds these four tensors and nothing else, its classes define
-    these three methods and no others, and its log_prob has illia's value. Ours, and whatever else derives from
+    these three methods and no others, and they give illia's values. Ours, and whatever else derives from
     `illia_ext.DistributionModule`, are left alone.
 
     Args:
@@ -110,7 +119,7 @@ def replace_distributions(model: nn.Module) -> int:
     for name, module in found.items():
         try:
             _check(module)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # of its own methods too, which are called
             where = f"{name or 'itself'} of class {type(module).__name__}"
             raise ValueError(f"model: cannot replace {where}: {error}") from None
     for module in found.values():

@@ -121,7 +121,9 @@ def initial_rho(name: str, parameter: Tensor, rho_init: Initial) -> Tensor:
     """[*shape] of the parameter."""
     value: Any = rho_init(name, parameter) if callable(rho_init) else rho_init
     if not isinstance(value, Tensor):
-        return torch.full_like(parameter, check_finite(f"rho_init of {name}", value))
+        if abs(check_finite(f"rho_init of {name}", value)) > torch.finfo(parameter.dtype).max:
+            raise ValueError(f"rho_init of {name}: expected a number in the range of {parameter.dtype}, got {value}")
+        return torch.full_like(parameter, value)
     try:
         rho = torch.empty_like(parameter).copy_(value.detach())
     except RuntimeError:

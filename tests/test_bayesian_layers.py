@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from foreach_cases import move_keys
 from helpers import DEVICE, make_key, make_keys, noise, same_bits
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from illia_ext import BayesianModule, functional
-from illia_ext.foreach import move_keys
 
 parametrize = pytest.mark.parametrize
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:An output with one or more")

@@ -2,16 +2,17 @@
 
 import copy
 import pickle
+import threading
 from typing import Any
 
 import pytest
 import torch
+from foreach_cases import move_keys
 from helpers import make_key, make_keys, rng_state, same_bits
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from illia_ext import BayesianModule, functional
-from illia_ext.foreach import move_keys
 from illia_ext.random import draw_key, fold_in
 
 parametrize = pytest.mark.parametrize
@@ -233,3 +234,26 @@ def test_copies(make_copy: Any, bayesian: BayesianModule, device: torch.device) 
         bayesian.unfreeze()
         other.update_parameters(bayesian)  # copies buffers one by one
         assert other.module.frozen and same_bits(other(inputs)[0], bayesian(inputs, key=make_key(3))[0])
+
+
+def test_threads_take_turns(bayesian: BayesianModule, cpu: torch.device) -> None:
+    """A second thread calls while the first is inside the module, whose parameters are a sample then."""
+    inputs, keys = make_inputs(cpu), [make_key(1), make_key(2)]
+    mean, kl_divergence = bayesian.mean_forward(inputs), bayesian.kl_divergence()
+    expected = [*(bayesian(inputs, key=key)[0] for key in keys), mean, kl_divergence]
+    seen: list[Tensor] = []
+
+    def call() -> None:
+        seen.extend([bayesian(inputs, key=keys[1])[0], bayesian.mean_forward(inputs), bayesian.kl_divergence()])
+
+    def start(*_: Any) -> None:
+        if not thread.ident:
+            thread.start()
+            thread.join(0.2)  # in vain, if it waits for its turn
+
+    thread = threading.Thread(target=call)
+    bayesian.module[0].register_forward_pre_hook(start)
+    first, _ = bayesian(inputs, key=keys[0])
+    thread.join()
+    assert all(map(same_bits, [first, *seen], expected)) and len(seen) == 3
+    assert all(type(parameter) is nn.Parameter for parameter in bayesian.parameters())

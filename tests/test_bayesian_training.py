@@ -159,3 +159,16 @@ def test_transforms_of_torch_func(bayesian: BayesianModule, device: torch.device
         torch.testing.assert_close(grads[name], parameter.grad)
     mapped = torch.vmap(lambda key: bayesian(inputs, key=key))(keys)
     torch.testing.assert_close(mapped, bayesian(inputs, key=keys))
+
+
+@parametrize("num_samples", [None, 3])
+def test_checkpointing_of_a_part(num_samples: int | None, bayesian: BayesianModule, cpu: torch.device) -> None:
+    """Is refused: backward would compute it again with mu in place of the sample. Without gradients it does nothing."""
+    part = bayesian.module.last
+    part.forward = lambda hidden: checkpoint(nn.Linear.forward, part, hidden, use_reentrant=False)
+    with pytest.raises(RuntimeError, match=r"module: a part that is checkpointed .* checkpoint the call"):
+        bayesian(make_inputs(cpu), num_samples=num_samples)
+    bayesian.predict(make_inputs(cpu))
+    with torch.autograd.graph.save_on_cpu():  # other hooks, set around the call, go on
+        del part.forward
+        bayesian(make_inputs(cpu), num_samples=num_samples)[0].sum().backward()

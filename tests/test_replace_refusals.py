@@ -86,6 +86,18 @@ class Exponential(IlliaModule):
         return (q.log_prob(x) - p.log_prob(x)).sum()
 
 
+def with_method(name: str, method: Callable[..., Any]) -> Callable[[], nn.Module]:
+    """illia's distribution but for one method."""
+    methods = {other: getattr(GaussianDistribution, other) for other in ("sample", "log_prob", "num_params")}
+
+    def make() -> nn.Module:
+        distribution: Any = type("Other", (IlliaModule,), {**methods, name: method})()
+        vars(distribution).update(vars(GaussianDistribution((3, 2))))
+        return distribution
+
+    return make
+
+
 def changed(change: Callable[[Any], Any]) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         distribution = GaussianDistribution((3, 2))
@@ -108,6 +120,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "method of the object": (changed(lambda d: setattr(d, "log_prob", lambda x: x)), r"its own \['log_prob'\]"),
     "attribute that hides ours": (changed(lambda d: setattr(d, "kl_divergence", 0)), r"its own \['kl_divergence'\]"),
     "another density": (Exponential, "expected illia's log_prob, 4.05.* got 3.08"),
+    "mean in eval": (
+        with_method("sample", lambda d: GaussianDistribution.sample(d) if d.training else d.mu),
+        r"expected illia's sample, mu \+ softplus\(rho\) \* eps in train and in eval mode",
+    ),
+    "another sample": (with_method("sample", lambda d: d.mu + d.rho.exp() * torch.randn(3)), "expected illia's sample"),
+    "another count": (with_method("num_params", lambda d: 2 * d.mu.numel()), "num_params, 3 for mu .* got 6"),
+    "fails": (with_method("log_prob", lambda d, x: d.missing), "has no attribute 'missing'"),
     "scripted": (lambda: torch.jit.script(GaussianDistribution((3, 2))), "replace first, then script"),
     "scripted, loaded": (lambda: through_file(torch.jit.script(GaussianDistribution(3))), "replace first, then script"),
     "parametrized": (

@@ -169,6 +169,11 @@ def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> 
         BayesianModule(make_network(), **arguments)
 
 
+def test_a_rho_out_of_range(cpu: object) -> None:
+    with pytest.raises(ValueError, match=r"rho_init of 0.weight: expected a number in the range of torch.float16, got"):
+        BayesianModule(make_network().half(), rho_init=-1e6)
+
+
 def test_fresh_weights() -> None:
     """Selected submodules draw anew, and attention by its own way; the module that was given keeps its weights."""
     network = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "last": nn.Linear(4, 2)})
