@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["combine", "over_samples"]
+__all__ = ["combine", "mean", "over_samples"]
 
 _Call = Callable[[Sequence[Tensor]], Any]
 _PLAIN_VALUES = (type(None), bool, int, float, str)
@@ -38,6 +38,16 @@ def combine(join: Callable[[Any], Tensor], outputs: Sequence[Any]) -> Any:
         else:
             raise ValueError(f"output: expected tensors, or values that all samples share, got {list(leaves)}")
     return tree_unflatten(joined, specs[0])
+
+
+def mean(samples: Any) -> Any:
+    """Over the first dimension of all tensors."""
+
+    def of_one(outputs: Sequence[Tensor]) -> Tensor:
+        has_mean = outputs[0].is_floating_point() or outputs[0].is_complex()
+        return outputs[0].mean(0, dtype=None if has_mean else torch.float32)
+
+    return combine(of_one, [samples])
 
 
 def _needs_a_loop(module: nn.Module) -> bool:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from illia_ext import functional
 from illia_ext._freezing import Freezable
-from illia_ext._guards import Turns, refuse_checkpoints
-from illia_ext._samples import combine, over_samples
+from illia_ext._guards import Turns, refuse_checkpoints, refuse_reentrant_checkpoints
+from illia_ext._samples import combine, mean, over_samples
 from illia_ext._tree import look_up, places, tree
 from illia_ext.distributions import DistributionModule
 from illia_ext.random import count, draw_key
@@ -47,14 +47,14 @@ class BayesianModule(Freezable):
             `relative_rho`.
         select: which parameters become Gaussians: a function (name, parameter) -> bool, or their names. None: all. A
             tied weight is taken if any of its names is.
-        fresh: let the submodules that hold selected parameters draw them anew, by their reset_parameters().
+        fresh: let the submodules that hold selected parameters start anew, by their reset_parameters().
         chunk_size: how many of several samples run at once, which bounds memory; None: all. 1 for a module that keeps
             tensors of its calls.
 
     Functions of a parameter are given it detached: `mu_prior=lambda name, weight: weight` is a fixed prior. FSDP2's
     `fully_shard` takes the BayesianModule as a whole, no part of it; methods beside forward need
-    `register_fsdp_forward_method`. Checkpoint its call, not parts of the module, which backward would compute again
-    with mu: that is refused, but for use_reentrant=True, which cannot be seen.
+    `register_fsdp_forward_method`. Checkpoint its call, not parts of the module. Under torch.compile a module must
+    change its buffers in place, and several samples need chunk_size=1 for that.
 
     Raises:
         TypeError: no nn.Module, or one by TorchScript; a parameter that is not float32, float64, float16 or bfloat16;
@@ -160,7 +160,8 @@ class BayesianModule(Freezable):
             num_keys = None if num_samples is None else count(num_samples, "num_samples")
             key = draw_key(num_keys, device=rho.device, mesh=getattr(rho, "device_mesh", None))
         elif num_samples is not None:
-            raise ValueError(f"num_samples: a key says how many samples to draw, got num_samples={num_samples} too")
+            message = f"a key says how many samples to draw, got num_samples={num_samples} too"
+            raise ValueError(f"num_samples: {message}; an argument `key` of the module's own goes by position")
         elif not isinstance(key, Tensor):
             raise TypeError(f"key: expected a tensor, got {key!r}")
         if key.dim() == 2 and len(key) == 0:
@@ -201,11 +202,14 @@ class BayesianModule(Freezable):
 
         if key.dim() != 2:
             weights, log_prob = self._draw(mus, rhos, key)
-            return call(weights), log_prob
+            output = call(weights)
+            refuse_reentrant_checkpoints(output, (weights, args, kwargs))
+            return output, log_prob
         outputs, log_probs = [], []
         for keys in key.split(self.chunk_size or len(key)):
             samples, log_prob = self._draw(mus, rhos, keys)
             outputs.append(over_samples(call, samples, self.module))
+            refuse_reentrant_checkpoints(outputs[-1], (samples, args, kwargs))
             log_probs.append(log_prob)
         return combine(torch.cat, outputs), torch.cat(log_probs)
 
@@ -215,19 +219,22 @@ class BayesianModule(Freezable):
     ) -> Prediction:
         """The outputs for several samples of the weights, and their mean, without gradients.
 
-        Whether dropout drops and statistics are updated is left to train() and eval(), as in any call.
+        Integers and booleans are averaged in float32. Whether dropout drops and statistics are updated is left to
+        train() and eval(), as in any call.
 
         Args:
             args, kwargs: as of `forward`.
             num_samples: None for 20, or as many as key has.
             key: [S, 2].
         """
+        if self.frozen:
+            raise ValueError("predict: the weights are frozen, so that all samples would be one; unfreeze() them first")
         if key is None and num_samples is None:
             num_samples = 20
         samples, log_prob = self(*args, num_samples=num_samples, key=key, **kwargs)
         if log_prob.dim() == 0:
             raise ValueError(f"key: expected shape [num_samples, 2], got {key}")
-        return Prediction(combine(lambda outputs: outputs[0].mean(0), [samples]), samples)
+        return Prediction(mean(samples), samples)
 
     def mean_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output for the mean of all weights, mu."""

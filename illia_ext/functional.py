@@ -94,7 +94,7 @@ def _prior(name: str, value: Any) -> Tensor:
 
 def _priors(name: str, value: Any) -> list[Tensor]:
     """One for all tensors, or one for each."""
-    if isinstance(value, (Tensor, Real)) or not isinstance(value, Iterable):
+    if isinstance(value, (Tensor, Real)) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
         return [_prior(name, value)]
     priors = []
     for k, each in enumerate(value):

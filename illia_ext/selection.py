@@ -1,11 +1,13 @@
 """Which parameters of a module become Gaussians, their priors, and what they start at."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from illia_ext import distributions
 from illia_ext.functional import DTYPES, check_finite
@@ -43,6 +45,19 @@ def _drawn_elsewhere(module: nn.Module, own_draws: tuple[type, ...]) -> dict[int
             where = f"{type(part).__name__} {name!r}" if name else type(part).__name__
             owners.update({id(parameter): where for parameter in part.parameters()})
     return owners
+
+
+def _warn_of_other_places(module: nn.Module, names: Mapping[int, str]) -> None:
+    """Where a module keeps a parameter beside its place as such, no sample comes."""
+    for path, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            if attribute in ("_parameters", "_flat_weights"):  # the latter follows the former: torch.nn.RNNBase
+                continue
+            for leaf in tree_leaves(value):
+                if id(leaf) in names:
+                    place = f"{path}.{attribute}".lstrip(".")
+                    message = f"{place} holds it too; a forward pass that reads it there gets mu, not the sample"
+                    warnings.warn(f"{names[id(leaf)]}: {message}", stacklevel=4)
 
 
 def _check_parameter(name: str, parameter: nn.Parameter, owner: str | None, first: tuple[str, nn.Parameter]) -> None:
@@ -84,6 +99,7 @@ def selected_names(module: nn.Module, select: Select, own_draws: tuple[type, ...
     if not taken:
         there = [name for name, _ in module.named_parameters()]
         raise ValueError(f"select: expected at least one parameter, got none of {there} of {type(module).__name__}")
+    _warn_of_other_places(module, {id(parameter): name for name, parameter in taken})
     owners = _drawn_elsewhere(module, own_draws)
     for name, parameter in taken:
         _check_parameter(name, parameter, owners.get(id(parameter)), taken[0])

@@ -217,3 +217,16 @@ def test_linear_layers_have_the_gradients_of_a_loop(batch: tuple[int, ...], bias
         results.append([output, *(parameter.grad for parameter in bayesian.parameters())])
     for at_once, in_a_loop in zip(*results):  # 1e-12: another order of sums of float64
         torch.testing.assert_close(at_once, in_a_loop, rtol=1e-12, atol=1e-12)
+
+
+def test_predict_averages_integers_in_float32() -> None:
+    prediction = make(lambda module, hidden: (hidden.argmax(-1), hidden > 0)).predict(INPUTS, key=KEYS)
+    for mean, samples in zip(prediction.mean, prediction.samples):
+        assert same_bits(mean, samples.float().mean(0))
+
+
+def test_predict_of_frozen_weights_is_refused() -> None:
+    bayesian = make(lambda module, hidden: hidden)
+    bayesian.freeze(make_key(1))
+    with pytest.raises(ValueError, match="predict: the weights are frozen"):
+        bayesian.predict(INPUTS)

@@ -203,3 +203,11 @@ def test_relative_rho(dtype: torch.dtype, device: torch.device) -> None:
         relative_rho(0)
     with pytest.raises(ValueError, match=r"smallest: expected a positive number, got -1"):
         relative_rho(0.1, -1)
+
+
+def test_a_weight_that_is_kept_elsewhere_too() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2))  # the latter keeps its own list, which follows
+    network[0].weights = {"mine": [network[0].weight]}
+    with pytest.warns(UserWarning, match=r"0\.weight: 0\.weights holds it too; .* gets mu, not the sample") as warned:
+        BayesianModule(network)
+    assert len(warned) == 1 and warned[0].filename == __file__
