@@ -26,7 +26,7 @@ FUNCTIONAL: list[Case] = [
     (lambda: sample_and_log_prob(MU, None, 0, 1, KEY), TypeError, "rho: expected a sequence of tensors, got None"),
     (lambda: sample_and_log_prob(MU, [RHO[0], 2], 0, 1, KEY), TypeError, "tensor 1: rho: expected a tensor, got 2"),
     (lambda: sample_and_log_prob(MU, RHO, 0, 1, None), TypeError, "key: expected a tensor, got None"),
-    (lambda: kl_divergence(MU, RHO, 0, torch.ones(()).numpy()), TypeError, "std_prior: expected a number, got array(1."),
+    (lambda: kl_divergence(MU, RHO, 0, torch.ones(()).numpy()), TypeError, "std_prior: expected a number, got array("),
     (
         lambda: sample_and_log_prob(MU, RHO, 0, 1, KEY.int()),
         TypeError,

@@ -42,8 +42,7 @@ STABLE_TORCH_LIBRARY(illia_ext, m) {
       "foreach_gaussian_sample_and_log_prob_backward(Tensor?[] grad_x, Tensor? grad_log_prob, Tensor[] mu, "
       "Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, Tensor key, *, bool stick_the_landing=False) "
       "-> (Tensor[], Tensor[])");
-  m.def(
-      "foreach_gaussian_kl_divergence(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior) -> Tensor");
+  m.def("foreach_gaussian_kl_divergence(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior) -> Tensor");
   m.def(
       "foreach_gaussian_kl_divergence_backward(Tensor grad, Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, "
       "Tensor[] std_prior) -> (Tensor[], Tensor[])");
