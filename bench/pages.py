@@ -11,7 +11,7 @@ import typer
 from bench import counts
 from bench.report import heading, markdown, number, surroundings
 from bench.results import Measurement, Run
-from bench.setting import AXES
+from bench.setting import AXES, FORWARD
 
 __all__ = ["bench_page", "front_page", "pages", "replace_region"]
 
@@ -73,7 +73,7 @@ def faster_than_ours(run: Run) -> list[str]:
     found = []
     for row in run.measurements:
         ratio = counts.ratio(row, run.find(row.work, row.point, counts.OURS))
-        if row.case not in ("copy", f"{counts.OURS}, forward") and ratio is not None and ratio < 1:
+        if row.case not in ("copy", FORWARD) and ratio is not None and ratio < 1:
             point = power(row.point) if row.work.startswith("forward") else f"{row.point}"
             found.append(f"{row.case} ({row.work}, {AXES[row.work]} {point}: {ratio:.2f} of its time)")
     return found
