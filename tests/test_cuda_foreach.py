@@ -7,7 +7,7 @@ import pytest
 import torch
 from foreach_cases import assert_is_sum, make_lists, one_by_one
 from helpers import FLOAT_DTYPES, make_keys, make_parameters, same_bits
-from test_cuda_execution import LONG, launches, on_stream
+from test_cuda_execution import assert_no_wait, launches, on_stream
 from torch import Tensor
 
 from bench.tensors import resnet50_numels
@@ -70,24 +70,8 @@ def test_hundreds_of_tensors_take_one_launch(
 @parametrize("num_samples", [None, 2])
 @parametrize("name", NAMES)
 def test_no_op_waits_for_the_gpu(name: str, num_samples: int | None, cuda: torch.device) -> None:
-    """As in test_cuda_execution.py."""
     lists = make_lists(torch.float32, cuda, [(numel,) for numel in NUMELS])
-    calls = forward_and_backward(name, lists, keys(num_samples, cuda))
-    for _ in range(2):
-        results = [call() for call in calls]
-        del results
-    torch.cuda.synchronize()
-    busy = torch.cuda.Event()
-    torch.cuda._sleep(LONG)
-    busy.record()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        results = [call() for call in calls]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert not busy.query(), "an op waited for the GPU, or half a second passed"
-    torch.cuda.synchronize()
-    assert all(output.isfinite().all() for outputs in results for output in outputs)
+    assert_no_wait(forward_and_backward(name, lists, keys(num_samples, cuda)))
 
 
 def assert_same_as_single_calls(lists: Lists, key: Tensor, dtype: torch.dtype) -> None:
