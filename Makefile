@@ -14,7 +14,7 @@ BUILD := setup.py pyproject.toml _backend.py illia_ext/_build.py $(shell find cs
 
 OUT ?= bench/results
 
-.PHONY: demo test bench gpu lint format clean
+.PHONY: demo test bench trust gpu lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -24,6 +24,10 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m bench
+
+# The evidence of docs/trust.md, which it writes: some 20 minutes on two cores.
+trust: $(VENV)/installed
+	$(BIN)/python -m trust --page docs/trust.md
 
 # Builds, tests, sanitizes and measures on a GPU, by the machine's own Python; `make gpu DRY=1` prints the commands.
 gpu:
@@ -48,5 +52,5 @@ $(PINS): constraints.txt
 # `import illia_ext` finds the source folder, and only an editable install puts the compiled library there.
 $(VENV)/installed: $(PINS) $(BUILD)
 	$(BIN)/pip install torch
-	$(BIN)/pip install --editable '.[demo,test,bench,dev]'
+	$(BIN)/pip install --editable '.[demo,test,bench,trust,dev]'
 	touch $@
