@@ -1,11 +1,11 @@
-// Words of the noise to standard output, raw and without end, for a battery of tests: csrc/core/philox.h, block by block.
+// Words of the noise to standard output, raw and without end, for a battery of tests.
 //   words blocks SEED   the blocks of one key, as a sample of a large tensor takes them
 //   words seeds SEED    the first block of each of the consecutive seeds SEED, SEED + 1, ...
-#include "core/philox.h"
-
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+
+#include "core/philox.h"
 
 using namespace illia::ILLIA_CAPABILITY;
 
