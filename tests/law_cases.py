@@ -105,3 +105,18 @@ def arguments(draw: Any, dtypes: Any = DTYPES, num_samples: Any = SAMPLES, broad
         draw(keys(samples)),
         *priors,
     )
+
+
+@st.composite
+def lists(draw: Any) -> dict[str, Any]:
+    """Arguments of the functions of many tensors, two to five of them, and the gradients to their samples."""
+    dtype, shapes, samples = draw(DTYPES), draw(st.lists(SHAPES, min_size=2, max_size=5)), draw(SAMPLES)
+    batch = () if samples is None else (samples,)
+    return {
+        "mu": [draw(tensors(shape, dtype)) for shape in shapes],
+        "rho": [draw(tensors(shape, dtype, uniform_rho)) for shape in shapes],
+        "mu_prior": [draw(tensors(draw(st.sampled_from(((1,), shape))), dtype)) for shape in shapes],
+        "std_prior": [draw(tensors(draw(st.sampled_from(((), shape))), dtype, torch.exp)) for shape in shapes],
+        "grad_x": [draw(tensors((*batch, *shape), dtype)) for shape in shapes],
+        "key": draw(keys(samples)),
+    }

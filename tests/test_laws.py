@@ -11,7 +11,7 @@ from agreement import Arguments, every_op
 from helpers import HALF_DTYPES, same_bits, same_sums
 from hypothesis import given
 from hypothesis import strategies as st
-from law_cases import DTYPES, SAMPLES, SHAPES, WORDS, arguments, keys, tensors, uniform_rho
+from law_cases import WORDS, arguments, keys, lists
 from torch import Tensor
 
 from illia_ext import GaussianDistribution, functional, random
@@ -112,21 +112,6 @@ def test_split_is_concatenation(a: Arguments, blocks: int) -> None:
         functional.gaussian_sample(mu[cut:], rho[cut:], key),
     )
     assert same_bits(torch.cat([head, tail], -1), whole)
-
-
-@st.composite
-def lists(draw: Any) -> dict[str, Any]:
-    """Arguments of the functions of many tensors, two to five of them, and the gradients to their samples."""
-    dtype, shapes, samples = draw(DTYPES), draw(st.lists(SHAPES, min_size=2, max_size=5)), draw(SAMPLES)
-    batch = () if samples is None else (samples,)
-    return {
-        "mu": [draw(tensors(shape, dtype)) for shape in shapes],
-        "rho": [draw(tensors(shape, dtype, uniform_rho)) for shape in shapes],
-        "mu_prior": [draw(tensors(draw(st.sampled_from(((1,), shape))), dtype)) for shape in shapes],
-        "std_prior": [draw(tensors(draw(st.sampled_from(((), shape))), dtype, torch.exp)) for shape in shapes],
-        "grad_x": [draw(tensors((*batch, *shape), dtype)) for shape in shapes],
-        "key": draw(keys(samples)),
-    }
 
 
 @given(lists(), st.randoms(use_true_random=False))
