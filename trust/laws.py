@@ -60,7 +60,7 @@ def drawn_tail(cut: float) -> float:
 
 def anderson_darling_p(statistic: float) -> float:
     """P(A^2 > statistic) where the law is wholly given, by Anderson and Darling's series for many values ("A test of
-    goodness of fit", JASA 49, 1954). At n values the law differs by less than 0.04 / n (Marsaglia and Marsaglia,
+    goodness of fit", JASA 49, 1954). The law of n values differs from it by some 0.04 / n (Marsaglia and Marsaglia,
     "Evaluating the Anderson-Darling distribution", JSS 9(2), 2004)."""
     total = 0.0
     for j in range(8):

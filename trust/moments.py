@@ -35,7 +35,7 @@ class Marginal:
         self.tails[:, 0] += np.searchsorted(x, np.negative(CUTS))
         self.tails[:, 1] += x.size - np.searchsorted(x, CUTS, side="right")
         uniform = special.ndtr(x)
-        self.ks.append(float(stats.ks_1samp(uniform, lambda u: u).pvalue))
+        self.ks.append(float(stats.ks_1samp(uniform, lambda u: u, method="asymp").pvalue))
         rank = np.arange(1, 2 * x.size, 2)
         logs = np.log(uniform) + np.log1p(-uniform[::-1])
         self.ad.append(anderson_darling_p(-x.size - float(rank @ logs) / x.size))
