@@ -54,9 +54,7 @@ def ours(points: Points) -> Outputs:
 
 def log_densities(points: Points) -> Outputs:
     found: dict[str, list[Tensor]] = {"drawn": [], "log_prob": [], "kl_divergence": []}
-    fused, given, closed = (
-        op(f"gaussian_{name}") for name in ("sample_and_log_prob", "log_prob", "kl_divergence")
-    )
+    fused, given, closed = (op(f"gaussian_{name}") for name in ("sample_and_log_prob", "log_prob", "kl_divergence"))
     size = [points.mu.numel()]
     parts = [tensor.split(points.group) for tensor in (points.mu, points.rho, points.x)]
     priors = [

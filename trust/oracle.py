@@ -51,15 +51,12 @@ def widen(tensor: torch.Tensor, wide: Wide) -> np.ndarray:
 def exact(points: Points, wide: Wide = LONG_DOUBLE) -> dict[str, Exact]:
     """Every quantity of Points, log densities of each element by itself."""
     f = wide.functions
-    mu, rho, x, eps, grad_x, mu_prior, std, go = (
-        widen(tensor, wide)
-        for tensor in (points.mu, points.rho, points.x, points.eps, points.grad_x)
-        + (points.mu_prior, points.std_prior, points.grad_log_prob)
-    )
+    mu, rho, x, eps, grad_x, mu_prior, std, go = (widen(tensor, wide) for tensor in points.inputs)
     t = f.exp(-np.abs(rho))
     sigma = f.log1p(t) + np.maximum(rho, 0)
     far = rho < -11000  # exp(rho) leaves the long double: log sigma is rho, and its derivative 1
     log_sigma = np.where(far, rho, f.log(np.where(far, 1, sigma)))
+    largest = float(torch.finfo(points.eps.dtype).max) / 4
     p = np.where(rho < 0, t, 1) / (1 + t)
     h = np.where(far, 1, p / np.where(far, 1, sigma))
     tiny = torch.finfo(points.eps.dtype).tiny
@@ -67,18 +64,21 @@ def exact(points: Points, wide: Wide = LONG_DOUBLE) -> dict[str, Exact]:
     size, log_std, var = np.abs(go), f.log(std), std**2
 
     drawn, spread = mu + sigma * eps, np.abs(mu) + sigma_scale * np.abs(eps)
-    z_drawn, w_drawn = (drawn - mu_prior) / std, (drawn - mu_prior) / var
+    deviation = mu - mu_prior
+    drawn_deviation = deviation + sigma * eps  # of drawn itself a small sigma would leave nothing
+    z_drawn, w_drawn = drawn_deviation / std, drawn_deviation / var
     reach = (spread + np.abs(mu_prior)) / std
     logs = 1 + np.abs(log_sigma) + np.abs(log_std)  # 1: sigma's own rounding, seen through the logarithm
-    deviation = mu - mu_prior
     squares = (sigma**2 + deviation**2) / var
     score_rho, score_rho_scale = p * eps * w_drawn, p_scale * np.abs(eps) * reach / std
     quantities = {
         "sample": (drawn, spread),
         "sample: grad_mu": (grad_x, np.abs(grad_x)),
         "sample: grad_rho": (grad_x * p * eps, np.abs(grad_x * eps) * p_scale),
-        "drawn": (-log_sigma - eps**2 / 2 + log_std + z_drawn**2 / 2,
-                  logs + eps**2 / 2 + z_drawn**2 / 2 + np.abs(z_drawn) * spread / std),
+        "drawn": (
+            -log_sigma - eps**2 / 2 + log_std + z_drawn**2 / 2,
+            logs + eps**2 / 2 + z_drawn**2 / 2 + np.abs(z_drawn) * spread / std,
+        ),
         "drawn: grad_mu": (go * w_drawn, size * reach / std),
         "drawn: grad_rho": (go * (score_rho - h), size * (score_rho_scale + h)),
         "drawn: grad_mu_prior": (-go * w_drawn, size * reach / std),
@@ -92,7 +92,7 @@ def exact(points: Points, wide: Wide = LONG_DOUBLE) -> dict[str, Exact]:
     normal = sigma >= tiny  # below, no number of the type stands for sigma, and a quotient by it has no digits
     safe = np.where(normal, sigma, 1)
     z, z_prior, w = (x - mu) / safe, (x - mu_prior) / std, (x - mu_prior) / var
-    by_sigma = {
+    given = {
         "log_prob": (-log_sigma - z**2 / 2 + log_std + z_prior**2 / 2, logs + z**2 / 2 + z_prior**2 / 2),
         "log_prob: grad_x": (go * (w - z / safe), size * (np.abs(w) + np.abs(z / safe))),
         "log_prob: grad_mu": (go * z / safe, size * np.abs(z / safe)),
@@ -102,8 +102,18 @@ def exact(points: Points, wide: Wide = LONG_DOUBLE) -> dict[str, Exact]:
         "stick_the_landing: grad_mu": (go * (w_drawn - eps / safe), size * (reach / std + np.abs(eps / safe))),
         "stick_the_landing: grad_rho": (go * (score_rho - eps**2 * h), size * (score_rho_scale + eps**2 * h)),
     }
-    quantities |= {name: (value, np.where(normal, scale, np.inf)) for name, (value, scale) in by_sigma.items()}
-    return {name: Exact(value, scale) for name, (value, scale) in quantities.items()}
+    quantities |= {name: (value, np.where(normal, scale, np.inf)) for name, (value, scale) in given.items()}
+    found = {}
+    for name, (value, scale) in quantities.items():
+        way = []  # what has to fit into the type as well: x, the gradient to x, and the density derived
+        if name.startswith(("drawn", "stick_the_landing")):
+            way += [spread, size * reach / std] if "grad" in name else [spread]
+        if name.endswith("grad_std_prior"):
+            way.append(quantities[name.split(":")[0]][1])
+        for step in way:
+            scale = np.where(step <= largest, scale, np.inf)
+        found[name] = Exact(value, scale)
+    return found
 
 
 def exact_normals(uniforms: torch.Tensor, wide: Wide = LONG_DOUBLE) -> Exact:

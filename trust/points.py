@@ -1,6 +1,5 @@
 """Where errors are looked for: a grid of ranges of rho and of settings of mu, x and the priors, in every dtype."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,6 +35,11 @@ class Points:
     std_prior: Tensor
     grad_log_prob: Tensor  # []
     key: Tensor
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        density = (self.mu_prior, self.std_prior, self.grad_log_prob)
+        return (self.mu, self.rho, self.x, self.eps, self.grad_x, *density)
 
     @property
     def group(self) -> int:
