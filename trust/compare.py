@@ -12,7 +12,7 @@ from illia_ext import random
 from illia_ext.ops import op
 from trust.contenders import eager, ours
 from trust.oracle import LONG_DOUBLE, MPMATH, Exact, Wide, exact, exact_normals
-from trust.points import HALF_DTYPES, Cell, Points, arithmetic, cells, draw
+from trust.points import HALF_DTYPES, Cell, Points, cells, draw
 
 __all__ = ["CellError", "cell_errors", "normal_errors", "oracle_error"]
 
