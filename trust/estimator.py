@@ -99,8 +99,8 @@ def wholes(num_keys: int, scores: Scores) -> None:
         for name, mu, rho in bnn.gaussians()
     ]
     variance = sum(part.theory()["log_prob"].variance.sum() for part in parts)
-    score = (log_prob.mean() - bnn.kl_divergence().double()) / (variance / num_keys).sqrt()
-    scores.add(what, "BayesianModule", score.detach())
+    score = (log_prob.mean() - bnn.kl_divergence()).detach() / (variance / num_keys).sqrt()
+    scores.add(what, "BayesianModule", score)
 
 
 def collect(quick: bool) -> Section:
