@@ -1,4 +1,4 @@
-"""The stream never changes: a version that breaks this breaks every stored key. golden_bits.txt says what to do then."""
+"""The stream never changes: a version that breaks this breaks every stored key. golden_bits.txt says more."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from illia_ext import _build
 from trust.variants import BUILD, ROOT
 
-__all__ = ["FILE", "PROGRAMS", "compile_program", "op_lines", "run"]
+__all__ = ["FILE", "PROGRAMS", "committed", "compile_program", "op_lines", "run"]
 
 FILE = ROOT / "tests" / "data" / "golden_bits.txt"
 PROGRAMS = {
@@ -24,7 +24,7 @@ PROGRAMS = {
 FLAGS = [flag for flag in _build.CXX_FLAGS if not flag.startswith(("-D", "-fvisibility"))]
 HEAD = """\
 # The bits of the core, of the CPU kernels, of the ops and of the random keys, as digests of many numbers each: written
-# by `python -m trust.golden`, compared by tests/cpp/golden_*_test.cpp, tests/test_golden.py and `python -m trust builds`.
+# by `python -m trust.golden`, compared by tests/cpp/golden_*_test.cpp, tests/test_golden.py and `make trust`.
 #
 # To change a line is a breaking change: a key stored by an earlier version then draws other numbers. Say so in
 # CHANGELOG.md, under the version that does it, before you write this file anew. A new line breaks nothing.
@@ -49,6 +49,11 @@ def compile_program(
     sources = [f"tests/cpp/{name}.cpp", *PROGRAMS.get(name, [])]
     run([*compiler, *FLAGS, "-Werror", "-Icsrc", *flags, *sources, "-o", program], environ)
     return program
+
+
+def committed(*prefixes: str) -> list[str]:
+    """The file's lines that begin so."""
+    return [line for line in FILE.read_text().splitlines() if line.startswith(prefixes)]
 
 
 def op_lines(environ: dict[str, str]) -> list[str]:
