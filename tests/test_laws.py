@@ -11,15 +11,11 @@ from agreement import Arguments, every_op
 from helpers import HALF_DTYPES, same_bits, same_sums
 from hypothesis import given
 from hypothesis import strategies as st
-from law_cases import WORDS, arguments, keys, lists
+from law_cases import WORDS, arguments, flatten, keys, lists
 from torch import Tensor
 
 from illia_ext import GaussianDistribution, functional, random
 from illia_ext.ops import op
-
-
-def flatten(outputs: Any) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else [tensor for output in outputs for tensor in flatten(output)]
 
 
 def results(a: Arguments, general: bool) -> dict[str, list[Tensor]]:
