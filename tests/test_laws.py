@@ -71,15 +71,15 @@ def test_a_shard_is_a_part_of_the_whole(a: Arguments, data: st.DataObject) -> No
         origin.append(data.draw(st.integers(0, n)))
         size.append(data.draw(st.integers(0, n - origin[-1])))
 
-    def cut(tensor: Tensor) -> Tensor:  # a prior lacks dimensions, or has them with one element
-        if tensor.numel() == 1:
-            return tensor
-        for dim in range(-tensor.dim(), 0):
-            tensor = tensor if tensor.shape[dim] != a.mu.shape[dim] else tensor.narrow(dim, origin[dim], size[dim])
+    def cut(tensor: Tensor) -> Tensor:
+        for dim in range(-tensor.dim(), 0):  # a prior may lack dimensions, or have one element along them
+            if tensor.shape[dim] == a.mu.shape[dim]:
+                tensor = tensor.narrow(dim, origin[dim], size[dim])
         return tensor
 
     def run(cut: Any, **block: Any) -> list[Tensor]:
-        mu, rho, grad_x, prior = cut(a.mu), cut(a.rho), cut(a.grad_x), (cut(a.mu_prior), cut(a.std_prior))
+        mu, rho, grad_x = cut(a.mu), cut(a.rho), cut(a.grad_x)
+        prior = [tensor if tensor.numel() == 1 else cut(tensor) for tensor in (a.mu_prior, a.std_prior)]
         backward = op("gaussian_sample_and_log_prob_backward")
         return [
             op("standard_normal")(a.key, mu.shape, dtype=mu.dtype, **block),
