@@ -7,7 +7,7 @@ from typing import Any
 import helpers
 import torch
 from agreement import Arguments
-from helpers import FLOAT_DTYPES, HALF_DTYPES, arithmetic_dtype, make_keys, sigma
+from helpers import FLOAT_DTYPES, HALF_DTYPES, UNIT_ROUNDOFF, arithmetic_dtype, make_keys, sigma
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -120,3 +120,16 @@ def lists(draw: Any) -> dict[str, Any]:
         "grad_x": [draw(tensors((*batch, *shape), dtype)) for shape in shapes],
         "key": draw(keys(samples)),
     }
+
+
+def flatten(outputs: Any) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else [tensor for output in outputs for tensor in flatten(output)]
+
+
+def roundoff(like: Tensor) -> float:
+    return UNIT_ROUNDOFF[arithmetic_dtype(like.dtype)]
+
+
+def seen(prior: Tensor, mu: Tensor) -> Tensor:
+    """In float64, as the kernels read it: rounded to the arithmetic type."""
+    return prior.to(arithmetic_dtype(mu.dtype)).double().reshape(prior.shape if prior.numel() != 1 else ())

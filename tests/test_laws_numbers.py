@@ -7,10 +7,10 @@ by 1e-6 (float64: 2^-29 of it) of the absolute values of its summands, as the li
 import torch
 from agreement import Arguments
 from foreach_cases import assert_is_sum, one_by_one
-from helpers import UNIT_ROUNDOFF, arithmetic_dtype, noise, same_bits, sigma
+from helpers import arithmetic_dtype, noise, same_bits, sigma
 from hypothesis import given
 from hypothesis import strategies as st
-from law_cases import arguments, lists, tensors
+from law_cases import arguments, lists, roundoff, seen, tensors
 from torch import Tensor
 
 from illia_ext import functional, reference
@@ -21,15 +21,6 @@ ONE_SAMPLE = st.none()
 
 sample, fused = functional.gaussian_sample, functional.gaussian_sample_and_log_prob
 log_prob, kl_divergence = functional.gaussian_log_prob, functional.gaussian_kl_divergence
-
-
-def roundoff(like: Tensor) -> float:
-    return UNIT_ROUNDOFF[arithmetic_dtype(like.dtype)]
-
-
-def seen(prior: Tensor, mu: Tensor) -> Tensor:
-    """In float64, as the kernels read it: rounded to the arithmetic type."""
-    return prior.to(arithmetic_dtype(mu.dtype)).double().reshape(prior.shape if prior.numel() != 1 else ())
 
 
 def sum_elements(terms: Tensor, mu: Tensor) -> Tensor:
