@@ -19,21 +19,16 @@ inline Storage storage_of(ScalarType dtype) {
   }
 }
 
-// A copy where the argument is strided.
-inline Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
-}
-
 // A device as the shims name it.
 struct Place {
   int32_t type, index;
 };
 
 inline Place host() { return {aoti_torch_device_type_cpu(), 0}; }
+
+inline Place place_of(const Tensor& tensor) {
+  return tensor.is_cpu() ? host() : Place{aoti_torch_device_type_cuda(), tensor.get_device_index()};
+}
 
 // A new contiguous tensor, straight from torch's allocator: new_empty would go through the dispatcher.
 inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, Place place) {
@@ -55,8 +50,23 @@ inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, Place place) 
   return Tensor(handle);
 }
 
+// Contiguous. torch::stable's own `contiguous` and `to` would not say that memory ran out.
+inline Tensor copy_as(const Tensor& tensor, ScalarType dtype) {
+  Tensor copy = empty(tensor.sizes(), dtype, place_of(tensor));
+  return torch::stable::copy_(copy, tensor);
+}
+
+// A copy where the argument is strided.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : copy_as(tensor, tensor.scalar_type());
+}
+
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
+}
+
 inline Tensor as_dtype(const Tensor& tensor, ScalarType dtype) {
-  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+  return tensor.scalar_type() == dtype ? tensor : copy_as(tensor, dtype);
 }
 
 // A prior for each element of mu, contiguous in the arithmetic type: a copy where it is anything else.
@@ -77,7 +87,7 @@ inline std::vector<double> read_values(const Tensor& argument) {
     return copy(argument.const_data_ptr<float>(), argument.numel());
   if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Double)
     return copy(argument.const_data_ptr<double>(), argument.numel());
-  const Tensor values = as_contiguous(torch::stable::to(argument, ScalarType::Double));
+  const Tensor values = copy_as(argument, ScalarType::Double);
   return copy(values.const_data_ptr<double>(), values.numel());
 }
 
