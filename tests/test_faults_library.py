@@ -3,13 +3,13 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from fault_imports import Ended, imports
 
 import illia_ext
 from illia_ext import _C, _build, _seal
@@ -30,6 +30,7 @@ class Fault(NamedTuple):
     make: Callable[[Path], object]  # in the library of a whole package
     sentence: str
     code: int = 1
+    before: str = ""  # a line of Python before the import
 
 
 def cut(keep: Callable[[int], int]) -> Callable[[Path], object]:
@@ -74,7 +75,7 @@ FAULTS = [
     Fault(
         "built from other sources",
         with_newer_sources,
-        "ImportError: LIBRARY was built from other sources than those in FOLDER/csrc; " + INSTALL,
+        "ImportError: LIBRARY was built from other sources than those in PACKAGE/csrc; " + INSTALL,
     ),
     Fault(
         "of another machine",
@@ -91,46 +92,47 @@ FAULTS = [
         "named for another Python, without a compiler",
         lambda library: library.rename(library.with_name("_C.cpython-399-x86_64-linux-gnu.so")),
         "ImportError: compiling illia_ext needs a C[+][+] compiler, and PATH has no 'no-such-compiler': install ",
+        before="os.environ['CXX'] = 'no-such-compiler'",
     ),
     Fault(
         "beside torch 2.9.1",
         lambda library: None,
         "ImportError: illia_ext needs torch >= 2.10, got 2.9.1: pip install -U torch$",
+        before="torch.__version__ = torch.torch_version.TorchVersion('2.9.1')",
     ),
 ]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What became of the import under each fault: FOLDER.exit and FOLDER.said."""
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """How the import ended under each fault."""
     folder = tmp_path_factory.mktemp("faults")
     for fault in FAULTS:
         package = folder / fault.what / "illia_ext"
         shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("*.so", "__pycache__", "csrc"))
         shutil.copytree(_build.CSRC, package / "csrc")
         fault.make(Path(shutil.copy(LIBRARY, package)))
-    program = Path(__file__).with_name("fault_libraries.py")
-    environ = {**os.environ, "ILLIA_EXT_JIT": "0", "CXX": "no-such-compiler", "TORCH_EXTENSIONS_DIR": str(folder)}
-    environ.pop("PYTHONPATH", None)
-    folders = [folder / fault.what for fault in FAULTS]
-    subprocess.run([sys.executable, program, *folders], cwd=folder, env=environ, check=True, timeout=120)
-    return folder
+    cases = imports({fault.what: (folder / fault.what, fault.before) for fault in FAULTS}, folder)
+
+    def anonymous(what: str, said: str) -> str:
+        package = folder / what / "illia_ext"
+        return said.replace(str(package / LIBRARY.name), "LIBRARY").replace(str(package), "PACKAGE")
+
+    return {what: Ended(code, anonymous(what, said)) for what, (code, said) in cases.items()}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
-def test_import(fault: Fault, folder: Path, record_property: Callable[[str, object], None]) -> None:
-    said = (folder / f"{fault.what}.said").read_text().replace(str(folder / fault.what / "illia_ext"), "FOLDER")
-    said = said.replace(f"FOLDER/{LIBRARY.name}", "LIBRARY")
-    assert int((folder / f"{fault.what}.exit").read_text()) == fault.code, said
-    sentence = said.strip().splitlines()[-1]
-    assert re.match(fault.sentence, sentence), said
+def test_import(fault: Fault, ended: dict[str, Ended], record_property: Callable[[str, object], None]) -> None:
+    result = ended[fault.what]
+    assert result.code == fault.code, result.said
+    assert re.match(fault.sentence, result.sentence), result.said
     if fault.code:
-        record_property(f"a library {fault.what}", sentence)
+        record_property(f"a library {fault.what}", result.sentence)
 
 
-def test_libraries_for_other_pythons_are_named(folder: Path) -> None:
-    said = (folder / "named for another Python, without a compiler.said").read_text()
+def test_libraries_for_other_pythons_are_named(ended: dict[str, Ended]) -> None:
     tag = sys.implementation.cache_tag
+    said = ended["named for another Python, without a compiler"].said
     assert f"illia_ext: no library for {tag}, only _C.cpython-399-x86_64-linux-gnu.so\n" in said
 
 
