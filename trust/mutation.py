@@ -1,11 +1,12 @@
 """Would the tests notice if a line of the mathematics were wrong? Each line of `csrc/core` is broken in every way that
-`trust/mutation.rules` names (a sign, an operator, a comparison, an index, the order of arguments, a constant's first and
-last digits), one break at a time, and the tests judge each of these mutants. `core_test` knows the mathematics: what it
-fails is wrong. The committed bits know only what was: what they alone notice has changed and need not be wrong, which is
-all that can be said of the last digit of a coefficient, for which the function's stated error leaves room. A mutant with
-the object code of the original is equivalent, by proof. What is left is explained in `trust/mutants.txt`. The complete
-campaign (`python -m trust.mutation --all`) takes some 15 minutes of one core; its record is committed, and counts while
-its sources are today's. Each run here judges an even sample of it again.
+`trust/mutation.rules` names (a sign, an operator, a comparison, an index, the order of arguments, a constant's first
+and last digits), one break at a time, and the tests judge each of these mutants. `core_test` knows the mathematics:
+what it fails is wrong. The committed bits know only what was: what they alone notice has changed and need not be wrong,
+which is all that can be said of the last digit of a coefficient, for which the function's stated error leaves room. A
+mutant with the object code of the original is equivalent, by proof. What is left is explained in `trust/mutants.txt`.
+The complete campaign (`python -m trust.mutation --all`) takes some 15 minutes of one core; its record is committed, and
+counts while its sources are today's. Each run here judges an even sample of it again. Lines that only nvcc reads are
+left out.
 """
 
 import argparse
@@ -84,7 +85,7 @@ def collect(quick: bool) -> Section:
     findings = [
         Finding(
             "the complete campaign was run on these very sources",
-            f"{record['date']}, {total} mutants; csrc/core and the rules are {'as they were' if same_sources else 'new'}",
+            f"{record['date']}, {total} mutants; since then csrc/core {'is unchanged' if same_sources else 'changed'}",
             "the record's digest is today's",
             same_sources,
         ),
