@@ -1,12 +1,13 @@
 """Breaks the core, one place at a time, and asks the tests: universalmutator says how, g++ and two programs judge.
 
-The tests are compiled once, with functions of the core that are not inlined; then each mutant is one small object file,
-linked in before them, so that its functions take the place of theirs.
+The tests are shared libraries, compiled once, with functions of the core that are not inlined. Each mutant is one small
+library more, loaded before them, so that its functions take the place of theirs.
 """
 
 import contextlib
 import hashlib
 import io
+import os
 import subprocess
 from collections.abc import Iterator
 from enum import Enum
@@ -23,6 +24,7 @@ __all__ = ["CORE", "RULES", "Jury", "Mutant", "Outcome", "all_mutants", "digest_
 CORE = ROOT / "csrc" / "core"
 RULES = ROOT / "trust" / "mutation.rules"
 FOLDER = BUILD / "mutation"
+FUNCTIONS = "tests/cpp/core_functions.cpp"
 SECONDS = 20  # a mutant that runs for longer never ends: the tests take 0.1
 
 
@@ -47,6 +49,10 @@ class Outcome(Enum):
     GOLDEN = "killed by the golden bits alone"
     SAME_CODE = "equivalent: the same object code"
     SURVIVED = "survived"
+
+
+# in their order: what the first does not notice is asked of the second
+TESTS = {"core_test": Outcome.MATHEMATICS, "golden_core_test": Outcome.GOLDEN}
 
 
 def cuda_lines(lines: list[str]) -> set[int]:
@@ -91,66 +97,69 @@ class Jury:
     """The tests, compiled once. Raises RuntimeError where they do not build, or where the core as it is fails them."""
 
     def __init__(self) -> None:
-        (FOLDER / "shadow" / "core").mkdir(parents=True, exist_ok=True)
-        (FOLDER / "broken" / "core").mkdir(parents=True, exist_ok=True)
+        for folder in ("shadow", "broken"):
+            (FOLDER / folder / "core").mkdir(parents=True, exist_ok=True)
         not_inlined = (CORE / "function.h").read_text().replace("always_inline", "noipa")
         (FOLDER / "shadow" / "core" / "function.h").write_text(not_inlined)
-        self._clear()
-        for name in ("core_test", "golden_core_test"):
-            self._compile(f"tests/cpp/{name}.cpp", FOLDER / f"{name}.o", ["-O1"])
+        self._restore()
+        for test in TESTS:
+            library = FOLDER / f"{test}.so"
+            golden.run(["g++", *self._flags("-O1"), "-shared", f"tests/cpp/{test}.cpp", "-o", library])
+            golden.run(["g++", library, "-o", FOLDER / test])  # its main is the program's
         headers = FOLDER / "standard.h"
         headers.write_text("".join(f"#include <{name}>\n" for name in ("cmath", "cstdint", "cstring", "limits")))
         golden.run(["g++", *self._flags("-O0"), "-x", "c++-header", headers, "-o", f"{headers}.gch"])
         self._emit()
-        self._whole = self._code()
-        for name in ("core_test", "golden_core_test"):
-            golden.run(self._linked(name))
+        self._whole = {source: self._code(source) for source in (FUNCTIONS, "csrc/cpu/gaussian_base.cpp")}
+        for test in TESTS:
+            if not self._passes(test):
+                raise RuntimeError(f"{test} fails before anything is broken")
 
     def judge(self, mutant: Mutant) -> Outcome:
-        path = CORE / mutant.file
-        lines = path.read_text().splitlines(keepends=True)
+        lines = (CORE / mutant.file).read_text().splitlines(keepends=True)
         lines[mutant.number - 1] = mutant.broken
         (FOLDER / "broken" / "core" / mutant.file).write_text("".join(lines))
         try:
-            try:
-                self._emit()
-            except RuntimeError:
-                return Outcome.STILLBORN
-            for name, outcome in (("core_test", Outcome.MATHEMATICS), ("golden_core_test", Outcome.GOLDEN)):
-                try:
-                    if subprocess.run(self._linked(name), cwd=ROOT, capture_output=True, timeout=SECONDS).returncode:
-                        return outcome
-                except subprocess.TimeoutExpired:
+            self._emit()
+            for test, outcome in TESTS.items():
+                if not self._passes(test):
                     return outcome
-            return Outcome.SAME_CODE if self._code() == self._whole else Outcome.SURVIVED
+            return Outcome.SAME_CODE if self._same_code() else Outcome.SURVIVED
+        except RuntimeError:
+            return Outcome.STILLBORN
         finally:
-            self._clear()
+            self._restore()
 
-    def _clear(self) -> None:
+    def _restore(self) -> None:
         for path in (FOLDER / "broken" / "core").glob("*.h"):
             path.unlink()
 
     def _flags(self, optimisation: str) -> list[str]:
         folders = [f"-I{FOLDER}/broken", f"-I{FOLDER}/shadow", "-Icsrc"]
-        return [*golden.FLAGS, optimisation, "-w", *folders]
-
-    def _compile(self, source: str, target: Path, flags: list[str]) -> None:
-        golden.run(["g++", *self._flags(flags[0]), *flags[1:], "-c", source, "-o", target])
+        return [*golden.FLAGS, optimisation, "-w", "-fPIC", *folders]
 
     def _emit(self) -> None:
         """The core's functions, as they stand with one line broken."""
-        include = ["-O0", "-include", f"{FOLDER}/standard.h"]
-        self._compile("tests/cpp/core_functions.cpp", FOLDER / "core_functions.o", include)
+        flags = [*self._flags("-O0"), "-include", f"{FOLDER}/standard.h"]
+        golden.run(["g++", *flags, "-shared", "-nostdlib", FUNCTIONS, "-o", FOLDER / "core.so"])
 
-    def _linked(self, name: str) -> list[str | Path]:
-        """The command that runs that test. The linker takes the first of several definitions."""
-        program = FOLDER / name
-        golden.run(["g++", FOLDER / "core_functions.o", FOLDER / f"{name}.o", "-o", program])
-        data = "philox_known_answers.txt" if name == "core_test" else golden.FILE.name
-        return [program, f"tests/data/{data}"]
+    def _passes(self, test: str) -> bool:
+        """Ends at the first complaint."""
+        environ = {**os.environ, "LD_PRELOAD": str(FOLDER / "core.so")}
+        data = golden.FILE.name if "golden" in test else "philox_known_answers.txt"
+        command = ["timeout", str(SECONDS), FOLDER / test, f"tests/data/{data}"]
+        with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE) as process:
+            complaint = process.stderr.readline()  # "0 checks failed" is none
+            if complaint and not complaint.startswith(b"0 "):
+                process.terminate()
+                return False
+            return process.wait() == 0
 
-    def _code(self) -> bytes:
-        """Of the core's functions, optimised: equal code is a proof that a mutant changes nothing."""
-        target = FOLDER / "core_functions.s"
-        self._compile("tests/cpp/core_functions.cpp", target, ["-O2", "-S"])
+    def _same_code(self) -> bool:
+        """Of the functions and of a kernel's use of them, optimised: a proof that a mutant changes nothing."""
+        return all(self._code(source) == code for source, code in self._whole.items())
+
+    def _code(self, source: str) -> bytes:
+        target = FOLDER / "code.s"
+        golden.run(["g++", *self._flags("-O2"), "-S", source, "-o", target])
         return target.read_bytes()

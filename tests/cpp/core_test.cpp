@@ -143,6 +143,7 @@ void test_element_priors() {
   ILLIA_CHECK_EQUAL(log_std_parts(acc_t(0)).linear, -infinity);
   ILLIA_CHECK_EQUAL(log_std_parts(-acc_t(0)).linear, -infinity);
   ILLIA_CHECK_EQUAL(log_std_parts(infinity).linear, infinity);
+  for (acc_t value : {acc_t(0), infinity}) ILLIA_CHECK_EQUAL(log_std_parts(value).factor, 1);
   for (acc_t value : {acc_t(-1), -Limits::denorm_min(), -infinity, nan}) {
     ILLIA_CHECK_EQUAL(std::isnan(log_std_parts(value).linear), true);
     ILLIA_CHECK_EQUAL(log_std_parts(value).factor, 1);
