@@ -139,7 +139,7 @@ class Rules:
         if "grad" in a and a["grad"] is None:
             self.wrong.add("grad")
         if self.wrong:
-            self.check_key(a, None)
+            self.left |= set(a)
             return
         for k, leader in enumerate(mu):
             self.need(leader.dtype in FLOATS, "mu", True)
