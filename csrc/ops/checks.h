@@ -173,8 +173,9 @@ inline void check_prior_gradient(bool asked, const char* name, const Tensor& pri
 inline Block check_block(const char* name, IntHeaderOnlyArrayRef sizes, const std::optional<Sizes>& full_size,
                          const std::optional<Sizes>& origin) {
   if (!full_size && !origin) return Block{};
-  check(full_size.has_value(), "full_size: expected sizes beside origin, ", Shape{*origin}, ", got None");
-  check(origin.has_value(), "origin: expected an index beside full_size, ", Shape{*full_size}, ", got None");
+  // Behind an if, because check reads its arguments whatever its condition says.
+  if (!full_size) check(false, "full_size: expected sizes beside origin, ", Shape{*origin}, ", got None");
+  if (!origin) check(false, "origin: expected an index beside full_size, ", Shape{*full_size}, ", got None");
   const auto check_length = [&](const char* argument, const Sizes& values) {
     check(values.size() == sizes.size(), argument, ": expected one value for each dimension of ", name, ", ",
           Shape{sizes}, ", got ", Shape{values});

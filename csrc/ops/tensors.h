@@ -50,7 +50,7 @@ inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, Place place) 
   return Tensor(handle);
 }
 
-// Contiguous, into memory from `empty`: where torch's own copies find none, no word of theirs gets through its C shims.
+// Contiguous. torch::stable's own `contiguous` and `to` would not say that memory ran out.
 inline Tensor copy_as(const Tensor& tensor, ScalarType dtype) {
   Tensor copy = empty(tensor.sizes(), dtype, place_of(tensor));
   return torch::stable::copy_(copy, tensor);
@@ -87,7 +87,7 @@ inline std::vector<double> read_values(const Tensor& argument) {
     return copy(argument.const_data_ptr<float>(), argument.numel());
   if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Double)
     return copy(argument.const_data_ptr<double>(), argument.numel());
-  const Tensor values = as_contiguous(as_dtype(argument, ScalarType::Double));
+  const Tensor values = copy_as(argument, ScalarType::Double);
   return copy(values.const_data_ptr<double>(), values.numel());
 }
 
