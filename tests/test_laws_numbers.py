@@ -40,8 +40,8 @@ def sum_error(a: Arguments, terms: list[Tensor]) -> Tensor:
 
 
 def quarters(z: Tensor) -> Tensor:
-    """Multiples of 1/4 in [-16, 16): the sum or difference of two has 8 bits at most, as many as bfloat16."""
-    return (torch.round(4 * z) / 4).clamp(-16, 15.75)
+    """Multiples of 1/4 in [-16, 16): the sum or difference of two has 8 bits at most, as many as bfloat16. No -0."""
+    return (torch.round(4 * z) / 4).clamp(-16, 15.75) + 0.0
 
 
 @given(arguments(), st.integers(-64, 63), st.data())

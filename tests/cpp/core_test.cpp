@@ -41,12 +41,19 @@ void test_known_answers(const char* path) {
   ILLIA_CHECK_EQUAL(count, 3);
 }
 
-void test_lane_widths_agree() {
+// Counter and seed are 64 bits each, their low halves first, in every lane width.
+void test_counters_and_seeds() {
   const uint64_t places[] = {0, 1, 0xFFFFFFFF, 0x100000000, 0x123456789ABCDEF0, ~uint64_t{0}};
   for (uint64_t seed : places)
-    for (uint64_t counter : places)
-      for (int i = 0; i < 4; ++i)
-        ILLIA_CHECK_EQUAL(philox4x32<uint32_t>(seed, counter).word(i), philox4x32<uint64_t>(seed, counter).word(i));
+    for (uint64_t counter : places) {
+      const PhiloxBlock<uint32_t> words{{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0}};
+      const auto expected = philox4x32(words, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+      for (int i = 0; i < 4; ++i) {
+        ILLIA_CHECK_EQUAL(philox4x32<uint32_t>(seed, counter).word(i), expected.word(i));
+        ILLIA_CHECK_EQUAL(philox4x32<uint64_t>(seed, counter).word(i), expected.word(i));
+        ILLIA_CHECK_EQUAL(philox4x32_lane<uint64_t>(seed, counter).word(i), expected.word(i));
+      }
+    }
 }
 
 // The first normals of torch.func._random for key [42, 0], to the decimals given.
@@ -136,6 +143,7 @@ void test_element_priors() {
   ILLIA_CHECK_EQUAL(log_std_parts(acc_t(0)).linear, -infinity);
   ILLIA_CHECK_EQUAL(log_std_parts(-acc_t(0)).linear, -infinity);
   ILLIA_CHECK_EQUAL(log_std_parts(infinity).linear, infinity);
+  for (acc_t value : {acc_t(0), infinity}) ILLIA_CHECK_EQUAL(log_std_parts(value).factor, 1);
   for (acc_t value : {acc_t(-1), -Limits::denorm_min(), -infinity, nan}) {
     ILLIA_CHECK_EQUAL(std::isnan(log_std_parts(value).linear), true);
     ILLIA_CHECK_EQUAL(log_std_parts(value).factor, 1);
@@ -154,7 +162,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   test_known_answers(argv[1]);
-  test_lane_widths_agree();
+  test_counters_and_seeds();
   test_first_normals();
   test_radius(uniform(0), std::sqrt(66 * std::log(2.0)));
   test_radius(uniform(0, 0), std::sqrt(130 * std::log(2.0)));
