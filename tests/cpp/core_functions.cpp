@@ -6,32 +6,35 @@
 namespace illia {
 namespace base {
 
-#define ILLIA_EMIT(acc_t)                                                                                      \
-  template acc_t at_least(acc_t, acc_t);                                                                       \
-  template acc_t exp_nonpositive(acc_t);                                                                       \
-  template acc_t log1p_ratio(acc_t);                                                                           \
-  template acc_t log_normal(acc_t);                                                                            \
-  template void sin_cos_turns(acc_t, acc_t*, acc_t*);                                                          \
-  template Softplus<acc_t> softplus(acc_t);                                                                    \
-  template acc_t log_sigma_derivative(const Softplus<acc_t>&);                                                 \
-  template acc_t sigmoid(acc_t, acc_t, acc_t);                                                                 \
-  template acc_t linear_log_sigma(acc_t);                                                                      \
-  template acc_t log_sigma(acc_t);                                                                             \
-  template acc_t split_mantissa(acc_t, FloatFormat<acc_t>::int_t*);                                            \
-  template acc_t in_range<acc_t>(double, double);                                                              \
-  template acc_t limit(acc_t);                                                                                 \
-  template struct Prior<acc_t>;                                                                                \
-  template struct ElementPrior<acc_t>;                                                                         \
-  template LogStd<acc_t> log_std_parts(acc_t);                                                                 \
-  template acc_t gaussian_sample(acc_t, acc_t, acc_t);                                                         \
-  template acc_t prior_score(acc_t, const Prior<acc_t>&);                                                      \
-  template acc_t prior_score(acc_t, const ElementPrior<acc_t>&);                                               \
-  template acc_t gaussian_sample_grad(acc_t, acc_t, acc_t, acc_t);                                             \
-  template HeldFixedGrads<acc_t> held_fixed_grads(acc_t, acc_t, acc_t);                                        \
-  template ElementPriorGrads<acc_t> element_prior_grads(acc_t, acc_t, acc_t);                                  \
-  template acc_t posterior_score(acc_t, acc_t, acc_t);                                                         \
-  template GaussianGrads<acc_t> gaussian_log_prob_grads(acc_t, acc_t, acc_t, acc_t, acc_t, acc_t);             \
-  template GaussianGrads<acc_t> gaussian_kl_divergence_grads(acc_t, acc_t, acc_t, acc_t, acc_t, acc_t, acc_t); \
+#define ILLIA_EMIT_WITH(acc_t, prior_t)                                                                     \
+  template acc_t prior_score(acc_t, const prior_t&);                                                        \
+  template acc_t gaussian_sample_grad(acc_t, acc_t, const prior_t&, acc_t);                                 \
+  template GaussianGrads<acc_t> gaussian_log_prob_grads(acc_t, acc_t, acc_t, acc_t, const prior_t&, acc_t); \
+  template GaussianGrads<acc_t> gaussian_kl_divergence_grads(acc_t, acc_t, acc_t, acc_t, acc_t, const prior_t&, acc_t);
+
+#define ILLIA_EMIT(acc_t)                                                     \
+  template acc_t at_least(acc_t, acc_t);                                      \
+  template acc_t exp_nonpositive(acc_t);                                      \
+  template acc_t log1p_ratio(acc_t);                                          \
+  template acc_t log_normal(acc_t);                                           \
+  template void sin_cos_turns(acc_t, acc_t*, acc_t*);                         \
+  template Softplus<acc_t> softplus(acc_t);                                   \
+  template acc_t log_sigma_derivative(const Softplus<acc_t>&);                \
+  template acc_t sigmoid(acc_t, acc_t, acc_t);                                \
+  template acc_t linear_log_sigma(acc_t);                                     \
+  template acc_t log_sigma(acc_t);                                            \
+  template acc_t split_mantissa(acc_t, FloatFormat<acc_t>::int_t*);           \
+  template acc_t in_range<acc_t>(double, double);                             \
+  template acc_t limit(acc_t);                                                \
+  template struct Prior<acc_t>;                                               \
+  template struct ElementPrior<acc_t>;                                        \
+  template LogStd<acc_t> log_std_parts(acc_t);                                \
+  template acc_t gaussian_sample(acc_t, acc_t, acc_t);                        \
+  ILLIA_EMIT_WITH(acc_t, Prior<acc_t>)                                        \
+  ILLIA_EMIT_WITH(acc_t, ElementPrior<acc_t>)                                 \
+  template HeldFixedGrads<acc_t> held_fixed_grads(acc_t, acc_t, acc_t);       \
+  template ElementPriorGrads<acc_t> element_prior_grads(acc_t, acc_t, acc_t); \
+  template acc_t posterior_score(acc_t, acc_t, acc_t);                        \
   template void box_muller(acc_t, acc_t, acc_t*, acc_t*);
 ILLIA_EMIT(float)
 ILLIA_EMIT(double)

@@ -104,7 +104,7 @@ void put_priors() {
   const acc_t infinity = std::numeric_limits<acc_t>::infinity();
   put_tuples<double>(of_type<acc_t>("prior").c_str(), [](const double* x, Digest& digest) {
     const auto prior = Prior<acc_t>::make(x[0], x[1]);
-    digest.add(prior.mu).add(prior.inverse_std).add(prior.inverse_variance).add(prior.log_std).add(prior.scale(x[2]));
+    digest.add(prior.mu).add(prior.inverse_std).add(prior.exact_inverse_std).add(prior.log_std).add(prior.scale(x[2]));
   });
   put_tuples<acc_t>("element_prior", [](const acc_t* x, Digest& digest) {
     const auto prior = ElementPrior<acc_t>::make(x[0], x[1]);
@@ -122,7 +122,8 @@ void put_gaussian() {
     digest.add(grads.x).add(grads.mu).add(grads.rho);
   };
   put_tuples<acc_t>("gaussian_sample", [](const acc_t* x, Digest& digest) {
-    digest.add(gaussian_sample(x[0], x[1], x[2])).add(gaussian_sample_grad(x[0], x[1], x[2], x[3]));
+    const ElementPrior<acc_t> prior{x[2], x[4]};
+    digest.add(gaussian_sample(x[0], x[1], x[2])).add(gaussian_sample_grad(x[0], x[1], prior, x[3]));
   });
   put_tuples<acc_t>("posterior_score",
                     [](const acc_t* x, Digest& digest) { digest.add(posterior_score(x[0], x[1], x[2])); });
@@ -135,10 +136,10 @@ void put_gaussian() {
     digest.add(grads.mu).add(grads.std);
   });
   put_tuples<acc_t>("gaussian_log_prob_grads", [&](const acc_t* x, Digest& digest) {
-    add(gaussian_log_prob_grads(x[0], x[1], x[2], x[3], x[4], x[5]), digest);
+    add(gaussian_log_prob_grads(x[0], x[1], x[2], x[3], ElementPrior<acc_t>{x[4], x[6]}, x[5]), digest);
   });
   put_tuples<acc_t>("gaussian_kl_divergence_grads", [&](const acc_t* x, Digest& digest) {
-    add(gaussian_kl_divergence_grads(x[0], x[1], x[2], x[3], x[4], x[5], x[6]), digest);
+    add(gaussian_kl_divergence_grads(x[0], x[1], x[2], x[3], x[4], ElementPrior<acc_t>{x[5], x[7]}, x[6]), digest);
   });
 }
 
