@@ -89,6 +89,8 @@ def by_multiprocessing(action: Callable[[], None]) -> None:
     child = multiprocessing.get_context("fork").Process(target=action)
     child.start()
     child.join(SECONDS)
+    child.kill()
+    child.join()
     assert child.exitcode == 0
 
 
