@@ -267,7 +267,7 @@ def load_jit() -> ModuleType:
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
     folder = Path(root) / f"illia_ext-{sys.implementation.cache_tag}-torch-{torch.__version__}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what others write here would run
         print(f"illia_ext: compiling the C++ library in {folder}", file=sys.stderr, flush=True)
         with open(folder / "illia_ext.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -27,7 +27,7 @@ struct Place {
 inline Place host() { return {aoti_torch_device_type_cpu(), 0}; }
 
 inline Place place_of(const Tensor& tensor) {
-  return {tensor.is_cpu() ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(), tensor.get_device_index()};
+  return tensor.is_cpu() ? host() : Place{aoti_torch_device_type_cuda(), tensor.get_device_index()};
 }
 
 // A new contiguous tensor, straight from torch's allocator: new_empty would go through the dispatcher.

@@ -1,0 +1,154 @@
+"""The library is built once more with g++'s AddressSanitizer, UndefinedBehaviorSanitizer (also for casts of floats
+beyond the integers) and libstdc++'s assertions, without the `-fwrapv` that Python's own flags bring, and the suite runs
+on it: tests of the kernels and ops, on each instruction set. Every allocation of torch lies between forbidden bytes
+then, so that a read or write one element beyond a tensor ends the process with a report; so does one beyond an array on
+the stack. Left out are slow tests and those that add no path through our C++: torch.compile, torch.export, operator
+checks, distributed processes, examples, benchmark, packaging. torch and Python themselves are not instrumented.
+
+Faults are planted on purpose in a small library of the same flags: if one is not reported, the rest proves nothing.
+Leaks are looked for by counting: the bytes that live on the heap after 200 more rounds of every op, where one forgotten
+allocation a round would leave 200 bytes at least. The CUDA kernels run too, as C++ on emulated blocks (see
+CONTRIBUTING.md), where memory around each array is forbidden. Reads of memory that nothing wrote are
+valgrind's: it runs the CPU kernels over each dtype, and the bytes of every result must be defined."""
+
+import subprocess
+import sys
+
+from illia_ext import _C
+from trust.evidence import Finding, Section
+from trust.variants import BUILD, ROOT
+from trust.watched import Watched
+
+FLAGS = [
+    "-fsanitize=address,undefined,float-cast-overflow",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+    "-g1",
+    "-O1",
+    "-fno-wrapv",
+    "-D_GLIBCXX_ASSERTIONS",
+]
+WATCHED = Watched("sanitized", FLAGS, ["libasan.so", "libubsan.so"], "detect_leaks=0:handle_abort=1:print_stacktrace=1")
+
+# One thread's arithmetic, memory and errors: what each instruction set runs.
+KERNELS = ["forward", "backward", "prior_gradients", "blocks", "sentinels"]
+# No path through our C++ of their own, and minutes of the compiler.
+LEFT_OUT = ["compile", "distributed", "export", "opcheck"]
+QUICK_KERNELS = ["forward", "backward", "blocks"]
+
+# What the report of each planted fault says.
+FAULTS = {
+    "read_beyond": "heap-buffer-overflow",
+    "write_before": "heap-buffer-overflow",
+    "read_freed": "heap-use-after-free",
+    "beyond_the_stack": "insufficient space for an object of type 'volatile float'",
+    "overflow": "signed integer overflow",
+    "shift": "shift exponent",
+    "cast": "outside the range of representable values",
+    "misaligned": "misaligned address",
+    "beyond_a_vector": "Assertion '__n < this->size()' failed",
+}
+PLANT = """
+import ctypes, os, sys, torch
+library, tensor = ctypes.CDLL(sys.argv[1]), torch.ones(4)
+for name in sys.argv[2:]:
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(f"{name}.txt", os.O_WRONLY | os.O_CREAT), 2)
+        getattr(library, name)(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.numel()))
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+ROUNDS = 200
+COUNT_BYTES = """
+import ctypes, gc, sys, torch
+from foreach_cases import make_lists, make_priors
+from test_determinism import every_output
+from helpers import make_keys
+from illia_ext import functional
+live = ctypes.CDLL(None).__sanitizer_get_current_allocated_bytes
+live.restype = ctypes.c_size_t
+
+def every_op():
+    for dtype in (torch.float32, torch.bfloat16):
+        every_output(dtype, 1500)
+    key = make_keys((1, 2), (3, 4))
+    mu, rho = make_lists(torch.float32, torch.device("cpu"))
+    x, log_prob = functional.foreach_gaussian_sample_and_log_prob(mu, rho, *make_priors("one for each", mu), key)
+    kl = functional.foreach_gaussian_kl_divergence(mu, rho, 0, 1)
+    torch.autograd.grad([*x, log_prob, kl], [*mu, *rho], [torch.ones_like(t) for t in (*x, log_prob, kl)])
+    for wrong in (rho[0][:2], rho[0].double()):
+        try:
+            functional.gaussian_sample_and_log_prob(mu[0], wrong, 0, 1, key)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+        else:
+            raise AssertionError("a refusal is missing")
+
+def bytes_after(rounds):
+    for _ in range(rounds):
+        every_op()
+    gc.collect()
+    return live()
+
+bytes_after(20)
+before = bytes_after(1)
+print(bytes_after(int(sys.argv[1])) - before)
+"""
+
+
+def planted() -> Finding:
+    library = WATCHED.compile(ROOT / "trust" / "canaries.cpp")
+    WATCHED.run(PLANT, library, *FAULTS, ASAN_OPTIONS="handle_abort=1:detect_leaks=0")
+    said = {name: (WATCHED.folder / "tests" / f"{name}.txt").read_text() for name in FAULTS}
+    missed = [name for name, words in FAULTS.items() if words not in said[name]]
+    what = f"faults planted on purpose that are reported: {', '.join(FAULTS)}".replace("_", " ")
+    measured = f"{len(FAULTS) - len(missed)} of {len(FAULTS)}" + (f", not {', '.join(missed)}" if missed else "")
+    return Finding(what, measured, "all", not missed)
+
+
+def leaks() -> Finding:
+    grown = int(WATCHED.run(COUNT_BYTES, ROUNDS))
+    return Finding(
+        f"bytes on the heap that {ROUNDS} rounds of every op and refusal leave",
+        str(grown),
+        f"< {ROUNDS}",
+        grown < ROUNDS,
+    )
+
+
+def programs(quick: bool) -> list[Finding]:
+    """tests/cpp, the CUDA kernels on the host among them where CUDA's headers are."""
+    folder = BUILD / "cpp"
+    flags = [flag for flag in FLAGS if not flag.startswith("-O")] + ["-Wno-clobbered"]
+    configure = ["cmake", "-S", ROOT, "-B", folder, f"-DCMAKE_CXX_FLAGS={' '.join(flags)}"]
+    configure.append(f"-DPython_EXECUTABLE={sys.executable}")
+    run_in = {"env": WATCHED.environment() | {"ILLIA_EXT_CUDA": "0", "LD_PRELOAD": ""}, "stdout": subprocess.DEVNULL}
+    subprocess.run(configure, check=True, **run_in)
+    headers = any((folder / "tests" / "cpp").glob("**/kernels_on_host*"))
+    names = ["core_test", *["intrinsics_test", *["cuda_on_host_test", "foreach_on_host_test"] * headers] * (not quick)]
+    subprocess.run(["cmake", "--build", folder, "--target", *names], check=True, **run_in)
+    findings = []
+    for name in names:
+        arguments = [ROOT / "tests" / "data" / "philox_known_answers.txt"] * (name == "core_test")
+        ended = subprocess.run([folder / "tests" / "cpp" / name, *arguments], **run_in)
+        findings.append(Finding(f"tests/cpp/{name}", f"exit code {ended.returncode}", "0", ended.returncode == 0))
+    return findings
+
+
+def collect(quick: bool) -> Section:
+    WATCHED.build()
+    findings = [planted()]
+    instruction_sets = [name for name in ("base", "avx2", "avx512") if name <= _C.cpu_capability() or name == "base"]
+    *lesser, best = [_C.cpu_capability()] if quick else instruction_sets
+    for name in lesser:
+        findings.append(WATCHED.finding(f"tests of the kernels with {name}", KERNELS, ILLIA_EXT_CPU_CAPABILITY=name))
+    if quick:
+        findings.append(WATCHED.finding(f"tests of the kernels with {best}", QUICK_KERNELS))
+    else:
+        findings.append(WATCHED.finding(f"tests of kernels and ops with {best}", WATCHED.tests(but=LEFT_OUT)))
+        findings.append(leaks())
+    findings += programs(quick)
+    findings.append(WATCHED.reports("reports of the sanitizers, in all of these"))
+    return Section("Sanitizers", __doc__, findings)
