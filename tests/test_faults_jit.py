@@ -98,20 +98,20 @@ def test_killed_interrupted_and_twice_at_once(tmp_path: Path, record_property: C
             time.sleep(0.05)
         return process
 
-    killed = start_and_wait_for_compiler()
-    killed.kill()
-    assert killed.wait(SECONDS) == -signal.SIGKILL
+    try:
+        killed = start_and_wait_for_compiler()
+        killed.kill()
+        assert killed.wait(SECONDS) == -signal.SIGKILL
 
-    interrupted = start_and_wait_for_compiler()
-    os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does
-    sentence = interrupted.communicate(timeout=SECONDS)[1].strip().splitlines()[-1]
-    assert sentence == "KeyboardInterrupt"
-
-    hold.unlink()
-    calls.write_text("")
+        interrupted = start_and_wait_for_compiler()
+        os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does
+        sentence = interrupted.communicate(timeout=SECONDS)[1].strip().splitlines()[-1]
+        assert sentence == "KeyboardInterrupt"
+        calls.write_text("")
+    finally:
+        hold.unlink()  # ends what the killed process left behind, too
     pair = [start(), start()]
     outputs = [process.communicate(timeout=SECONDS) for process in pair]
-    os.killpg(killed.pid, signal.SIGKILL)  # what it left behind
     assert [process.returncode for process in pair] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
     assert all("compiling the C++ library in" in errors for _, errors in outputs)
