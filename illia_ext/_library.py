@@ -7,15 +7,19 @@ the same ops in one process would crash.
 import importlib
 import importlib.util
 import os
+import platform
 import sys
+from pathlib import Path
 from types import ModuleType
 
-import torch  # noqa: F401  (before _C: brings the symbols that it links to)
+import torch  # before _C: brings the symbols that it links to
 
 import illia_ext
-from illia_ext import _build
+from illia_ext import _build, _seal
 
 __all__ = ["load"]
+
+NAME = "illia_ext._C"
 
 
 def load() -> ModuleType:
@@ -23,16 +27,47 @@ def load() -> ModuleType:
 
     Raises:
         ValueError: ILLIA_EXT_JIT is neither 0 nor 1.
-        ImportError: no library is installed and none can be compiled here; the message says what is missing.
+        ImportError: torch is too old, the library is damaged, stale or another machine's, or none is installed and
+            none can be compiled here; the message says what is missing.
     """
-    name = "illia_ext._C"
     jit = os.environ.get("ILLIA_EXT_JIT", "0")
     if jit not in ("0", "1"):
         raise ValueError(f"ILLIA_EXT_JIT: expected 0 or 1, got {jit!r}")
-    if jit == "0" and importlib.util.find_spec(name) is not None:
-        return importlib.import_module(name)
-    sys.modules[name] = _build.load_jit()
-    return sys.modules[name]
+    minimum = ".".join(map(str, _build.TORCH_MINIMUM))
+    if torch.__version__ < minimum:
+        raise ImportError(f"illia_ext needs torch >= {minimum}, got {torch.__version__}: pip install -U torch")
+    if jit == "0":
+        found = importlib.util.find_spec(NAME)
+        if found is not None and found.origin is not None:
+            return _load_installed(Path(found.origin))
+        _name_other_libraries()
+    sys.modules[NAME] = _build.load_jit()
+    return sys.modules[NAME]
+
+
+def _load_installed(library: Path) -> ModuleType:
+    _seal.check(library, _build.CSRC)
+    try:
+        return importlib.import_module(NAME)
+    except ImportError as error:
+        if error.path is None:  # the library's own words
+            raise
+        raise ImportError(
+            f"{library} does not load on {platform.machine()} beside Python {platform.python_version()} and torch "
+            f"{torch.__version__} ({error}); install illia_ext again on this machine, or ILLIA_EXT_JIT=1 compiles it",
+            path=error.path,
+        ) from error
+
+
+def _name_other_libraries() -> None:
+    """Says for which other Pythons there is a library, before one is compiled for this one."""
+    others = sorted(path.name for path in Path(__file__).parent.glob("_C.*.so"))
+    if others:
+        print(
+            f"illia_ext: no library for {sys.implementation.cache_tag}, only {', '.join(others)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 _C = load()

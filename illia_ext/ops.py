@@ -143,7 +143,18 @@ def _prior_grads(mu_prior: Tensor, std_prior: Tensor, mu: Tensor, output_mask: S
 
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return torch.library.register_fake(f"illia_ext::{name}")
+    arguments = op(name)._schema.arguments
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse_none(*args: Any, **kwargs: Any) -> Any:
+            for argument, value in zip(arguments, args):  # torch hands None on where the schema has a Tensor
+                if value is None and str(argument.type) == "Tensor":
+                    raise RuntimeError(f"{argument.name}: expected a tensor, got None")
+            return function(*args, **kwargs)
+
+        return torch.library.register_fake(f"illia_ext::{name}")(refuse_none)
+
+    return register
 
 
 @fake("standard_normal")
@@ -186,6 +197,7 @@ def _(
 ) -> tuple[Tensor, ...]:
     check({"mu": mu, "rho": rho}, None, x, mu_prior, std_prior, {"grad_log_prob": grad_log_prob})
     check_shape("grad_log_prob", grad_log_prob, x.shape[: x.dim() - mu.dim()])
+    refuse(len(output_mask) != 5, f"output_mask: expected 5 values, got {len(output_mask)}")
     grads = [contiguous(a if asked else mu, None if asked else [0]) for a, asked in zip((x, mu, rho), output_mask)]
     return *grads, *_prior_grads(mu_prior, std_prior, mu, output_mask[3:])
 

@@ -131,7 +131,7 @@ def every_bound(a: Arguments) -> dict[str, Tensor]:
     unit = 1.0 if u == 2.0**-24 else 2 * 2.0**-29
     eps, s, p = noise(a.key, a.mu), sigma(rho), torch.sigmoid(rho)
     e, h = eps.abs().clamp(min=1), p / s
-    mu_prior, std_prior = (t.double().reshape(t.shape if t.numel() > 1 else ()) for t in (a.mu_prior, a.std_prior))
+    mu_prior, std_prior = (t.double().reshape(t.shape if t.numel() != 1 else ()) for t in (a.mu_prior, a.std_prior))
     variance = std_prior**2
     d = unit * DEVICES_AGREE * e
     signed_go, grad = go.reshape([*go.shape, *[1] * dims]), a.grad_kl_divergence.double()
@@ -192,7 +192,7 @@ def every_bound(a: Arguments) -> dict[str, Tensor]:
 
     def to_prior(t: Tensor, prior: Tensor, kl: bool) -> Tensor:
         each = t if kl else samples(t)
-        return each if prior.numel() > 1 else each.sum().reshape(prior.shape)
+        return each if prior.numel() != 1 else each.sum().reshape(prior.shape)
 
     for name, point in (("fused", drawn), ("log_prob", x), ("kl_divergence", mu)):
         kl = name == "kl_divergence"

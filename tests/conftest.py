@@ -1,8 +1,22 @@
-"""The device under test: `pytest --device cuda` runs the same tests there."""
+"""The device under test: `pytest --device cuda` runs the same tests there. And how many examples hypothesis tries."""
 
 import helpers
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
+
+# Derandomized: the same examples in every run. Of the suite's few, all laws take some 15 seconds; `trust/properties.py`
+# asks for --hypothesis-profile trust.
+DETERMINED = {
+    "derandomize": True,
+    "database": None,
+    "deadline": None,
+    "print_blob": True,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+settings.register_profile("suite", max_examples=30, **DETERMINED)
+settings.register_profile("trust", max_examples=300, phases=[Phase.generate], **DETERMINED)
+settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -71,11 +72,34 @@ def test_sdist_can_be_built_and_tested(sdist: Path) -> None:
     assert not [name for name in names if name.endswith(".so")]
 
 
+def test_sdist_holds_what_is_under_version_control(sdist: Path) -> None:
+    """But for what only the repository itself uses, and with the metadata that setuptools writes."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listing.returncode:
+        pytest.skip("not in a checkout")
+    with tarfile.open(sdist) as archive:
+        members = [member for member in archive.getmembers() if member.isfile()]
+    names = {member.name.partition("/")[2] for member in members}
+    written = {"PKG-INFO", "setup.cfg"} | {name for name in names if name.startswith("illia_ext.egg-info/")}
+    kept = {name for name in listing.stdout.split() if not name.startswith(".") and (ROOT / name).exists()}
+    assert (sorted(names - written - kept), sorted(kept - names)) == ([], [])
+    assert not [member.name for member in members if member.mode & 0o022]
+
+
 @pytest.mark.slow
 def test_wheel_holds_sources_and_runs(wheel: Path, package: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f"illia_ext/{name}" for name in CSRC_FILES} | {"illia_ext/py.typed"} <= set(names)
-    assert {name.split("/")[0] for name in names} == {"illia_ext", "illia_ext-0.1.0.dist-info"}
+    python = {f"illia_ext/{path.name}" for path in (ROOT / "illia_ext").glob("*.py")}
+    library = f"illia_ext/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    metadata = {f"illia_ext-0.1.0.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "top_level.txt")}
+    metadata |= {"illia_ext-0.1.0.dist-info/licenses/LICENSE"}
+    sources = {f"illia_ext/{name}" for name in CSRC_FILES}
+    assert sorted(names) == sorted({*python, "illia_ext/py.typed", library, *sources, *metadata})
+    modes = [info.external_attr >> 16 for info in zipfile.ZipFile(wheel).infolist()]
+    assert all(stat.S_ISREG(mode) and not mode & 0o6002 for mode in modes)  # none that anyone may write, no setuid
+    assert (package / "illia_ext-0.1.0.dist-info/licenses/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     code = "from illia_ext import _C, GaussianDistribution as G; G(3).sample(); print(_C.__file__)"
     result = run_python(code, cwd=package)
     assert result.returncode == 0, result.stderr
@@ -102,6 +126,7 @@ def test_jit_from_an_installed_package(package: Path, tmp_path: Path) -> None:
     assert f"illia_ext: compiling the C++ library in {cache}" in asked.stderr
     library, *mapped = asked.stdout.split()
     assert mapped == [library] and cache in Path(library).parents
+    assert Path(library).parent.stat().st_mode & 0o777 == 0o700
 
     # 2. No built library: the same, with nothing left to compile, and whatever a killed process left behind.
     next((package / "illia_ext").glob("_C*.so")).unlink()

@@ -44,6 +44,8 @@ def collect(part: str, quick: bool) -> Section:
     began = time.monotonic()
     try:
         section = importlib.import_module(f"trust.{part}").collect(quick)
+        if not section.findings:
+            section.findings = [Finding("something was looked at", "no finding", "one or more", False)]
     except Exception as error:
         traceback.print_exc()
         section = Section(part, "", [Finding("the part runs to its end", repr(error), "no error", False)])

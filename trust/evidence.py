@@ -19,6 +19,9 @@ class Finding:
     bound: str  # what it must keep, such as "|z| < 5"
     holds: bool
 
+    def __post_init__(self) -> None:
+        self.holds = bool(self.holds)  # numpy's own bool is no JSON
+
 
 @dataclass
 class Table:

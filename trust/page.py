@@ -37,7 +37,7 @@ def page(sections: list[Section], about: str, seconds: float) -> str:
     verdict = f"{len(findings) - len(failed)} of {len(findings)} findings hold"
     parts = [
         "# Trust: what was measured of the numbers",
-        f"Written by `make trust`, in {seconds / 60:.0f} minutes, never by hand. {about}.",
+        f"Written by `make trust`, in {seconds / 60:.0f} min, never by hand. {about}.",
         f"**{verdict}.**" + (f" These do not: {'; '.join(finding.what for finding in failed)}." if failed else ""),
         *map(section_page, sections),
     ]

@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "trust"
 
 
-def build_variant(name: str, flags: Sequence[str] = (), compiler: str | None = None) -> Path:
-    """The folder that holds this package `illia_ext`. `flags` go to compiler and linker, after the usual ones.
+def build_variant(name: str, flags: Sequence[str] = (), compiler: str | None = None, root: Path = ROOT) -> Path:
+    """The folder that holds this package `illia_ext`. `flags` go to compiler and linker, after the usual ones; `root`
+    is the checkout, or a copy of it.
 
     Raises RuntimeError with the compiler's words.
     """
@@ -27,7 +28,7 @@ def build_variant(name: str, flags: Sequence[str] = (), compiler: str | None = N
     last.chmod(0o755)
     environ = {**os.environ, "ILLIA_EXT_CUDA": "0", "CC": str(last), "CXX": str(last)}
     command = [sys.executable, "setup.py", "--quiet", "build", f"--build-base={folder}", f"--build-lib={folder}/lib"]
-    result = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    result = subprocess.run(command, cwd=root, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode:
         raise RuntimeError(f"{name} does not build:\n{result.stdout}")
     return folder / "lib"

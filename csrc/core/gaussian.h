@@ -10,7 +10,8 @@
 ILLIA_NAMESPACE_BEGIN
 
 // Of a positive std_prior however small a quotient by it stays finite: (x - mu_prior) * quotient is 0 at x = mu_prior,
-// and grad * quotient where grad is 0.
+// and grad * quotient where grad is 0. A quotient by std_prior^2, which leaves the range where the gradient does not,
+// is never formed: gradients are divided twice.
 template <typename quotient_t>
 ILLIA_FUNCTION quotient_t in_range(double quotient, double positive) {
   constexpr double kMax = Constants<quotient_t>::kMax;
@@ -18,20 +19,20 @@ ILLIA_FUNCTION quotient_t in_range(double quotient, double positive) {
   return static_cast<quotient_t>(quotient > kMax ? kMax : quotient < -kMax ? -kMax : quotient);
 }
 
-// One prior for all elements. Quotients are formed in double before rounding: std_prior^2 can leave the range of float.
+// One prior for all elements. Quotients are formed in double before rounding.
 template <typename acc_t>
 struct Prior {
   acc_t mu;
   acc_t inverse_std;
-  double inverse_variance;
+  double exact_inverse_std;
   double log_std;
 
   ILLIA_FUNCTION static Prior make(double mu, double std) {
-    return {static_cast<acc_t>(mu), in_range<acc_t>(1 / std, std), in_range<double>(1 / std / std, std), log_any(std)};
+    return {static_cast<acc_t>(mu), in_range<acc_t>(1 / std, std), in_range<double>(1 / std, std), log_any(std)};
   }
 
-  // grad / std_prior^2
-  ILLIA_FUNCTION acc_t scale(double grad) const { return in_range<acc_t>(grad * inverse_variance, inverse_variance); }
+  // grad / std_prior
+  ILLIA_FUNCTION acc_t scale(double grad) const { return in_range<acc_t>(grad * exact_inverse_std, exact_inverse_std); }
 };
 
 // A quotient that leaves the range becomes the largest number; NaN stays.
@@ -51,8 +52,8 @@ struct ElementPrior {
     return {mu, std > 0 ? limit(inverse_std) : inverse_std};
   }
 
-  // grad / std_prior^2
-  ILLIA_FUNCTION acc_t scale(acc_t grad) const { return limit(grad * inverse_std * inverse_std); }
+  // grad / std_prior
+  ILLIA_FUNCTION acc_t scale(acc_t grad) const { return limit(grad * inverse_std); }
 };
 
 // log std_prior = linear + log(factor), for a sum of many logarithms as in core/softplus.h: split_mantissa and
@@ -105,10 +106,10 @@ ILLIA_FUNCTION acc_t prior_score(acc_t x, const prior_t& prior) {
   return (x - prior.mu) * prior.inverse_std;
 }
 
-// d (grad_x x - grad_log_prob log p(x)) / dx; prior_scale = grad_log_prob / std_prior^2.
-template <typename acc_t>
-ILLIA_FUNCTION acc_t gaussian_sample_grad(acc_t grad_x, acc_t x, acc_t mu_prior, acc_t prior_scale) {
-  return std::fma(x - mu_prior, prior_scale, grad_x);
+// d (grad_x x - grad_log_prob log p(x)) / dx; prior_scale = grad_log_prob / std_prior.
+template <typename acc_t, typename prior_t>
+ILLIA_FUNCTION acc_t gaussian_sample_grad(acc_t grad_x, acc_t x, const prior_t& prior, acc_t prior_scale) {
+  return std::fma((x - prior.mu) * prior_scale, prior.inverse_std, grad_x);
 }
 
 // log q(x) with mu and rho held fixed (Roeder, Wu and Duvenaud, "Sticking the landing: simple, lower-variance gradient
@@ -131,19 +132,21 @@ ILLIA_FUNCTION acc_t posterior_score(acc_t x, acc_t mu, acc_t sigma) {
 }
 
 // Gradients of grad_log_prob (log q(x) - log p(x)) for a given x; `rho` lacks its factor h.
-template <typename acc_t>
+template <typename acc_t, typename prior_t>
 ILLIA_FUNCTION GaussianGrads<acc_t> gaussian_log_prob_grads(acc_t grad_log_prob, acc_t x, acc_t mu, acc_t sigma,
-                                                            acc_t mu_prior, acc_t prior_scale) {
+                                                            const prior_t& prior, acc_t prior_scale) {
   const acc_t z = posterior_score(x, mu, sigma);
   const acc_t grad_mu = grad_log_prob * (z / sigma);
-  return {std::fma(x - mu_prior, prior_scale, -grad_mu), grad_mu, grad_log_prob * std::fma(z, z, acc_t{-1})};
+  return {gaussian_sample_grad(-grad_mu, x, prior, prior_scale), grad_mu, grad_log_prob * std::fma(z, z, acc_t{-1})};
 }
 
 // Gradients of grad KL(q || p).
-template <typename acc_t>
+template <typename acc_t, typename prior_t>
 ILLIA_FUNCTION GaussianGrads<acc_t> gaussian_kl_divergence_grads(acc_t grad, acc_t mu, acc_t sigma, acc_t sigmoid,
-                                                                 acc_t h, acc_t mu_prior, acc_t prior_scale) {
-  return {acc_t{0}, (mu - mu_prior) * prior_scale, std::fma(sigma * prior_scale, sigmoid, -grad * h)};
+                                                                 acc_t h, const prior_t& prior, acc_t prior_scale) {
+  // sigma / std_prior^2 may leave the range where its product with sigmoid, which is of sigma's size, does not
+  return {acc_t{0}, (mu - prior.mu) * prior_scale * prior.inverse_std,
+          std::fma(sigma * prior_scale, sigmoid * prior.inverse_std, -grad * h)};
 }
 
 ILLIA_NAMESPACE_END

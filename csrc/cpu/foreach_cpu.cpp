@@ -69,15 +69,16 @@ std::tuple<Tensors, Tensor> foreach_gaussian_sample_and_log_prob_cpu(Tensors mu,
   const int64_t num_samples = static_cast<int64_t>(keys.size());
   const Inputs inputs(mu, rho, mu_prior, std_prior);
   const std::vector<Block> blocks = share_stream(mu);
-  Sums sums(mu, num_samples);
   Tensors x;
   std::vector<SampleArgs> args;
   for (size_t k = 0; k < mu.size(); ++k) {
     const Output output(sample_sizes(key, mu[k].sizes()), dtype.value_or(parameters));
     x.push_back(output.tensor());
     args.push_back({inputs.mu[k], inputs.rho[k], keys.data(), num_samples, mu[k].numel(), inputs.prior[k], output,
-                    sums.data(k), blocks[k]});
+                    nullptr, blocks[k]});
   }
+  Sums sums(mu, num_samples);
+  for (size_t k = 0; k < mu.size(); ++k) args[k].partials = sums.data(k);
   launch(kernels_for(parameters).sample, args, num_samples);
   return {x, sums.result(log_prob_sizes(key), parameters)};
 }

@@ -21,21 +21,23 @@ Tensor standard_normal_cpu(Tensor key, Sizes size, ScalarType dtype, std::option
 }
 
 // gaussian_sample and gaussian_sample_and_log_prob: one kernel, with or without its sums.
-Tensor sample(const Tensor& mu, const Tensor& rho, const Tensor& key, std::optional<ScalarType> dtype,
-              const Block& block, const PriorValues& prior, Partials* partials, const std::vector<Key>& keys) {
+void sample(const Tensor& mu, const Tensor& rho, const std::vector<Key>& keys, const Block& block,
+            const PriorValues& prior, const Output& x, Partials* partials) {
   const Input mu_input(mu), rho_input(rho);
-  const Output x(sample_sizes(key, mu.sizes()), dtype.value_or(mu.scalar_type()));
   const int64_t num_samples = static_cast<int64_t>(keys.size()), numel = mu.numel();
   const SampleArgs args{
       mu_input, rho_input, keys.data(), num_samples, numel, prior, x, partials ? partials->data() : nullptr, block};
   launch(kernels_for(mu.scalar_type()).sample, args, numel, num_samples);
-  return x.tensor();
 }
 
 Tensor gaussian_sample_cpu(Tensor mu, Tensor rho, Tensor key, std::optional<ScalarType> dtype,
                            std::optional<Sizes> full_size, std::optional<Sizes> origin) {
   const Block block = check_gaussian_sample(mu, rho, key, dtype, full_size, origin);
-  return sample(mu, rho, key, dtype, block, PriorValues{0, 1}, nullptr, read_keys(key));
+
+  const std::vector<Key> keys = read_keys(key);
+  const Output x(sample_sizes(key, mu.sizes()), dtype.value_or(mu.scalar_type()));
+  sample(mu, rho, keys, block, PriorValues{0, 1}, x, nullptr);
+  return x.tensor();
 }
 
 std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cpu(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior,
@@ -45,12 +47,12 @@ std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob_cpu(Tensor mu, Tensor rh
   const Block block = check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, full_size, origin);
 
   const std::vector<Key> keys = read_keys(key);
-  const int64_t num_samples = static_cast<int64_t>(keys.size());
-  Partials partials(num_samples, mu.numel());
-  const Tensor x = sample(mu, rho, key, dtype, block, PriorInput(mu_prior, std_prior, mu), &partials, keys);
+  const Output x(sample_sizes(key, mu.sizes()), dtype.value_or(mu.scalar_type()));
+  Partials partials(static_cast<int64_t>(keys.size()), mu.numel());
+  sample(mu, rho, keys, block, PriorInput(mu_prior, std_prior, mu), x, &partials);
   const Output log_prob(log_prob_sizes(key), log_prob_dtype(mu.scalar_type()));
   partials.sum_into(log_prob.tensor());
-  return {x, log_prob.tensor()};
+  return {x.tensor(), log_prob.tensor()};
 }
 
 Tensor gaussian_sample_backward_cpu(Tensor grad_x, Tensor rho, Tensor key, std::optional<Sizes> full_size,

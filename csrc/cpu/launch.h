@@ -1,7 +1,10 @@
 // From tensors to a kernel's raw memory: contiguous views, outputs, values read on the host, threads, sums.
 #pragma once
 
-#include <numeric>
+#include <pthread.h>
+
+#include <cmath>
+#include <future>
 
 #include "cpu/kernels.h"
 #include "ops/tensors.h"
@@ -69,12 +72,21 @@ inline std::vector<Key> read_keys(const Tensor& key) {
   return std::vector<Key>(data, data + words.numel() / 2);
 }
 
+// OpenMP's threads end with a fork, and in the child the thread that forked would wait for its own for ever.
+inline thread_local bool has_forked = false;
+inline const int watches_forks = pthread_atfork(nullptr, nullptr, [] { has_forked = true; });
+
 // function(begin, end) for ranges of chunks, on torch's own threads.
 template <typename function_t>
 void parallel_for_chunks(int64_t num_chunks, int64_t num_samples, function_t function) {
   constexpr int64_t kGrain = 16;  // chunks of one sample that are worth a thread of their own
-  torch::stable::parallel_for(0, num_chunks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, num_samples)),
-                              function);
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, num_samples));
+  const auto run = [&] { torch::stable::parallel_for(0, num_chunks, grain, function); };
+  if (has_forked && num_chunks > grain && torch::stable::get_num_threads() > 1) {
+    std::async(std::launch::async, run).get();  // a new thread starts new ones
+  } else {
+    run();
+  }
 }
 
 // Runs a kernel over all chunks of `numel` elements.
@@ -99,9 +111,16 @@ class Partials {
       : num_chunks_(count_chunks(numel)), values_(static_cast<size_t>(num_samples * num_chunks_)) {}
   double* data() { return values_.data(); }
 
+  // Knuth's two-sum: `lost` is what the additions round away, which in float64 a plain sum of many chunks would show.
   double sum(int64_t sample) const {
-    const auto first = values_.begin() + sample * num_chunks_;
-    return std::accumulate(first, first + num_chunks_, 0.0);
+    const double* parts = values_.data() + sample * num_chunks_;
+    double sum = 0, lost = 0;
+    for (int64_t i = 0; i < num_chunks_; ++i) {
+      const double next = sum + parts[i], added = next - sum;
+      lost += (sum - (next - added)) + (parts[i] - added);
+      sum = next;
+    }
+    return std::isfinite(lost) ? sum + lost : sum;
   }
 
   void sum_into(const Tensor& result) const {

@@ -49,7 +49,7 @@ void log_prob_backward_piece(acc_t grad_log_prob, const acc_t* __restrict x, con
                              acc_t* __restrict grad_x, acc_t* __restrict grad_mu, acc_t* __restrict rho_sum) {
   for (int64_t i = 0; i < count; ++i) {
     const GaussianGrads<acc_t> grads =
-        gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], prior.at(i).mu, prior.scale(i));
+        gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], prior.at(i), prior.scale(i));
     grad_x[i] = grads.x;
     grad_mu[i] += grads.mu;
     rho_sum[i] += grads.rho;
@@ -129,7 +129,7 @@ void kl_divergence_backward_piece(acc_t grad, const acc_t* __restrict mu, const 
                                   const prior_t& prior, acc_t* __restrict grad_mu, acc_t* __restrict grad_rho) {
   for (int64_t i = 0; i < count; ++i) {
     const GaussianGrads<acc_t> grads =
-        gaussian_kl_divergence_grads(grad, mu[i], sigma[i], dsigma[i], h[i], prior.at(i).mu, prior.scale(i));
+        gaussian_kl_divergence_grads(grad, mu[i], sigma[i], dsigma[i], h[i], prior.at(i), prior.scale(i));
     grad_mu[i] = grads.mu;
     grad_rho[i] = grads.rho;
   }

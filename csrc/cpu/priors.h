@@ -5,7 +5,7 @@
 
 ILLIA_NAMESPACE_BEGIN
 
-// What a piece reads of its priors: element i's, and grad / std_prior^2 of element i for the grad of one sample. Both
+// What a piece reads of its priors: element i's, and grad / std_prior of element i for the grad of one sample. Both
 // kinds have the same members; the first is constant in a loop.
 template <typename acc_t>
 struct SamePrior {

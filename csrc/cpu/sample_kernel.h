@@ -75,7 +75,7 @@ void sample_backward_piece(const acc_t* __restrict grad_x, const acc_t* __restri
   for (int64_t i = 0; i < count; ++i) {
     acc_t g = grad_x[i];
     if constexpr (kLogProb)
-      g = gaussian_sample_grad(g, gaussian_sample(mu[i], sigma[i], eps[i]), prior.at(i).mu, prior.scale(i));
+      g = gaussian_sample_grad(g, gaussian_sample(mu[i], sigma[i], eps[i]), prior.at(i), prior.scale(i));
     grad_mu[i] += g;
     rho_sum[i] = std::fma(g, eps[i], rho_sum[i]);
   }

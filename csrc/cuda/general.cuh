@@ -99,7 +99,7 @@ struct OnePrior {
 
   __device__ __forceinline__ const Prior<acc_t>& operator[](int) const { return prior; }
 
-  // grad / std_prior^2, which is `of_one` for the prior of all.
+  // grad / std_prior, which is `of_one` for the prior of all.
   __device__ __forceinline__ acc_t scale(int, acc_t, acc_t of_one) const { return of_one; }
 };
 

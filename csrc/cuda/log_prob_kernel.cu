@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const acc_t prior_scale = prior.scale(static_cast<double>(grad_log_prob));
       ILLIA_UNROLL
       for (int i = 0; i < kCount; ++i) {
-        const GaussianGrads<acc_t> grads = gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], priors[i].mu,
+        const GaussianGrads<acc_t> grads = gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], priors[i],
                                                                    priors.scale(i, grad_log_prob, prior_scale));
         if constexpr (kIsGeneral<variant_t>) {
           const acc_t z_p = prior_score(x[i], priors[i]);

@@ -127,7 +127,7 @@ __device__ __forceinline__ void sample_backward_tile(const tile_t& tile, [[maybe
         const int i = j * kWidth + k;
         [[maybe_unused]] const acc_t x = kLogProb ? gaussian_sample(mu[i], sigma[i], eps[k]) : 0;
         if constexpr (kLogProb)
-          g[i] = gaussian_sample_grad(g[i], x, priors[i].mu, priors.scale(i, grad_log_prob[s], prior_scale));
+          g[i] = gaussian_sample_grad(g[i], x, priors[i], priors.scale(i, grad_log_prob[s], prior_scale));
         grad_mu[i] += g[i];
         rho_sum[i] = std::fma(g[i], eps[k], rho_sum[i]);
         if constexpr (kLogProb && kGeneral) {

@@ -39,7 +39,7 @@ inline Block check_gaussian_sample(const Tensor& mu, const Tensor& rho, const Te
 
 inline Block check_gaussian_sample_backward(const Tensor& grad_x, const Tensor& rho, const Tensor& key,
                                             const std::optional<Sizes>& full_size, const std::optional<Sizes>& origin) {
-  check_floating("rho", rho.scalar_type());
+  check_floating("rho", dtype_of("rho", rho));
   check_key(key);
   check_same_device("key", key, "rho", rho);
   check_sample_gradient(grad_x, key, rho);

@@ -40,6 +40,19 @@ void check(bool holds, const parts_t&... parts) {
 
 inline Shape shape_of(const Tensor& tensor) { return {tensor.sizes()}; }
 
+// None arrives as an undefined tensor, whose dtype torch's shims refuse to tell, as they do that of a few rare ones.
+inline ScalarType dtype_of(const char* name, const Tensor& tensor) {
+  try {
+    return tensor.scalar_type();
+  } catch (const std::runtime_error&) {
+    check(tensor.defined(), name, ": expected a tensor, got None");
+    int32_t number = 0;
+    aoti_torch_get_dtype(tensor.get(), &number);
+    throw std::runtime_error(std::string(name) + ": expected a dtype that torch's stable interface knows, got number " +
+                             std::to_string(number) + " of torch's ScalarType");
+  }
+}
+
 inline bool same_sizes(IntHeaderOnlyArrayRef a, IntHeaderOnlyArrayRef b) {
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
 }
@@ -68,9 +81,9 @@ inline void check_same_shape(const char* name, const Tensor& tensor, const char*
 }
 
 inline void check_parameters(const Tensor& mu, const Tensor& rho) {
-  check_floating("mu", mu.scalar_type());
-  check(rho.scalar_type() == mu.scalar_type(), "rho: expected the dtype of mu, ", mu.scalar_type(), ", got ",
-        rho.scalar_type());
+  const ScalarType dtype = dtype_of("mu", mu), rho_dtype = dtype_of("rho", rho);
+  check_floating("mu", dtype);
+  check(rho_dtype == dtype, "rho: expected the dtype of mu, ", dtype, ", got ", rho_dtype);
   check_same_shape("rho", rho, "mu", mu);
   check_same_device("rho", rho, "mu", mu);
 }
@@ -78,8 +91,8 @@ inline void check_parameters(const Tensor& mu, const Tensor& rho) {
 inline bool is_batch_of_keys(const Tensor& key) { return key.dim() == 2; }
 
 inline void check_key(const Tensor& key) {
-  check(key.scalar_type() == ScalarType::Long || key.scalar_type() == ScalarType::UInt64,
-        "key: expected int64 or uint64, got ", key.scalar_type());
+  const ScalarType dtype = dtype_of("key", key);
+  check(dtype == ScalarType::Long || dtype == ScalarType::UInt64, "key: expected int64 or uint64, got ", dtype);
   const bool has_shape = (key.dim() == 1 || key.dim() == 2) && key.size(key.dim() - 1) == 2;
   check(has_shape, "key: expected shape [2] or [num_samples, 2], got ", shape_of(key));
 }
@@ -109,7 +122,7 @@ inline bool broadcasts_to(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef tar
 
 // A 0-dim prior on the CPU is a number, for parameters on any device.
 inline void check_prior(const char* name, const Tensor& prior, const Tensor& mu) {
-  check_floating(name, prior.scalar_type());
+  check_floating(name, dtype_of(name, prior));
   const bool is_number = prior.dim() == 0 && prior.is_cpu();
   if (!is_number) check_same_device(name, prior, "mu", mu);
   check(prior.numel() == 1 || broadcasts_to(prior.sizes(), mu.sizes()), name,
@@ -123,7 +136,7 @@ inline void check_priors(const Tensor& mu_prior, const Tensor& std_prior, const 
 
 // x has mu's shape (one sample) or one dimension more in front.
 inline void check_x(const Tensor& x, const Tensor& mu) {
-  check_sample_dtype("x", x.scalar_type(), mu.scalar_type());
+  check_sample_dtype("x", dtype_of("x", x), mu.scalar_type());
   check_same_device("x", x, "mu", mu);
   const auto sizes = x.sizes();
   const bool one = same_sizes(sizes, mu.sizes());
@@ -137,15 +150,15 @@ inline void check_sizes(const char* name, const Tensor& tensor, IntHeaderOnlyArr
 }
 
 inline void check_sample_gradient(const Tensor& grad_x, const Tensor& key, const Tensor& rho) {
-  check_sample_dtype("grad_x", grad_x.scalar_type(), rho.scalar_type());
+  check_sample_dtype("grad_x", dtype_of("grad_x", grad_x), rho.scalar_type());
   check_sizes("grad_x", grad_x, sample_sizes(key, rho.sizes()));
   check_same_device("grad_x", grad_x, "rho", rho);
 }
 
 inline void check_log_prob_gradient(const char* name, const Tensor& grad, IntHeaderOnlyArrayRef sizes,
                                     const Tensor& mu) {
-  const ScalarType dtype = log_prob_dtype(mu.scalar_type());
-  check(grad.scalar_type() == dtype, name, ": expected ", dtype, ", got ", grad.scalar_type());
+  const ScalarType expected = log_prob_dtype(mu.scalar_type()), dtype = dtype_of(name, grad);
+  check(dtype == expected, name, ": expected ", expected, ", got ", dtype);
   check_sizes(name, grad, sizes);
   check_same_device(name, grad, "mu", mu);
 }

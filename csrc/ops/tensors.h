@@ -19,21 +19,16 @@ inline Storage storage_of(ScalarType dtype) {
   }
 }
 
-// A copy where the argument is strided.
-inline Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
-}
-
 // A device as the shims name it.
 struct Place {
   int32_t type, index;
 };
 
 inline Place host() { return {aoti_torch_device_type_cpu(), 0}; }
+
+inline Place place_of(const Tensor& tensor) {
+  return tensor.is_cpu() ? host() : Place{aoti_torch_device_type_cuda(), tensor.get_device_index()};
+}
 
 // A new contiguous tensor, straight from torch's allocator: new_empty would go through the dispatcher.
 inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, Place place) {
@@ -55,17 +50,42 @@ inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, Place place) 
   return Tensor(handle);
 }
 
+// torch's own error would only say where in its headers the call stands.
+inline Tensor copy_into(Tensor copy, const Tensor& tensor) {
+  bool copied = true;
+  try {
+    torch::stable::copy_(copy, tensor);
+  } catch (const std::exception&) {
+    copied = false;
+  }
+  check(copied, "out of memory", tensor.is_cpu() ? "" : ", or an earlier CUDA error", ": cannot copy a ",
+        tensor.scalar_type(), " tensor of shape ", shape_of(tensor));
+  return copy;
+}
+
+// Contiguous; torch::stable's own `contiguous` and `to` do not say either that memory ran out.
+inline Tensor copy_as(const Tensor& tensor, ScalarType dtype) {
+  return copy_into(empty(tensor.sizes(), dtype, place_of(tensor)), tensor);
+}
+
+// A copy where the argument is strided.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : copy_as(tensor, tensor.scalar_type());
+}
+
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
+}
+
 inline Tensor as_dtype(const Tensor& tensor, ScalarType dtype) {
-  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+  return tensor.scalar_type() == dtype ? tensor : copy_as(tensor, dtype);
 }
 
 // A prior for each element of mu, contiguous in the arithmetic type: a copy where it is anything else.
 inline Tensor expand_as(const Tensor& prior, const Tensor& mu, Place place) {
   const ScalarType dtype = log_prob_dtype(mu.scalar_type());
   if (prior.scalar_type() == dtype && same_sizes(prior.sizes(), mu.sizes())) return as_contiguous(prior);
-  Tensor each = empty(mu.sizes(), dtype, place);
-  torch::stable::copy_(each, prior.numel() == 1 ? torch::stable::reshape(prior, {}) : prior);
-  return each;
+  return copy_into(empty(mu.sizes(), dtype, place), prior.numel() == 1 ? torch::stable::reshape(prior, {}) : prior);
 }
 
 inline Tensor not_asked_for(const Tensor& like, Place place) { return empty(Sizes{0}, like.scalar_type(), place); }
@@ -77,7 +97,7 @@ inline std::vector<double> read_values(const Tensor& argument) {
     return copy(argument.const_data_ptr<float>(), argument.numel());
   if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Double)
     return copy(argument.const_data_ptr<double>(), argument.numel());
-  const Tensor values = as_contiguous(torch::stable::to(argument, ScalarType::Double));
+  const Tensor values = copy_as(argument, ScalarType::Double);
   return copy(values.const_data_ptr<double>(), values.numel());
 }
 

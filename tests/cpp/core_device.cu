@@ -34,16 +34,15 @@ __global__ void gaussian_kernel(const acc_t* __restrict__ mu, const acc_t* __res
                                 const acc_t* __restrict__ eps, Prior<acc_t> prior,
                                 acc_t* __restrict__ out) {  // [8, blockDim]
   const int i = threadIdx.x, n = blockDim.x;
-  const acc_t prior_scale = static_cast<acc_t>(prior.inverse_variance);
+  const acc_t prior_scale = prior.scale(1);
   const Softplus<acc_t> s = softplus(rho[i]);
   const acc_t h = log_sigma_derivative(s), dsigma = sigmoid(rho[i], s.sigma, h);
   const acc_t x = gaussian_sample(mu[i], s.sigma, eps[i]);
-  const GaussianGrads<acc_t> log_prob = gaussian_log_prob_grads(acc_t{1}, x, mu[i], s.sigma, prior.mu, prior_scale);
-  const GaussianGrads<acc_t> kl =
-      gaussian_kl_divergence_grads(acc_t{1}, mu[i], s.sigma, dsigma, h, prior.mu, prior_scale);
+  const GaussianGrads<acc_t> log_prob = gaussian_log_prob_grads(acc_t{1}, x, mu[i], s.sigma, prior, prior_scale);
+  const GaussianGrads<acc_t> kl = gaussian_kl_divergence_grads(acc_t{1}, mu[i], s.sigma, dsigma, h, prior, prior_scale);
   out[0 * n + i] = prior_score(x, prior);
   out[1 * n + i] = posterior_score(x, mu[i], s.sigma);
-  out[2 * n + i] = gaussian_sample_grad(eps[i], x, prior.mu, prior_scale);
+  out[2 * n + i] = gaussian_sample_grad(eps[i], x, prior, prior_scale);
   out[3 * n + i] = log_prob.x;
   out[4 * n + i] = log_prob.mu;
   out[5 * n + i] = log_prob.rho;

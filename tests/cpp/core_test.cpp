@@ -1,33 +1,20 @@
-// The core and the 16-bit conversions without torch. Usage: core_test tests/data/philox_known_answers.txt
+// The core without torch, against its mathematics. Usage: core_test tests/data/philox_known_answers.txt
 // Prints each check that failed, with its values, and then returns 1.
 #include <cmath>
 #include <fstream>
-#include <iomanip>
 #include <iostream>
 #include <limits>
 #include <string>
 
+#include "check.h"
 #include "core/gaussian.h"
 #include "core/normal.h"
-#include "cpu/storage.h"
-#include "ops/block.h"
+#include "core_accuracy.h"
+#include "core_formulas.h"
 
 namespace illia {
 namespace base {
 namespace {
-
-int failures = 0;
-
-template <typename actual_t, typename expected_t>
-void check_near(actual_t actual, expected_t expected, double tolerance, const char* what, int line) {
-  if (actual == expected || std::fabs(static_cast<double>(actual) - static_cast<double>(expected)) <= tolerance) return;
-  ++failures;
-  std::cerr << "core_test.cpp:" << line << ": " << what << " is " << std::setprecision(17) << actual << ", expected "
-            << expected << " +- " << tolerance << "\n";
-}
-
-#define ILLIA_CHECK_NEAR(actual, expected, tolerance) check_near(actual, expected, tolerance, #actual, __LINE__)
-#define ILLIA_CHECK_EQUAL(actual, expected) check_near(actual, expected, 0.0, #actual, __LINE__)
 
 void test_known_answers(const char* path) {
   std::ifstream file(path);
@@ -54,12 +41,19 @@ void test_known_answers(const char* path) {
   ILLIA_CHECK_EQUAL(count, 3);
 }
 
-void test_lane_widths_agree() {
+// Counter and seed are 64 bits each, their low halves first, in every lane width.
+void test_counters_and_seeds() {
   const uint64_t places[] = {0, 1, 0xFFFFFFFF, 0x100000000, 0x123456789ABCDEF0, ~uint64_t{0}};
   for (uint64_t seed : places)
-    for (uint64_t counter : places)
-      for (int i = 0; i < 4; ++i)
-        ILLIA_CHECK_EQUAL(philox4x32<uint32_t>(seed, counter).word(i), philox4x32<uint64_t>(seed, counter).word(i));
+    for (uint64_t counter : places) {
+      const PhiloxBlock<uint32_t> words{{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0}};
+      const auto expected = philox4x32(words, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+      for (int i = 0; i < 4; ++i) {
+        ILLIA_CHECK_EQUAL(philox4x32<uint32_t>(seed, counter).word(i), expected.word(i));
+        ILLIA_CHECK_EQUAL(philox4x32<uint64_t>(seed, counter).word(i), expected.word(i));
+        ILLIA_CHECK_EQUAL(philox4x32_lane<uint64_t>(seed, counter).word(i), expected.word(i));
+      }
+    }
 }
 
 // The first normals of torch.func._random for key [42, 0], to the decimals given.
@@ -149,86 +143,12 @@ void test_element_priors() {
   ILLIA_CHECK_EQUAL(log_std_parts(acc_t(0)).linear, -infinity);
   ILLIA_CHECK_EQUAL(log_std_parts(-acc_t(0)).linear, -infinity);
   ILLIA_CHECK_EQUAL(log_std_parts(infinity).linear, infinity);
+  for (acc_t value : {acc_t(0), infinity}) ILLIA_CHECK_EQUAL(log_std_parts(value).factor, 1);
   for (acc_t value : {acc_t(-1), -Limits::denorm_min(), -infinity, nan}) {
     ILLIA_CHECK_EQUAL(std::isnan(log_std_parts(value).linear), true);
     ILLIA_CHECK_EQUAL(log_std_parts(value).factor, 1);
   }
   ILLIA_CHECK_EQUAL(std::isnan(ElementPrior<acc_t>::make(0, nan).scale(1)), true);
-}
-
-// Every place of a block, and how few dimensions tell it.
-void test_block(const std::vector<int64_t>& sizes, const std::vector<int64_t>& full_sizes,
-                const std::vector<int64_t>& origin, int num_dims, int64_t row_size) {
-  const std::optional<Block> block = make_block(sizes, full_sizes, origin);
-  ILLIA_CHECK_EQUAL(block.has_value(), true);
-  ILLIA_CHECK_EQUAL(block->num_dims, num_dims);
-  ILLIA_CHECK_EQUAL(block->row_size, row_size);
-  int64_t numel = 1;
-  for (int64_t size : sizes) numel *= size;
-  for (int64_t i = 0; i < numel; ++i) {
-    int64_t place = 0, rest = i, stride = 1;
-    for (size_t dim = sizes.size(); dim-- > 0; stride *= full_sizes[dim]) {
-      place += (origin[dim] + rest % sizes[dim]) * stride;
-      rest /= sizes[dim];
-    }
-    ILLIA_CHECK_EQUAL(block->place(i), place);
-  }
-}
-
-void test_blocks() {
-  test_block({}, {}, {}, 0, 1);
-  test_block({1, 1}, {7, 9}, {3, 4}, 0, 1);
-  test_block({3, 5, 6}, {7, 5, 6}, {2, 0, 0}, 0, 90);
-  test_block({1, 1, 4}, {7, 5, 6}, {2, 3, 1}, 0, 4);
-  test_block({3, 2, 6}, {7, 5, 6}, {2, 1, 0}, 1, 12);
-  test_block({3, 5, 2}, {7, 5, 6}, {2, 0, 3}, 1, 2);
-  test_block({3, 5, 1}, {7, 5, 6}, {2, 0, 3}, 1, 1);
-  test_block({3, 2, 4}, {7, 5, 6}, {2, 1, 2}, 2, 4);
-  test_block({2, 1, 2, 1, 2}, {3, 3, 3, 3, 3}, {1, 2, 0, 1, 1}, 2, 2);
-  test_block(std::vector<int64_t>(9, 2), std::vector<int64_t>(9, 3), std::vector<int64_t>(9, 1), 8, 2);
-  const std::vector<int64_t> ten(10, 2), of(10, 3), at(10, 0);
-  ILLIA_CHECK_EQUAL(make_block(ten, of, at).has_value(), false);
-  ILLIA_CHECK_EQUAL(make_block({2, 0}, {9, 9}, {1, 9})->is_one_row(), true);
-}
-
-struct ShortFormat {
-  int mantissa_bits, bias;
-  uint16_t infinity;
-  float (*to_float)(uint16_t);
-  uint16_t (*from_float)(float);
-
-  // The magnitude's value by its definition; that of `infinity` is the number next to the largest.
-  double value(int magnitude) const {
-    const int exponent = magnitude >> mantissa_bits, mantissa = magnitude & ((1 << mantissa_bits) - 1);
-    const int hidden_bit = exponent == 0 ? 0 : 1 << mantissa_bits;
-    return std::ldexp(hidden_bit + mantissa, (exponent == 0 ? 1 : exponent) - bias - mantissa_bits);
-  }
-};
-
-void test_short_format(const ShortFormat& format) {
-  for (int sign : {0, 0x8000}) {
-    const double signed_one = sign ? -1 : 1;
-    for (int magnitude = 0; magnitude < format.infinity; ++magnitude) {
-      const double value = format.value(magnitude), next = format.value(magnitude + 1);
-      const float middle = static_cast<float>(signed_one * (value + next) / 2);
-      const int even = magnitude + magnitude % 2;
-      ILLIA_CHECK_EQUAL(format.to_float(sign | magnitude), signed_one * value);
-      ILLIA_CHECK_EQUAL(format.from_float(static_cast<float>(signed_one * value)), sign | magnitude);
-      ILLIA_CHECK_EQUAL(format.from_float(middle), sign | even);
-      ILLIA_CHECK_EQUAL(format.from_float(std::nextafter(middle, 0.0f)), sign | magnitude);
-      ILLIA_CHECK_EQUAL(format.from_float(std::nextafter(middle, 2 * middle)), sign | (magnitude + 1));
-    }
-    const double infinity = signed_one * std::numeric_limits<double>::infinity();
-    const double largest = std::numeric_limits<float>::max();
-    ILLIA_CHECK_EQUAL(format.to_float(sign | format.infinity), infinity);
-    for (double large :
-         {infinity, signed_one * largest, signed_one * std::fmin(1.5 * format.value(format.infinity), largest)})
-      ILLIA_CHECK_EQUAL(format.from_float(static_cast<float>(large)), sign | format.infinity);
-    for (int nan = format.infinity + 1; nan < 0x8000; ++nan)
-      ILLIA_CHECK_EQUAL(std::isnan(format.to_float(sign | nan)), true);
-    for (uint32_t nan : {0x7F800001u, 0x7FC00000u, 0x7FFFFFFFu})
-      ILLIA_CHECK_EQUAL((format.from_float(bit_cast<float>(nan | sign << 16)) & 0x7FFF) > format.infinity, true);
-  }
 }
 
 }  // namespace
@@ -242,7 +162,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   test_known_answers(argv[1]);
-  test_lane_widths_agree();
+  test_counters_and_seeds();
   test_first_normals();
   test_radius(uniform(0), std::sqrt(66 * std::log(2.0)));
   test_radius(uniform(0, 0), std::sqrt(130 * std::log(2.0)));
@@ -252,9 +172,9 @@ int main(int argc, char** argv) {
   test_softplus_identities<double>();
   test_element_priors<float>();
   test_element_priors<double>();
-  test_blocks();
-  test_short_format({10, 15, 0x7C00, half_to_float, float_to_half});
-  test_short_format({7, 127, 0x7F80, bfloat16_to_float, float_to_bfloat16});
+  test_accuracy();
+  test_formulas<float>();
+  test_formulas<double>();
   std::cerr << failures << " checks of the core failed\n";
   return failures > 0;
 }

@@ -1,0 +1,167 @@
+// The densities' formulas in core/gaussian.h against their definitions in long double: gradients against differences.
+#pragma once
+
+#include <limits>
+
+#include "check.h"
+#include "core/gaussian.h"
+#include "core_accuracy.h"
+#include "points.h"
+
+namespace illia {
+namespace base {
+namespace {
+
+// One element in long double, with moderate numbers that all types hold.
+struct Element {
+  long double x, mu, rho, mu_prior, std_prior, grad, eps;
+
+  static Element make(uint64_t i) {
+    const auto draw = [&](int k, double low) {  // multiples of 1/64 in [low, low + 4)
+      return static_cast<long double>(low + static_cast<double>(scattered(8 * i + k) % 256) / 64);
+    };
+    return {draw(0, -2), draw(1, -2), draw(2, -3), draw(3, -2), draw(4, 0.25), draw(5, -2), draw(6, -2)};
+  }
+
+  long double sigma() const { return exact_softplus(rho); }
+  long double log_q() const { return -std::log(sigma()) - (x - mu) * (x - mu) / (2 * sigma() * sigma()); }
+  long double log_p() const {
+    return -std::log(std_prior) - (x - mu_prior) * (x - mu_prior) / (2 * std_prior * std_prior);
+  }
+  long double kl_divergence() const {
+    const long double variance = std_prior * std_prior, distance = mu - mu_prior;
+    return std::log(std_prior / sigma()) + (sigma() * sigma() + distance * distance) / (2 * variance) - 0.5L;
+  }
+};
+
+// d function / d member by a central difference: it errs by 2^-40 / 6 of the third derivative, which is below 4e5 here
+// (of the prior's z^2 / 2 to std_prior: 12 8 / 0.25^5), so by 6e-8; rounding adds 2^-63 / 2^-20 of some hundred.
+template <typename function_t>
+long double derivative(Element element, long double Element::* member, function_t function) {
+  constexpr long double kStep = 0x1p-20L;
+  const long double center = element.*member;
+  element.*member = center + kStep;
+  const long double above = function(element);
+  element.*member = center - kStep;
+  return (above - function(element)) / (2 * kStep);
+}
+
+// A gradient has at most 8 roundings of terms that are below 4000 here (a quotient by sigma^2 >= 0.048^2); so in float
+// below 8 2^-24 4000 = 2e-3, in double 4e-12, below the difference's own error.
+template <typename acc_t>
+void test_gradients() {
+  const double tolerance = sizeof(acc_t) == sizeof(float) ? 2e-3 : 1e-7;
+  for (uint64_t i = 0; i < 300; ++i) {
+    const Element e = Element::make(i);
+    const acc_t x = e.x, mu = e.mu, rho = e.rho, mu_prior = e.mu_prior, std_prior = e.std_prior, grad = e.grad;
+    const Softplus<acc_t> s = softplus(rho);
+    const acc_t sigma = s.sigma, h = log_sigma_derivative(s), dsigma = sigmoid(rho, sigma, h);
+    const auto prior = Prior<acc_t>::make(mu_prior, std_prior);
+    const acc_t scale = prior.scale(grad);
+    const auto log_prob = [](const Element& at) { return at.grad * (at.log_q() - at.log_p()); };
+    const auto minus_log_p = [](const Element& at) { return -at.grad * at.log_p(); };
+    const auto kl = [](const Element& at) { return at.grad * at.kl_divergence(); };
+
+    const GaussianGrads<acc_t> grads = gaussian_log_prob_grads(grad, x, mu, sigma, mu_prior, scale);
+    ILLIA_CHECK_NEAR(grads.x, derivative(e, &Element::x, log_prob), tolerance);
+    ILLIA_CHECK_NEAR(grads.mu, derivative(e, &Element::mu, log_prob), tolerance);
+    ILLIA_CHECK_NEAR(grads.rho * h, derivative(e, &Element::rho, log_prob), tolerance);
+
+    const GaussianGrads<acc_t> of_kl = gaussian_kl_divergence_grads(grad, mu, sigma, dsigma, h, mu_prior, scale);
+    ILLIA_CHECK_EQUAL(of_kl.x, 0);
+    ILLIA_CHECK_NEAR(of_kl.mu, derivative(e, &Element::mu, kl), tolerance);
+    ILLIA_CHECK_NEAR(of_kl.rho, derivative(e, &Element::rho, kl), tolerance);
+
+    const long double of_x = derivative(e, &Element::x, minus_log_p);
+    ILLIA_CHECK_NEAR(gaussian_sample_grad(acc_t(1.5), x, mu_prior, scale), 1.5 + of_x, tolerance);
+
+    // which lack the factor 1 / std_prior
+    const acc_t z_p = prior_score(x, prior), z_mu = prior_score(mu, prior), z_sigma = sigma / std_prior;
+    const ElementPriorGrads<acc_t> to_prior = element_prior_grads(grad, z_p, z_p * z_p);
+    ILLIA_CHECK_NEAR(to_prior.mu / std_prior, derivative(e, &Element::mu_prior, minus_log_p), tolerance);
+    ILLIA_CHECK_NEAR(to_prior.std / std_prior, derivative(e, &Element::std_prior, minus_log_p), tolerance);
+    const ElementPriorGrads<acc_t> kl_to_prior = element_prior_grads(grad, z_mu, z_mu * z_mu + z_sigma * z_sigma);
+    ILLIA_CHECK_NEAR(kl_to_prior.mu / std_prior, derivative(e, &Element::mu_prior, kl), tolerance);
+    ILLIA_CHECK_NEAR(kl_to_prior.std / std_prior, derivative(e, &Element::std_prior, kl), tolerance);
+  }
+}
+
+// By their definitions, within 4 roundings, or as many times std_prior's.
+template <typename acc_t>
+void test_scores() {
+  constexpr double kEpsilon = std::numeric_limits<acc_t>::epsilon();
+  for (uint64_t i = 0; i < 300; ++i) {
+    const Element e = Element::make(i);
+    const auto near = [&](acc_t actual, long double expected, const char* what, int line) {
+      check_near(actual, expected, 2 * kEpsilon * static_cast<double>(std::fabs(expected)), what, __FILE__, line);
+    };
+    const acc_t sigma = softplus(acc_t(e.rho)).sigma, x = e.x, mu = e.mu, eps = e.eps, grad = e.grad;
+    const auto prior = Prior<acc_t>::make(e.mu_prior, e.std_prior);
+    const auto each = ElementPrior<acc_t>::make(e.mu_prior, e.std_prior);
+    const long double variance = e.std_prior * e.std_prior;
+    ILLIA_CHECK_NEAR(gaussian_sample(mu, sigma, eps), e.mu + sigma * e.eps, 8 * kEpsilon);  // |x| < 8: 1 ulp
+    near(posterior_score(x, mu, sigma), (e.x - e.mu) / sigma, "posterior_score", __LINE__);
+    near(prior_score(x, prior), (e.x - e.mu_prior) / e.std_prior, "prior_score", __LINE__);
+    near(prior_score(x, each), (e.x - e.mu_prior) / e.std_prior, "prior_score of an element", __LINE__);
+    near(prior.mu, e.mu_prior, "mu of a prior", __LINE__);
+    near(each.mu, e.mu_prior, "mu of an element's prior", __LINE__);
+    near(prior.inverse_std, 1 / e.std_prior, "inverse_std", __LINE__);
+    near(prior.inverse_variance, 1 / variance, "inverse_variance", __LINE__);
+    ILLIA_CHECK_NEAR(prior.log_std, std::log(e.std_prior), 0x1p-51);  // 1.3 ulp of at most 2
+    near(prior.scale(grad), e.grad / variance, "scale", __LINE__);
+    near(each.scale(grad), e.grad / variance, "scale of an element's prior", __LINE__);
+    const HeldFixedGrads<acc_t> held = held_fixed_grads(grad, eps, sigma);
+    near(held.mu, e.grad * e.eps / sigma, "mu held fixed", __LINE__);
+    near(held.h_scale, e.grad * e.eps * e.eps, "h_scale", __LINE__);
+  }
+}
+
+// Quotients that leave the range, and where a gradient of 0 meets them.
+template <typename acc_t>
+void test_ranges() {
+  using Limits = std::numeric_limits<acc_t>;
+  const acc_t infinity = Limits::infinity(), largest = Limits::max(), nan = Limits::quiet_NaN();
+  for (acc_t sign : {acc_t{1}, acc_t{-1}}) {
+    ILLIA_CHECK_EQUAL(limit(sign * infinity), sign * largest);
+    ILLIA_CHECK_EQUAL(limit(sign * largest), sign * largest);
+    ILLIA_CHECK_EQUAL(limit(sign * acc_t(0.75)), sign * acc_t(0.75));
+    const HeldFixedGrads<acc_t> held = held_fixed_grads(acc_t{0}, sign, acc_t{0});
+    ILLIA_CHECK_EQUAL(held.mu, 0);
+    ILLIA_CHECK_EQUAL(held_fixed_grads(acc_t{1}, sign, acc_t{0}).mu, sign * largest);
+  }
+  ILLIA_CHECK_EQUAL(std::isnan(limit(nan)), true);
+  for (double std : {1e-300, 1e-320}) {  // 1 / std leaves float, and 1 / std^2 also double; of the second 1 / std too
+    const auto prior = Prior<acc_t>::make(0.5, std);
+    const double inverse = std::fmin(1 / std, std::numeric_limits<double>::max());
+    ILLIA_CHECK_EQUAL(prior.inverse_std, std::fmin(inverse, static_cast<double>(largest)));
+    ILLIA_CHECK_EQUAL(prior.inverse_variance, std::numeric_limits<double>::max());
+    ILLIA_CHECK_EQUAL(prior.scale(0), 0);
+    ILLIA_CHECK_EQUAL(prior.scale(2), largest);
+    ILLIA_CHECK_EQUAL(prior.scale(-2), -largest);
+    ILLIA_CHECK_EQUAL(prior_score(acc_t(0.5), prior), 0);
+  }
+  ILLIA_CHECK_EQUAL(Prior<acc_t>::make(0, HUGE_VAL).inverse_std, 0);
+  ILLIA_CHECK_EQUAL(Prior<acc_t>::make(0, 0).inverse_std, infinity);  // no positive std_prior: nothing is kept finite
+  ILLIA_CHECK_EQUAL(Prior<acc_t>::make(0, -0x1p-4).inverse_std, -16);
+  ILLIA_CHECK_EQUAL(Prior<acc_t>::make(0, -1e-320).inverse_std, -infinity);
+  ILLIA_CHECK_EQUAL(std::isnan(Prior<acc_t>::make(0, nan).inverse_std), true);
+  ILLIA_CHECK_EQUAL(ElementPrior<acc_t>::make(0, 0).inverse_std, infinity);
+  ILLIA_CHECK_EQUAL(ElementPrior<acc_t>::make(0, acc_t(-0x1p-4)).inverse_std, -16);
+  ILLIA_CHECK_EQUAL(ElementPrior<acc_t>::make(0, Limits::denorm_min()).inverse_std, largest);
+  ILLIA_CHECK_EQUAL(ElementPrior<acc_t>::make(0, -Limits::denorm_min()).inverse_std, -infinity);
+  for (acc_t rho : {infinity, largest, acc_t{3}, acc_t{0}, acc_t{-3}, -largest, -infinity}) {
+    const acc_t expected = rho > 0 && rho < infinity ? 0 : rho;
+    ILLIA_CHECK_EQUAL(linear_log_sigma(rho), expected);
+  }
+}
+
+template <typename acc_t>
+void test_formulas() {
+  test_gradients<acc_t>();
+  test_scores<acc_t>();
+  test_ranges<acc_t>();
+}
+
+}  // namespace
+}  // namespace base
+}  // namespace illia

@@ -1,0 +1,233 @@
+// The bits that every CPU kernel writes, for all storage types, tails and features, against tests/data/golden_bits.txt:
+// golden.h says how. Every instruction set that this CPU has must write them.
+#include <cmath>
+#include <limits>
+
+#include "cpu/kernels.h"
+#include "cpu/storage.h"
+#include "golden.h"
+#include "points.h"
+
+namespace illia {
+namespace {
+
+using base::scattered;
+
+size_t width_of(Storage storage) { return storage == Storage::kDouble ? 8 : storage == Storage::kFloat ? 4 : 2; }
+
+class Array {
+ public:
+  Array(Storage storage, int64_t numel) : storage_(storage), numel_(numel), memory_(numel + 1) {}
+
+  template <typename function_t>
+  Array& fill(function_t value) {
+    for (int64_t i = 0; i < numel_; ++i) set(i, value(i));
+    return *this;
+  }
+
+  ConstView view() const { return {memory_.data(), storage_}; }
+  MutableView target() { return {memory_.data(), storage_}; }
+  void* data() { return memory_.data(); }
+
+  void add_to(Digest& digest) const {
+    for (int64_t i = 0; i < numel_; ++i) {
+      if (storage_ == Storage::kDouble) digest.add(get<double>(i));
+      if (storage_ == Storage::kFloat) digest.add(get<float>(i));
+      if (storage_ == Storage::kHalf) digest.add(base::half_to_float(get<uint16_t>(i)));
+      if (storage_ == Storage::kBFloat16) digest.add(base::bfloat16_to_float(get<uint16_t>(i)));
+    }
+  }
+
+ private:
+  template <typename value_t>
+  value_t get(int64_t i) const {
+    value_t value;
+    std::memcpy(&value, reinterpret_cast<const char*>(memory_.data()) + i * sizeof(value), sizeof(value));
+    return value;
+  }
+
+  void set(int64_t i, double value) {
+    const float single = static_cast<float>(value);
+    const uint16_t half = storage_ == Storage::kHalf ? base::float_to_half(single) : base::float_to_bfloat16(single);
+    const void* source = storage_ == Storage::kDouble  ? static_cast<const void*>(&value)
+                         : storage_ == Storage::kFloat ? static_cast<const void*>(&single)
+                                                       : &half;
+    std::memcpy(reinterpret_cast<char*>(memory_.data()) + i * width_of(storage_), source, width_of(storage_));
+  }
+
+  Storage storage_;
+  int64_t numel_;
+  std::vector<uint64_t> memory_;  // as many words as elements: enough for every type
+};
+
+struct Feature {
+  Block block{};
+  bool each_prior = false, sum_prior_grads = false, each_prior_grad = false, stick_the_landing = false;
+  bool tails = false;  // elements far out, infinite and NaN
+};
+
+struct Case {
+  Storage parameters, sample;
+  int64_t numel, num_samples;
+  Feature feature;
+};
+
+// Multiples of 1/64 in [low, low + 16), which every type but bfloat16 holds.
+double dyadic(uint64_t seed, int64_t i, double low) {
+  return low + static_cast<double>(scattered(seed << 32 | static_cast<uint64_t>(i)) % 1024) / 64;
+}
+
+double tail(uint64_t seed, int64_t i, double otherwise) {
+  const double kTails[] = {-16.7,  17.0,  64.5, -88.0, -103.5,   -104.5,    120.0, -708.5,
+                           -745.5, 800.0, 1e30, -1e30, HUGE_VAL, -HUGE_VAL, NAN,   0x1p-140};
+  const uint64_t drawn = scattered(~seed << 32 | static_cast<uint64_t>(i));
+  return drawn % 31 ? otherwise : kTails[drawn >> 60];
+}
+
+struct Digests {
+  Digest standard_normal, sample, sample_backward, log_prob, log_prob_backward, kl_divergence, kl_divergence_backward;
+};
+
+void run(const Kernels& kernels, const Case& c, Digests& digests) {
+  const bool in_double = c.parameters == Storage::kDouble;
+  const Storage acc = in_double ? Storage::kDouble : Storage::kFloat;
+  const KernelTable& table = in_double ? kernels.in_double : kernels.in_float;
+  const Feature& feature = c.feature;
+  const int64_t numel = c.numel, samples = c.num_samples, total = numel * samples, chunks = count_chunks(numel);
+  const auto values = [&](uint64_t seed, double low, double scale) {
+    return [=](int64_t i) {
+      const double ordinary = dyadic(seed, i, low) * scale;
+      return feature.tails ? tail(seed, i, ordinary) : ordinary;
+    };
+  };
+
+  Array mu(c.parameters, numel), rho(c.parameters, numel), given_x(c.sample, total), grad_x(c.sample, total);
+  mu.fill(values(1, -8, 0x1p-3)), rho.fill(values(2, -12, 1));
+  given_x.fill(values(3, -8, 0x1p-2)), grad_x.fill(values(4, -8, 0x1p-3));
+  Array mu_priors(acc, numel), std_priors(acc, numel);
+  mu_priors.fill(values(5, -8, 0x1p-3)), std_priors.fill(values(6, 0x1p-6, 0x1p-4));
+  PriorValues prior{0.25, 0.7};
+  if (feature.each_prior) prior = {0, 1, mu_priors.data(), std_priors.data()};
+  std::vector<Key> keys;
+  std::vector<double> grads;
+  for (int64_t s = 0; s < samples; ++s) {
+    keys.push_back({scattered(s), ~uint64_t{0} - static_cast<uint64_t>(3 * s)});  // the counters wrap around
+    grads.push_back(dyadic(7, s, -8) / 8);
+  }
+
+  const auto add_all = [](const std::vector<double>& sums, Digest& digest) {
+    for (double sum : sums) digest.add(sum);
+  };
+  const auto with_prior_grads = [&](Digest& digest, auto backward) {
+    Array each_mu(acc, numel), each_std(acc, numel);
+    std::vector<double> mu_sums(chunks), std_sums(chunks);
+    PriorGradTargets targets;
+    if (feature.each_prior_grad) targets.each_mu = each_mu.data(), targets.each_std = each_std.data();
+    if (feature.sum_prior_grads) targets.mu_partials = mu_sums.data(), targets.std_partials = std_sums.data();
+    Array grad_mu(c.parameters, numel), grad_rho(c.parameters, numel);
+    backward(grad_mu.target(), grad_rho.target(), targets);
+    for (const Array* result : {&grad_mu, &grad_rho, &each_mu, &each_std}) result->add_to(digest);
+    add_all(mu_sums, digest), add_all(std_sums, digest);
+  };
+
+  Array eps(c.sample, total), x(c.sample, total), grad_given_x(c.sample, total);
+  std::vector<double> sums(samples * chunks), kl(chunks);
+  table.standard_normal({keys.data(), samples, numel, eps.target(), feature.block}, 0, chunks);
+  eps.add_to(digests.standard_normal);
+
+  table.sample({mu.view(), rho.view(), keys.data(), samples, numel, prior, x.target(), sums.data(), feature.block}, 0,
+               chunks);
+  x.add_to(digests.sample), add_all(sums, digests.sample);
+  table.sample({mu.view(), rho.view(), keys.data(), samples, numel, prior, x.target(), nullptr, feature.block}, 0,
+               chunks);
+  x.add_to(digests.sample);
+
+  for (int given : {1, 2, 3}) {
+    const bool given_grads = given & 2;
+    with_prior_grads(digests.sample_backward, [&](MutableView grad_mu, MutableView grad_rho, PriorGradTargets targets) {
+      table.sample_backward({given & 1 ? grad_x.view() : ConstView{}, given_grads ? grads.data() : nullptr, mu.view(),
+                             rho.view(), keys.data(), samples, numel, prior, grad_mu, grad_rho, feature.block,
+                             given_grads ? targets : PriorGradTargets{}, feature.stick_the_landing},
+                            0, chunks);
+    });
+  }
+
+  table.log_prob({given_x.view(), mu.view(), rho.view(), samples, numel, prior, sums.data()}, 0, chunks);
+  add_all(sums, digests.log_prob);
+  with_prior_grads(digests.log_prob_backward, [&](MutableView grad_mu, MutableView grad_rho, PriorGradTargets targets) {
+    table.log_prob_backward({grads.data(), given_x.view(), mu.view(), rho.view(), samples, numel, prior,
+                             grad_given_x.target(), grad_mu, grad_rho, targets},
+                            0, chunks);
+  });
+  grad_given_x.add_to(digests.log_prob_backward);
+
+  table.kl_divergence({mu.view(), rho.view(), numel, prior, kl.data()}, 0, chunks);
+  add_all(kl, digests.kl_divergence);
+  with_prior_grads(digests.kl_divergence_backward, [&](MutableView grad_mu, MutableView grad_rho,
+                                                       PriorGradTargets targets) {
+    table.kl_divergence_backward({0.75, mu.view(), rho.view(), numel, prior, grad_mu, grad_rho, targets}, 0, chunks);
+  });
+}
+
+void put(const Kernels& kernels, Storage parameters, Storage sample, const std::string& types, Lines& lines) {
+  // a row off the Philox blocks and beyond 2^32 of them; short rows; rows of one element
+  const Block row{(int64_t{1} << 35) + 6}, rows{3, 7, 2, {1000, 3}, {97, 10}}, elements{1, 1, 1, {100000}, {5}};
+  const Feature features[] = {{},
+                              {{}, false, false, false, false, true},
+                              {row, false, true},
+                              {rows, true, true, true, true},
+                              {elements, false, false, true, true, true},
+                              {{}, true, true, true, true, true}};
+  Digests digests;
+  for (const Feature& feature : features)
+    for (const auto& [numel, num_samples] :
+         {std::pair<int64_t, int64_t>{1, 1}, {31, 2}, {257, 3}, {1024, 1}, {2083, 2}})
+      run(kernels, {parameters, sample, numel, num_samples, feature}, digests);
+  const auto put_line = [&](const char* name, const Digest& digest) {
+    lines.push_back(std::string("kernels.") + name + "." + types + " " + digest.text());
+  };
+  put_line("standard_normal", digests.standard_normal);
+  put_line("sample", digests.sample);
+  put_line("sample_backward", digests.sample_backward);
+  put_line("log_prob", digests.log_prob);
+  put_line("log_prob_backward", digests.log_prob_backward);
+  put_line("kl_divergence", digests.kl_divergence);
+  put_line("kl_divergence_backward", digests.kl_divergence_backward);
+}
+
+Lines all_lines(const Kernels& kernels) {
+  constexpr Storage kFloat = Storage::kFloat, kHalf = Storage::kHalf, kBFloat16 = Storage::kBFloat16;
+  Lines lines;
+  put(kernels, kFloat, kFloat, "float", lines);
+  put(kernels, Storage::kDouble, Storage::kDouble, "double", lines);
+  put(kernels, kHalf, kHalf, "half", lines);
+  put(kernels, kBFloat16, kBFloat16, "bfloat16", lines);
+  put(kernels, kFloat, kHalf, "float.half", lines);
+  put(kernels, kFloat, kBFloat16, "float.bfloat16", lines);
+  return lines;
+}
+
+}  // namespace
+}  // namespace illia
+
+// Usage: golden_kernels_test [golden_bits.txt [capability...]]. Without names: those that the CPU is said to have.
+int main(int argc, char** argv) {
+  int failures = 0, checked = 0;
+  const auto check = [&](const char* capability, const illia::Kernels& kernels, bool supported) {
+    bool asked = argc <= 2 && supported;
+    for (int i = 2; i < argc; ++i) asked |= std::strcmp(argv[i], capability) == 0;
+    if (!asked) return;
+    ++checked;
+    std::fprintf(stderr, "%s\n", capability);
+    failures += illia::print_or_compare(argc, argv, "kernels.", illia::all_lines(kernels));
+  };
+  check("base", illia::base::kKernels, true);
+#if defined(__x86_64__)
+  const bool has_avx2 = argc > 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  check("avx2", illia::avx2::kKernels, has_avx2);
+  check("avx512", illia::avx512::kKernels, has_avx512);
+#endif
+  return failures > 0 || checked < argc - 2;
+}

@@ -1,0 +1,123 @@
+"""Every op forward and backward, and what becomes of them when memory runs out: see test_faults_memory.py."""
+
+import ctypes
+import itertools
+import resource
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from illia_ext import _C, BayesianModule
+from illia_ext import functional as F
+from illia_ext.random import key, split
+
+__all__ = ["fail_each_allocation", "limit_memory", "make_ops"]
+
+Op = Callable[[], list[Tensor]]
+
+
+def _with_grads(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs, and gradients for a gradient of ones to each."""
+    grads = torch.autograd.grad(outputs, inputs, [torch.ones_like(output) for output in outputs])
+    return [*outputs, *grads]
+
+
+def make_ops(numel: int, num_tensors: int) -> dict[str, Op]:
+    torch.manual_seed(0)
+
+    def parameters(*size: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(size).requires_grad_(), torch.randn(size).requires_grad_()
+
+    one, keys = key(3), split(key(3), 3)
+    mu, rho = parameters(numel)
+    x, mu_prior = parameters(numel)
+    std_prior = torch.rand(numel).add_(0.5).requires_grad_()
+    strided, strided_rho = (parameter.reshape(-1, 4).t() for parameter in parameters(numel // 4 * 4))
+    pairs = [parameters(numel // num_tensors) for _ in range(num_tensors)]
+    mus, rhos = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    priors = [mu, rho, mu_prior, std_prior]
+    net = BayesianModule(nn.Linear(8, max(numel // 8, 1)), std_prior=1.0)
+    batch = torch.ones(1, 8)
+
+    def foreach(of_keys: Tensor) -> list[Tensor]:
+        xs, log_prob = F.foreach_gaussian_sample_and_log_prob(mus, rhos, 0.0, 1.0, of_keys)
+        return _with_grads([*xs, log_prob], [*mus, *rhos])
+
+    def module() -> list[Tensor]:
+        return _with_grads(net(batch, key=one), list(net.parameters()))
+
+    return {
+        "standard_normal": lambda: [torch.ops.illia_ext.standard_normal(one, [numel], dtype=torch.float32)],
+        "sample": lambda: _with_grads([F.gaussian_sample(mu, rho, one)], [mu, rho]),
+        "sample in bfloat16": lambda: _with_grads([F.gaussian_sample(mu, rho, one, torch.bfloat16)], [mu, rho]),
+        "three samples": lambda: _with_grads(F.gaussian_sample_and_log_prob(mu, rho, 0.0, 1.0, keys), [mu, rho]),
+        "strided": lambda: _with_grads(
+            F.gaussian_sample_and_log_prob(strided, strided_rho, 0.0, 1.0, one), [strided, strided_rho]
+        ),
+        "priors": lambda: _with_grads(F.gaussian_sample_and_log_prob(*priors, one), priors),
+        "log_prob": lambda: _with_grads([F.gaussian_log_prob(x, *priors)], [x, *priors]),
+        "kl_divergence": lambda: _with_grads([F.gaussian_kl_divergence(*priors)], priors),
+        "foreach": lambda: foreach(one),
+        "foreach, three samples": lambda: foreach(keys),
+        "foreach kl_divergence": lambda: _with_grads(
+            [F.foreach_gaussian_kl_divergence(mus, rhos, 0.0, 1.0)], [*mus, *rhos]
+        ),
+        "module": module,
+    }
+
+
+def library_range() -> tuple[int, int]:
+    """Where the library is mapped."""
+    with open("/proc/self/maps") as maps:
+        lines = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(_C.__file__)]
+    return int(lines[0][0], 16), int(lines[-1][1], 16)
+
+
+def _outcome(op: Op) -> tuple[list[Tensor] | None, str]:
+    try:
+        return op(), ""
+    except (MemoryError, RuntimeError) as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+def fail_each_allocation() -> dict[str, Counter[str]]:
+    """What each op says when its first allocation fails, its second, and so on; in between it must give its numbers."""
+    allocator = ctypes.CDLL(None)
+    allocator.watch_library(*map(ctypes.c_size_t, library_range()))
+    said = {}
+    for name, op in make_ops(numel=200, num_tensors=3).items():
+        expected, said[name] = op(), Counter()
+        for n in itertools.count(1):
+            allocator.let_fail(ctypes.c_long(n))
+            result, error = _outcome(op)
+            has_failed = bool(allocator.has_failed())
+            allocator.let_fail(ctypes.c_long(0))
+            assert has_failed is (result is None), f"{name}: allocation {n} failed in silence"
+            for got in [op()] if has_failed else [op(), result]:
+                assert all(map(torch.equal, got, expected)), f"{name}: other numbers after allocation {n} failed"
+            if not has_failed:
+                break
+            said[name][error] += 1
+    return said
+
+
+def limit_memory(numel: int) -> dict[str, Counter[str]]:
+    """What each op says under limits of memory that rise until it runs; then it must give its numbers."""
+    said = {}
+    step = numel * 4 // 3  # thrice a tensor: each allocation of one is the first to fail under some limit
+    for name, op in make_ops(numel, num_tensors=3).items():
+        expected, said[name] = op(), Counter()
+        with open("/proc/self/statm") as sizes:
+            in_use = int(sizes.read().split()[0]) * resource.getpagesize()
+        for n in itertools.count():
+            resource.setrlimit(resource.RLIMIT_AS, (in_use + n * step, resource.RLIM_INFINITY))
+            result, error = _outcome(op)
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            for got in [op()] if result is None else [op(), result]:
+                assert all(map(torch.equal, got, expected)), f"{name}: other numbers under limit {n}"
+            if result is not None:
+                break
+            said[name][error] += 1
+    return said

@@ -1,0 +1,65 @@
+"""The frame of the evidence: what a part finds reaches the page, and no part can fail in silence."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer
+
+from trust import __main__ as command
+from trust.evidence import Finding, Section, Table
+from trust.page import page
+
+HOLDS = Finding("moments of 10^9 normals", "z = 1.2", "|z| < 5", True)
+FAILS = Finding("p-values beyond 1e-7", "3", "0", False)
+SECTION = Section("Noise", "How.", [HOLDS, FAILS], [Table("Worst", ["lag", "r"], [["1", "2e-5"]])], seconds=12.4)
+
+pytestmark = pytest.mark.usefixtures("cpu")
+
+
+def add_part(monkeypatch: pytest.MonkeyPatch, collect: object) -> None:
+    monkeypatch.setitem(sys.modules, "trust.part", SimpleNamespace(collect=collect))
+
+
+def test_a_section_comes_back_from_its_file(tmp_path: Path) -> None:
+    SECTION.write(tmp_path / "noise.json")
+    assert Section.read(tmp_path / "noise.json") == SECTION
+
+
+def test_the_page_shows_figures_and_names_what_failed() -> None:
+    text = page([SECTION], "2026-11-23, a machine", 61)
+    assert "in 1 min" in text and "2026-11-23, a machine." in text
+    assert "**1 of 2 findings hold.** These do not: p-values beyond 1e-7." in text
+    assert "| moments of 10^9 normals | z = 1.2 | \\|z\\| < 5 | yes |" in text
+    assert "| p-values beyond 1e-7 | 3 | 0 | **NO** |" in text
+    assert "Worst\n\n| lag | r |\n|---|---|\n| 1 | 2e-5 |" in text
+
+
+def test_a_part_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def collect(quick: bool) -> Section:
+        raise RuntimeError("dieharder is not on PATH")
+
+    add_part(monkeypatch, collect)
+    (finding,) = command.collect("part", quick=True).findings
+    assert "dieharder is not on PATH" in finding.measured and not finding.holds
+
+
+def test_a_part_without_findings_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_part(monkeypatch, lambda quick: Section("Nothing", "looked at"))
+    (finding,) = command.collect("part", quick=True).findings
+    assert finding.what == "something was looked at" and not finding.holds
+
+
+def test_a_part_that_crashes_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.abort()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (finding,) = command.collect_apart("noise", True, tmp_path).findings
+    assert finding.measured.startswith("exit code -6") and not finding.holds
+
+
+def test_the_command_refuses() -> None:
+    with pytest.raises(typer.BadParameter, match=r"expected parts of .*, got nois"):
+        command.main(["nois"])
+    with pytest.raises(typer.BadParameter, match="--json takes one part, got 2"):
+        command.main(["noise", "fuzz"], json_file=Path("x.json"))

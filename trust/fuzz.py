@@ -1,0 +1,71 @@
+"""libFuzzer, by way of atheris, makes calls of every op out of bytes: dtypes of all kinds, shapes, strides, storage
+offsets, devices, keys with wrong words, dtypes and shapes, priors, lists, blocks, masks, None, tensors larger than any
+memory. It is led by the branches of `trust/fuzz_rules.py`, which says once more, apart from the library's checks, what
+the documentation accepts, so it finds its way into every refusal.
+
+Of each call is asked: does the op refuse exactly what the rules refuse, by an exception of an expected type whose
+message begins with the name of an argument that is wrong (or is a sentence of torch's own dispatcher)? Are the
+arguments, and the memory around and between their elements, what they were? Are results of the reference's shape and
+dtype, and finite where the values are moderate? And does the process live? The seed is fixed; the time is bounded, so
+how many calls are made depends on the machine. Memory errors inside the library show in the part on sanitizers, which
+takes the same target.
+"""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from trust.evidence import Finding, Section, Table
+from trust.variants import ROOT
+
+__all__ = ["collect", "fuzz"]
+
+TITLE = "Fuzzing the op boundary"
+KINDS = (
+    "nonsense accepted",
+    "valid arguments refused",
+    "refused without naming the argument",
+    "another exception than expected",
+    "an argument's memory changed",
+    "an output of another kind",
+    "another shape or dtype than the reference",
+    "not finite",
+)
+
+
+def fuzz(seconds: int, environ: dict[str, str] | None = None) -> tuple[str, dict]:
+    """What libFuzzer printed, and the ledger of `trust/fuzz_target.py`; `environ` may put another library first."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Path(folder, "ledger.json")
+        flags = ["-seed=7", f"-max_total_time={seconds}", "-max_len=512", "-len_control=0", "-rss_limit_mb=6000"]
+        command = [sys.executable, "-m", "trust.fuzz_target", str(ledger), *flags, f"-artifact_prefix={folder}/"]
+        result = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+        counted = json.loads(ledger.read_text()) if ledger.exists() else {"counts": {}, "failures": {}}
+    return f"{result.stdout}{result.stderr}\nexit code {result.returncode}", counted
+
+
+def collect(quick: bool) -> Section:
+    if find_spec("atheris") is None:
+        return Section(
+            TITLE,
+            f"{__doc__}\nNot run here: no atheris for Python {platform.python_version()} on "
+            f"{platform.machine()}; it comes for CPython 3.11 to 3.13 on x86-64.",
+        )
+    output, ledger = fuzz(15 if quick else 70)
+    counts, failures = ledger["counts"], ledger["failures"]
+    print(output[-3000:], json.dumps(ledger, indent=1), sep="\n")
+    done = re.search(r"Done (\d+) runs in (\d+) second", output)
+    edges = re.findall(r"cov: (\d+)", output)
+    findings = [Finding("the process lives", done[0] if done else output[-300:], "it ends by itself", done is not None)]
+    for kind in KINDS:
+        count = counts.get(kind, 0)
+        measured = f"{count} calls: {failures[kind]}" if count else "0 calls"
+        findings.append(Finding(kind, measured, "0 calls", done is not None and count == 0))
+    rows = [[what, str(count)] for what, count in sorted(counts.items()) if what not in KINDS]
+    rows.append(["edges of the rules covered", edges[-1] if edges else "unknown"])
+    return Section(TITLE, __doc__, findings, [Table("Calls made", ["what", "how many"], rows)])
