@@ -100,6 +100,16 @@ void test_softplus_extremes() {
   }
 }
 
+// From there on 1 is the nearest number to sigmoid(rho), and rho times 1 / rho is not always 1.
+template <typename acc_t>
+void test_large_rho() {
+  for (int i = 1; i <= 4096; ++i) {
+    const acc_t rho = 64 + acc_t(i) / 4096;
+    const Softplus<acc_t> s = softplus(rho);
+    ILLIA_CHECK_EQUAL(sigmoid(rho, s.sigma, log_sigma_derivative(s)), 1);
+  }
+}
+
 // Each of two sigma errs by 2.4 ulp, each of two sigmoids by 4.6 ulp of at most 1.
 template <typename acc_t>
 void test_softplus_identities() {
@@ -168,6 +178,8 @@ int main(int argc, char** argv) {
   test_radius(uniform(0, 0), std::sqrt(130 * std::log(2.0)));
   test_softplus_extremes<float>();
   test_softplus_extremes<double>();
+  test_large_rho<float>();
+  test_large_rho<double>();
   test_softplus_identities<float>();
   test_softplus_identities<double>();
   test_element_priors<float>();
