@@ -7,16 +7,17 @@ Of each call is asked: does the op refuse exactly what the rules refuse, by an e
 message begins with the name of an argument that is wrong (or is a sentence of torch's own dispatcher)? Are the
 arguments, and the memory around and between their elements, what they were? Are results of the reference's shape and
 dtype, and finite where the values are moderate? And does the process live? The seed is fixed; the time is bounded, so
-how many calls are made depends on the machine. Memory errors inside the library show in the part on sanitizers, which
-takes the same target.
+how many calls are made depends on the machine.
 """
 
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,13 +39,17 @@ KINDS = (
 )
 
 
-def fuzz(seconds: int, environ: dict[str, str] | None = None) -> tuple[str, dict]:
-    """What libFuzzer printed, and the ledger of `trust/fuzz_target.py`; `environ` may put another library first."""
+def fuzz(seconds: int, environ: Mapping[str, str] = os.environ) -> tuple[str, dict]:
+    """What libFuzzer printed, and the ledger of `trust/fuzz_target.py`; `environ` may name another library, as
+    trust.variants.environment does."""
+    path = os.pathsep.join(filter(None, [environ.get("PYTHONPATH"), str(ROOT)]))
     with tempfile.TemporaryDirectory() as folder:
         ledger = Path(folder, "ledger.json")
         flags = ["-seed=7", f"-max_total_time={seconds}", "-max_len=512", "-len_control=0", "-rss_limit_mb=6000"]
         command = [sys.executable, "-m", "trust.fuzz_target", str(ledger), *flags, f"-artifact_prefix={folder}/"]
-        result = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+        result = subprocess.run(
+            command, cwd=folder, env={**environ, "PYTHONPATH": path}, capture_output=True, text=True
+        )
         counted = json.loads(ledger.read_text()) if ledger.exists() else {"counts": {}, "failures": {}}
     return f"{result.stdout}{result.stderr}\nexit code {result.returncode}", counted
 
