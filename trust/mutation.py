@@ -89,13 +89,15 @@ def collect(quick: bool) -> Section:
         ),
         Finding(
             "mutants of that campaign that nothing notices",
-            f"{len(left)} of {compiled} without a reason, {len(survived) - len(left)} explained" + "".join(left[:3]),
+            f"{len(left)} of {compiled} without a reason, {len(survived) - len(left)} explained"
+            + "".join(f"; {mutant}" for mutant in left[:3]),
             "0 without a reason",
             not left,
         ),
         Finding(
             "an even sample of them, judged again now",
-            f"{killed} of {len(sample)} killed, {len(alive)} neither killed nor explained" + "".join(alive[:3]),
+            f"{killed} of {len(sample)} killed, {len(alive)} neither killed nor explained"
+            + "".join(f"; {mutant}" for mutant in alive[:3]),
             "0 neither killed nor explained",
             not alive,
         ),
