@@ -252,7 +252,7 @@ def load_jit() -> ModuleType:
 
     Beside a torch without CUDA it leaves the CUDA kernels out, which nobody could call, unless ILLIA_EXT_CUDA=1.
 
-    Raises ImportError when a tool is missing or the operators are in this process already,
+    Raises ImportError when a tool is missing, the cache cannot be written or the operators are in this process already,
     and RuntimeError with the compiler's output when the compilation fails.
     """
     import torch
@@ -266,16 +266,27 @@ def load_jit() -> ModuleType:
         raise ImportError("illia_ext's operators are in this process already; a second copy would crash it")
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
     folder = Path(root) / f"illia_ext-{sys.implementation.cache_tag}-torch-{torch.__version__}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what others write here would run
-    print(f"illia_ext: compiling the C++ library in {folder}", file=sys.stderr, flush=True)
-    with open(folder / "illia_ext.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # Before 2.15 torch waits for ever on the lock that a killed process left. We hold ours: nobody holds that.
-        (folder / "lock").unlink(missing_ok=True)
-        return cpp_extension.load(
-            name="illia_ext_C",
-            sources=[str(CSRC / name) for name in sources(".cpp")],
-            extra_cflags=flags,
-            extra_ldflags=[shlex.quote(flag) for flag in [*compile_cuda(folder, auto), *link_flags(auto)]],
-            build_directory=str(folder),
-        )
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what others write here would run
+        print(f"illia_ext: compiling the C++ library in {folder}", file=sys.stderr, flush=True)
+        with open(folder / "illia_ext.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Before 2.15 torch waits for ever on the lock that a killed process left. We hold ours: nobody holds that.
+            (folder / "lock").unlink(missing_ok=True)
+            return cpp_extension.load(
+                name="illia_ext_C",
+                sources=[str(CSRC / name) for name in sources(".cpp")],
+                extra_cflags=flags,
+                extra_ldflags=[shlex.quote(flag) for flag in [*compile_cuda(folder, auto), *link_flags(auto)]],
+                build_directory=str(folder),
+            )
+    except OSError as error:
+        raise ImportError(
+            f"compiling illia_ext in {folder} fails: {error}; the environment variable TORCH_EXTENSIONS_DIR names "
+            "another folder"
+        ) from error
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        raise RuntimeError(
+            f"{error}\ncompiling illia_ext in {folder} fails: the reason stands above; the environment variable CXX "
+            "names another compiler"
+        ) from error

@@ -63,7 +63,7 @@ def standard_normal(
     words = philox4x32(key[0], key[1] + blocks)
     if dtype == torch.float64:
         uniforms = [
-            high.double() * 2.0**-32 + low.double() * 2.0**-64 + 2.0**-65 for high, low in (words[0:2], words[2:4])
+            high.double() * 2.0**-32 + (low.double() * 2.0**-64 + 2.0**-65) for high, low in (words[0:2], words[2:4])
         ]
         normals = _box_muller(*uniforms)
     else:

@@ -202,6 +202,34 @@ def test_no_gradient_is_0_under_any_std_prior(std_prior: float, dtype: torch.dty
             assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_gradients_where_std_prior_squared_leaves_the_range(
+    sign: int, each: bool, dtype: torch.dtype, device: torch.device
+) -> None:
+    """They are quotients by it of numbers as small or large as std_prior. In units of 1 / std_prior, a power of 2."""
+    exponent = sign * (700 if dtype == torch.float64 else 90)
+    std = 2.0**exponent
+    mu = torch.full((65,), 3 * std, dtype=dtype, device=device).requires_grad_()
+    rho = torch.full_like(mu, min(0, exponent) * 0.6875)  # sigma is some std_prior, or much less
+    priors = [torch.full((65 if each else 1,), std, dtype=dtype, device=device)] * 2
+    key = make_key(1, device=device)
+    x, log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *priors, key)
+    given = mu.detach().requires_grad_()
+    grads = {
+        "drawn": torch.autograd.grad(log_prob, mu)[0],
+        "given": torch.autograd.grad(functional.gaussian_log_prob(given, mu, rho, *priors), given)[0],
+        "kl_divergence": torch.autograd.grad(functional.gaussian_kl_divergence(mu, rho, *priors), mu)[0],
+    }
+    expected = dict.fromkeys(grads, torch.full_like(mu, 2).double())
+    expected["drawn"] = 2 + sigma(rho) / std * noise(key, mu)
+    for name, grad in grads.items():  # 12 roundings, of which x has 6 of its size and a GPU's eps more
+        rtol = function_roundoffs(12, mu) * UNIT_ROUNDOFF[arithmetic_dtype(dtype)]
+        rtol += 0 if dtype == arithmetic_dtype(dtype) else UNIT_ROUNDOFF[dtype]
+        assert ((grad.double() * std - expected[name]).abs() <= rtol * (3 + expected[name].abs())).all(), name
+
+
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 def test_default_initial_values_have_finite_gradients(dtype: torch.dtype, device: torch.device) -> None:
     """In float16 too, where exp(-7) squared leaves the range."""

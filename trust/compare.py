@@ -118,7 +118,7 @@ def normal_errors(dtype: torch.dtype, count: int) -> tuple[float, float]:
     words = random.philox4x32(key[0], torch.arange(count // (2 if dtype == torch.float64 else 4)))
     if dtype == torch.float64:
         uniforms = [
-            high.double() * 2.0**-32 + low.double() * 2.0**-64 + 2.0**-65 for high, low in (words[:2], words[2:])
+            high.double() * 2.0**-32 + (low.double() * 2.0**-64 + 2.0**-65) for high, low in (words[:2], words[2:])
         ]
         pairs = torch.stack(uniforms, 1)
     else:

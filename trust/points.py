@@ -9,10 +9,10 @@ from torch.nn.functional import softplus
 
 from illia_ext import random
 
-__all__ = ["HALF_DTYPES", "RANGES", "Cell", "Points", "arithmetic", "cells", "draw"]
+__all__ = ["HALF_DTYPES", "RANGES", "SETTINGS", "Cell", "Points", "arithmetic", "cells", "draw"]
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-# rho's, up to the number named: below "-inf" exp(rho) is 0 in the arithmetic type, below "subnormal" it is subnormal
+# Of rho, each up to the number that it names; in the first exp(rho) is 0 in the arithmetic type.
 RANGES = ("sigma is 0", "subnormal", "to -20", "to -1", "to 1", "to 20", "to 40", "to 1000", "to the largest")
 SETTINGS = ("usual", "far x", "large", "small", "tiny", "wide", "each", "q = p")
 
@@ -67,7 +67,7 @@ def rho_limits(cell: Cell) -> tuple[float, float]:
 
 
 def draw_rho(cell: Cell, count: int, generator: torch.Generator) -> Tensor:
-    """By the logarithm of |rho| where a range spans decades; its ends are among the points."""
+    """By the logarithm of |rho| where a range spans decades; its ends and 0 are among the points."""
     low, high = rho_limits(cell)
     unit = torch.rand(count, generator=generator, dtype=torch.float64)
     if cell.rho_range == "to 1":  # down to the smallest normal number, of both signs
@@ -77,12 +77,12 @@ def draw_rho(cell: Cell, count: int, generator: torch.Generator) -> Tensor:
         rho = low * (high / low) ** unit
     else:
         rho = low + (high - low) * unit
-    rho[:2] = torch.tensor([low, high])
+    rho[:3] = torch.tensor([low, high, min(max(low, 0), high)], dtype=torch.float64)
     return rho.to(cell.dtype)
 
 
 def draw(cell: Cell, count: int, seed: int) -> Points:
-    """`large` has a mu near the square root of the largest number and beyond, `small` priors near its inverse."""
+    """count elements, with what their cell says of them."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal() -> Tensor:
@@ -91,7 +91,7 @@ def draw(cell: Cell, count: int, seed: int) -> Points:
     total, info = arithmetic(cell.dtype), torch.finfo(cell.dtype)
     rho = draw_rho(cell, count, generator)
     sigma = softplus(rho.double(), threshold=60)
-    far, tiny = info.max**0.78, 4 * float(info.tiny)  # 1e30 in float32
+    far, tiny = info.max**0.78, 4 * info.tiny  # 1e30 in float32
     unit = {"large": far, "small": 1 / far, "tiny": tiny}.get(cell.setting, 1.0)
     mu = (unit * normal()).to(cell.dtype)
     z = normal() * (10 ** (6 * torch.rand(count, generator=generator)) if cell.setting == "far x" else 1)

@@ -13,8 +13,10 @@ valgrind's: it runs the CPU kernels over each dtype, and the bytes of every resu
 
 import subprocess
 import sys
+from pathlib import Path
 
 from illia_ext import _C
+from trust.debian import program
 from trust.evidence import Finding, Section
 from trust.variants import BUILD, ROOT
 from trust.watched import Watched
@@ -31,7 +33,7 @@ FLAGS = [
 WATCHED = Watched("sanitized", FLAGS, ["libasan.so", "libubsan.so"], "detect_leaks=0:handle_abort=1:print_stacktrace=1")
 
 # One thread's arithmetic, memory and errors: what each instruction set runs.
-KERNELS = ["forward", "backward", "prior_gradients", "blocks", "sentinels"]
+KERNELS = ["forward", "backward", "prior_gradients"]
 # No path through our C++ of their own, and minutes of the compiler.
 LEFT_OUT = ["compile", "distributed", "export", "opcheck"]
 QUICK_KERNELS = ["forward", "backward", "blocks"]
@@ -137,6 +139,52 @@ def programs(quick: bool) -> list[Finding]:
     return findings
 
 
+def undefined() -> list[Finding]:
+    """valgrind on the CPU kernels, which knows of each byte whether anyone wrote it."""
+    valgrind, environ = program("valgrind", "valgrind")
+    usr = Path(valgrind).parents[1]
+    environ["VALGRIND_LIB"] = str(usr / "libexec" / "valgrind")
+    target = WATCHED.folder / "undefined"
+    command = [
+        "g++",
+        "-std=c++17",
+        "-O1",
+        "-g1",
+        "-ffp-contract=off",
+        "-I",
+        ROOT / "csrc",
+        "-idirafter",
+        usr / "include",
+    ]
+    sources = [
+        ROOT / "trust" / "undefined.cpp",
+        *(ROOT / "csrc" / "cpu" / f"gaussian_{name}.cpp" for name in ("base", "avx2")),
+    ]
+    subprocess.run([*command, *sources, "-o", target], check=True)
+
+    def watch(*arguments: str) -> tuple[str, int]:
+        """How many results are undefined, and the errors of memory."""
+        run = [valgrind, "-q", "--error-exitcode=9", target, *arguments]
+        ended = subprocess.run(run, env=environ, stdout=subprocess.PIPE, text=True)
+        return ended.stdout.strip(), ended.returncode
+
+    (count, code), (planted_count, planted_code) = watch(), watch("fault")
+    return [
+        Finding(
+            "results of the CPU kernels with a byte that nobody wrote; exit code of valgrind",
+            f"{count}; {code}",
+            "0; 0",
+            count.startswith("0 of ") and code == 0,
+        ),
+        Finding(
+            "the same with an input left unwritten on purpose",
+            f"{planted_count}; {planted_code}",
+            "> 0; 9",
+            not planted_count.startswith("0 of ") and planted_code == 9,
+        ),
+    ]
+
+
 def collect(quick: bool) -> Section:
     WATCHED.build()
     findings = [planted()]
@@ -149,6 +197,7 @@ def collect(quick: bool) -> Section:
     else:
         findings.append(WATCHED.finding(f"tests of kernels and ops with {best}", WATCHED.tests(but=LEFT_OUT)))
         findings.append(leaks())
-    findings += programs(quick)
+    findings += [*undefined(), *programs(quick)]
     findings.append(WATCHED.reports("reports of the sanitizers, in all of these"))
-    return Section("Sanitizers", __doc__, findings)
+    no_cuda = not quick and not any("cuda_on_host_test" in finding.what for finding in findings)
+    return Section("Sanitizers", __doc__ + " This machine lacks CUDA's headers, and so that run." * no_cuda, findings)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -43,16 +43,24 @@ class Watched(NamedTuple):
         subprocess.run([*command, "-o", target, "-pthread"], check=True)
         return target
 
-    def environment(self, **more: str) -> dict[str, str]:
-        """In which each process writes what it reports into the file report.<its number> of the folder."""
+    def environment(self, before: Sequence[Path] = (), **more: str) -> dict[str, str]:
+        """In which each process writes what it reports into the file report.<its number> of the folder.
+
+        `before`: libraries that are loaded before torch and ours.
+        """
         names = [*self.runtimes, "libstdc++.so"]  # Python loads the latter too late for them
         found = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
         options = {f"{name}_OPTIONS": f"log_path={self.folder}/report:{self.options}" for name in ("ASAN", "TSAN")}
         # Beside ASan's runtime that of UBSan cannot write to a file: the abort that follows is then ASan's to report.
         options["UBSAN_OPTIONS"] = "print_stacktrace=1:abort_on_error=1"
-        return environment(BUILD / self.name / "lib") | options | {"LD_PRELOAD": ":".join(found)} | more
+        return (
+            environment(BUILD / self.name / "lib")
+            | options
+            | {"LD_PRELOAD": ":".join([*found, *map(str, before)])}
+            | more
+        )
 
-    def run(self, code: str, *arguments: object, **more: str) -> str:
+    def run(self, code: str, *arguments: object, **more: Any) -> str:
         """Output of a script. Raises RuntimeError with its error where it ends badly."""
         command = [sys.executable, "-c", code, *map(str, arguments)]
         environ = self.environment(**more)
@@ -65,7 +73,7 @@ class Watched(NamedTuple):
         names = sorted(path.stem.removeprefix("test_") for path in (self.folder / "tests").glob("test_*.py"))
         return [name for name in names if name not in but]
 
-    def test(self, names: Sequence[str], **more: str) -> Row:
+    def test(self, names: Sequence[str], **more: Any) -> Row:
         """Runs tests/test_<name>.py, but for the slow ones."""
         report = self.folder / "report.xml"
         report.unlink(missing_ok=True)
@@ -79,7 +87,7 @@ class Watched(NamedTuple):
             return Row(torch.__version__, trouble=f"pytest ends with {ended.returncode} and no report")
         return read_report(torch.__version__, "", report)
 
-    def finding(self, what: str, names: Sequence[str], **more: str) -> Finding:
+    def finding(self, what: str, names: Sequence[str], **more: Any) -> Finding:
         row = self.test(names, **more)
         measured = row.trouble or f"{row.passed} passed, {row.failed} failed in {row.seconds:.0f} s"
         return Finding(what, measured, "all pass", not (row.failed or row.trouble))

@@ -10,8 +10,8 @@
 ILLIA_NAMESPACE_BEGIN
 
 // Of a positive std_prior however small a quotient by it stays finite: (x - mu_prior) * quotient is 0 at x = mu_prior,
-// and grad * quotient where grad is 0. A quotient by std_prior^2, which leaves the range where the gradient does not, is
-// never formed: gradients are divided twice.
+// and grad * quotient where grad is 0. A quotient by std_prior^2, which leaves the range where the gradient does not,
+// is never formed: gradients are divided twice.
 template <typename quotient_t>
 ILLIA_FUNCTION quotient_t in_range(double quotient, double positive) {
   constexpr double kMax = Constants<quotient_t>::kMax;

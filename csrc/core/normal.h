@@ -14,9 +14,9 @@ constexpr int kNormalsPerBlock = sizeof(acc_t) == sizeof(float) ? 4 : 2;
 // A word in (0, 1]: it can round to 1, never to 0.
 ILLIA_FUNCTION float uniform(uint32_t word) { return std::fma(static_cast<float>(word), 0x1p-32f, 0x1p-33f); }
 
-// Two words in (0, 1].
+// Two words in (0, 1], rounded once: the small summands first, whose sum is exact.
 ILLIA_FUNCTION double uniform(uint32_t high, uint32_t low) {
-  return static_cast<double>(high) * 0x1p-32 + static_cast<double>(low) * 0x1p-64 + 0x1p-65;
+  return static_cast<double>(high) * 0x1p-32 + (static_cast<double>(low) * 0x1p-64 + 0x1p-65);
 }
 
 // radius_uniform in (0, 1], angle_uniform in (0, 1]. A radius_uniform of 1 gives 0, not NaN.

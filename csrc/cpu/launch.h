@@ -3,8 +3,8 @@
 
 #include <pthread.h>
 
+#include <cmath>
 #include <future>
-#include <numeric>
 
 #include "cpu/kernels.h"
 #include "ops/tensors.h"
@@ -111,9 +111,16 @@ class Partials {
       : num_chunks_(count_chunks(numel)), values_(static_cast<size_t>(num_samples * num_chunks_)) {}
   double* data() { return values_.data(); }
 
+  // Knuth's two-sum: `lost` is what the additions round away, which in float64 a plain sum of many chunks would show.
   double sum(int64_t sample) const {
-    const auto first = values_.begin() + sample * num_chunks_;
-    return std::accumulate(first, first + num_chunks_, 0.0);
+    const double* parts = values_.data() + sample * num_chunks_;
+    double sum = 0, lost = 0;
+    for (int64_t i = 0; i < num_chunks_; ++i) {
+      const double next = sum + parts[i], added = next - sum;
+      lost += (sum - (next - added)) + (parts[i] - added);
+      sum = next;
+    }
+    return std::isfinite(lost) ? sum + lost : sum;
   }
 
   void sum_into(const Tensor& result) const {

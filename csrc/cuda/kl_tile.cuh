@@ -54,8 +54,8 @@ __device__ __forceinline__ void kl_divergence_backward_tile(const tile_t& tile, 
   for (int i = 0; i < kCount; ++i) {
     const Softplus<acc_t> s = softplus(rho[i]);
     const acc_t h = log_sigma_derivative(s);
-    const GaussianGrads<acc_t> grads = gaussian_kl_divergence_grads(
-        grad, mu[i], s.sigma, sigmoid(rho[i], s.sigma, h), h, priors[i], priors.scale(i, grad, prior_scale));
+    const GaussianGrads<acc_t> grads = gaussian_kl_divergence_grads(grad, mu[i], s.sigma, sigmoid(rho[i], s.sigma, h),
+                                                                    h, priors[i], priors.scale(i, grad, prior_scale));
     if constexpr (kIsGeneral<variant_t>) {
       const acc_t z_mu = prior_score(mu[i], priors[i]), z_sigma = s.sigma * priors[i].inverse_std;
       prior_sums.add(i, grad, z_mu, std::fma(z_mu, z_mu, z_sigma * z_sigma));

@@ -50,10 +50,22 @@ inline Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype, Place place) 
   return Tensor(handle);
 }
 
-// Contiguous. torch::stable's own `contiguous` and `to` would not say that memory ran out.
+// torch's own error would only say where in its headers the call stands.
+inline Tensor copy_into(Tensor copy, const Tensor& tensor) {
+  bool copied = true;
+  try {
+    torch::stable::copy_(copy, tensor);
+  } catch (const std::exception&) {
+    copied = false;
+  }
+  check(copied, "out of memory", tensor.is_cpu() ? "" : ", or an earlier CUDA error", ": cannot copy a ",
+        tensor.scalar_type(), " tensor of shape ", shape_of(tensor));
+  return copy;
+}
+
+// Contiguous; torch::stable's own `contiguous` and `to` do not say either that memory ran out.
 inline Tensor copy_as(const Tensor& tensor, ScalarType dtype) {
-  Tensor copy = empty(tensor.sizes(), dtype, place_of(tensor));
-  return torch::stable::copy_(copy, tensor);
+  return copy_into(empty(tensor.sizes(), dtype, place_of(tensor)), tensor);
 }
 
 // A copy where the argument is strided.
@@ -73,9 +85,7 @@ inline Tensor as_dtype(const Tensor& tensor, ScalarType dtype) {
 inline Tensor expand_as(const Tensor& prior, const Tensor& mu, Place place) {
   const ScalarType dtype = log_prob_dtype(mu.scalar_type());
   if (prior.scalar_type() == dtype && same_sizes(prior.sizes(), mu.sizes())) return as_contiguous(prior);
-  Tensor each = empty(mu.sizes(), dtype, place);
-  torch::stable::copy_(each, prior.numel() == 1 ? torch::stable::reshape(prior, {}) : prior);
-  return each;
+  return copy_into(empty(mu.sizes(), dtype, place), prior.numel() == 1 ? torch::stable::reshape(prior, {}) : prior);
 }
 
 inline Tensor not_asked_for(const Tensor& like, Place place) { return empty(Sizes{0}, like.scalar_type(), place); }

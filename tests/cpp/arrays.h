@@ -8,9 +8,17 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernels.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(data, size)
+#define ASAN_UNPOISON_MEMORY_REGION(data, size)
+#endif
 
 namespace illia {
 namespace {
@@ -25,17 +33,21 @@ void expect(bool holds, const std::string& what) {
 
 size_t width_of(Storage storage) { return storage == Storage::kDouble ? 8 : storage == Storage::kFloat ? 4 : 2; }
 
-// Memory of `numel` elements `shift` elements behind a 64-byte boundary, between sentinels.
+// Memory of `numel` elements `shift` elements behind a 64-byte boundary, between sentinels. A build with
+// AddressSanitizer also forbids to read those, up to the 8 bytes that an element may share with them.
 class Array {
  public:
   Array(Storage storage, int64_t numel, int shift = 0)
       : storage(storage), width_(width_of(storage)), bytes_(numel * width_), memory_(bytes_ + 256, kSentinel) {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(memory_.data()) + 64;
     offset_ = ((begin + 63) & ~uintptr_t{63}) - begin + 64 + shift * width_;
+    forbid_sentinels();
   }
+  Array(Array&&) = default;
+  ~Array() { allow_sentinels(); }
 
   // `scale` times a standard normal, plus `center`.
-  Array& fill(unsigned seed, double center, double scale) {
+  Array&& fill(unsigned seed, double center, double scale) && {
     std::mt19937 engine(seed);
     std::normal_distribution<double> normal(center, scale);
     for (size_t i = 0; i < bytes_ / width_; ++i) {
@@ -49,7 +61,7 @@ class Array {
       const __nv_bfloat16 brain = __float2bfloat16_rn(single);
       if (storage == Storage::kBFloat16) std::memcpy(place, &brain, 2);
     }
-    return *this;
+    return std::move(*this);
   }
 
   char* data() { return memory_.data() + offset_; }
@@ -64,14 +76,23 @@ class Array {
 
   bool same_bits(Array& other) { return std::memcmp(data(), other.data(), bytes_) == 0; }
   bool sentinels_stand() const {
+    allow_sentinels();
+    bool stand = true;
     for (size_t i = 0; i < memory_.size(); ++i)
-      if ((i < offset_ || i >= offset_ + bytes_) && memory_[i] != kSentinel) return false;
-    return true;
+      stand &= (i >= offset_ && i < offset_ + bytes_) || memory_[i] == kSentinel;
+    forbid_sentinels();
+    return stand;
   }
 
   const Storage storage;
 
  private:
+  void forbid_sentinels() const {
+    ASAN_POISON_MEMORY_REGION(memory_.data(), offset_);
+    ASAN_POISON_MEMORY_REGION(memory_.data() + offset_ + bytes_, memory_.size() - offset_ - bytes_);
+  }
+  void allow_sentinels() const { ASAN_UNPOISON_MEMORY_REGION(memory_.data(), memory_.size()); }
+
   static constexpr char kSentinel = 0x5A;
   size_t width_, bytes_;
   std::vector<char> memory_;

@@ -39,8 +39,7 @@ __global__ void gaussian_kernel(const acc_t* __restrict__ mu, const acc_t* __res
   const acc_t h = log_sigma_derivative(s), dsigma = sigmoid(rho[i], s.sigma, h);
   const acc_t x = gaussian_sample(mu[i], s.sigma, eps[i]);
   const GaussianGrads<acc_t> log_prob = gaussian_log_prob_grads(acc_t{1}, x, mu[i], s.sigma, prior, prior_scale);
-  const GaussianGrads<acc_t> kl =
-      gaussian_kl_divergence_grads(acc_t{1}, mu[i], s.sigma, dsigma, h, prior, prior_scale);
+  const GaussianGrads<acc_t> kl = gaussian_kl_divergence_grads(acc_t{1}, mu[i], s.sigma, dsigma, h, prior, prior_scale);
   out[0 * n + i] = prior_score(x, prior);
   out[1 * n + i] = posterior_score(x, mu[i], s.sigma);
   out[2 * n + i] = gaussian_sample_grad(eps[i], x, prior, prior_scale);

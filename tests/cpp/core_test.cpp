@@ -41,12 +41,19 @@ void test_known_answers(const char* path) {
   ILLIA_CHECK_EQUAL(count, 3);
 }
 
-void test_lane_widths_agree() {
+// Counter and seed are 64 bits each, their low halves first, in every lane width.
+void test_counters_and_seeds() {
   const uint64_t places[] = {0, 1, 0xFFFFFFFF, 0x100000000, 0x123456789ABCDEF0, ~uint64_t{0}};
   for (uint64_t seed : places)
-    for (uint64_t counter : places)
-      for (int i = 0; i < 4; ++i)
-        ILLIA_CHECK_EQUAL(philox4x32<uint32_t>(seed, counter).word(i), philox4x32<uint64_t>(seed, counter).word(i));
+    for (uint64_t counter : places) {
+      const PhiloxBlock<uint32_t> words{{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0}};
+      const auto expected = philox4x32(words, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+      for (int i = 0; i < 4; ++i) {
+        ILLIA_CHECK_EQUAL(philox4x32<uint32_t>(seed, counter).word(i), expected.word(i));
+        ILLIA_CHECK_EQUAL(philox4x32<uint64_t>(seed, counter).word(i), expected.word(i));
+        ILLIA_CHECK_EQUAL(philox4x32_lane<uint64_t>(seed, counter).word(i), expected.word(i));
+      }
+    }
 }
 
 // The first normals of torch.func._random for key [42, 0], to the decimals given.
@@ -93,6 +100,16 @@ void test_softplus_extremes() {
   }
 }
 
+// From there on 1 is the nearest number to sigmoid(rho), and rho times 1 / rho is not always 1.
+template <typename acc_t>
+void test_large_rho() {
+  for (int i = 1; i <= 4096; ++i) {
+    const acc_t rho = 64 + acc_t(i) / 4096;
+    const Softplus<acc_t> s = softplus(rho);
+    ILLIA_CHECK_EQUAL(sigmoid(rho, s.sigma, log_sigma_derivative(s)), 1);
+  }
+}
+
 // Each of two sigma errs by 2.4 ulp, each of two sigmoids by 4.6 ulp of at most 1.
 template <typename acc_t>
 void test_softplus_identities() {
@@ -136,6 +153,7 @@ void test_element_priors() {
   ILLIA_CHECK_EQUAL(log_std_parts(acc_t(0)).linear, -infinity);
   ILLIA_CHECK_EQUAL(log_std_parts(-acc_t(0)).linear, -infinity);
   ILLIA_CHECK_EQUAL(log_std_parts(infinity).linear, infinity);
+  for (acc_t value : {acc_t(0), infinity}) ILLIA_CHECK_EQUAL(log_std_parts(value).factor, 1);
   for (acc_t value : {acc_t(-1), -Limits::denorm_min(), -infinity, nan}) {
     ILLIA_CHECK_EQUAL(std::isnan(log_std_parts(value).linear), true);
     ILLIA_CHECK_EQUAL(log_std_parts(value).factor, 1);
@@ -154,12 +172,14 @@ int main(int argc, char** argv) {
     return 2;
   }
   test_known_answers(argv[1]);
-  test_lane_widths_agree();
+  test_counters_and_seeds();
   test_first_normals();
   test_radius(uniform(0), std::sqrt(66 * std::log(2.0)));
   test_radius(uniform(0, 0), std::sqrt(130 * std::log(2.0)));
   test_softplus_extremes<float>();
   test_softplus_extremes<double>();
+  test_large_rho<float>();
+  test_large_rho<double>();
   test_softplus_identities<float>();
   test_softplus_identities<double>();
   test_element_priors<float>();

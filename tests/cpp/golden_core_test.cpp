@@ -48,16 +48,25 @@ void put_tuples(const char* name, function_t function) {
   put(of_type<acc_t>(name), digest);
 }
 
+// And so many in [low, high) that a coefficient's last place, which changes one result in some 1000, is seen.
+template <typename acc_t>
+std::vector<acc_t> with_many(std::vector<acc_t> points, acc_t low, acc_t high) {
+  for (uint64_t i = 0; i < 1 << 17; ++i)
+    points.push_back(low + (high - low) * (static_cast<acc_t>(scattered(i) >> 40) * acc_t(0x1p-24)));
+  return points;
+}
+
 template <typename acc_t>
 void put_elementary() {
   using Limits = std::numeric_limits<acc_t>;
   const acc_t infinity = Limits::infinity();
-  put_function("exp_nonpositive", points<acc_t>(-infinity, 0, true),
+  put_function("exp_nonpositive", with_many<acc_t>(points<acc_t>(-infinity, 0, true), -20, 0),
                [](acc_t x, Digest& digest) { digest.add(exp_nonpositive(x)); });
-  put_function("log1p_ratio", points<acc_t>(0, 1), [](acc_t x, Digest& digest) { digest.add(log1p_ratio(x)); });
-  put_function("log_normal", points<acc_t>(Limits::min(), Limits::max()),
+  put_function("log1p_ratio", with_many<acc_t>(points<acc_t>(0, 1), 0, 1),
+               [](acc_t x, Digest& digest) { digest.add(log1p_ratio(x)); });
+  put_function("log_normal", with_many<acc_t>(points<acc_t>(Limits::min(), Limits::max()), 0.625, 1.375),
                [](acc_t x, Digest& digest) { digest.add(log_normal(x)); });
-  put_function("sin_cos_turns", points<acc_t>(-0x1p20, 0x1p20), [](acc_t x, Digest& digest) {
+  put_function("sin_cos_turns", with_many<acc_t>(points<acc_t>(-0x1p20, 0x1p20), 0, 1), [](acc_t x, Digest& digest) {
     acc_t sine, cosine;
     sin_cos_turns(x, &sine, &cosine);
     digest.add(sine).add(cosine);
@@ -95,7 +104,7 @@ void put_priors() {
   const acc_t infinity = std::numeric_limits<acc_t>::infinity();
   put_tuples<double>(of_type<acc_t>("prior").c_str(), [](const double* x, Digest& digest) {
     const auto prior = Prior<acc_t>::make(x[0], x[1]);
-    digest.add(prior.mu).add(prior.inverse_std).add(prior.inverse_variance).add(prior.log_std).add(prior.scale(x[2]));
+    digest.add(prior.mu).add(prior.inverse_std).add(prior.exact_inverse_std).add(prior.log_std).add(prior.scale(x[2]));
   });
   put_tuples<acc_t>("element_prior", [](const acc_t* x, Digest& digest) {
     const auto prior = ElementPrior<acc_t>::make(x[0], x[1]);
@@ -113,7 +122,8 @@ void put_gaussian() {
     digest.add(grads.x).add(grads.mu).add(grads.rho);
   };
   put_tuples<acc_t>("gaussian_sample", [](const acc_t* x, Digest& digest) {
-    digest.add(gaussian_sample(x[0], x[1], x[2])).add(gaussian_sample_grad(x[0], x[1], x[2], x[3]));
+    const ElementPrior<acc_t> prior{x[2], x[4]};
+    digest.add(gaussian_sample(x[0], x[1], x[2])).add(gaussian_sample_grad(x[0], x[1], prior, x[3]));
   });
   put_tuples<acc_t>("posterior_score",
                     [](const acc_t* x, Digest& digest) { digest.add(posterior_score(x[0], x[1], x[2])); });
@@ -126,10 +136,10 @@ void put_gaussian() {
     digest.add(grads.mu).add(grads.std);
   });
   put_tuples<acc_t>("gaussian_log_prob_grads", [&](const acc_t* x, Digest& digest) {
-    add(gaussian_log_prob_grads(x[0], x[1], x[2], x[3], x[4], x[5]), digest);
+    add(gaussian_log_prob_grads(x[0], x[1], x[2], x[3], ElementPrior<acc_t>{x[4], x[6]}, x[5]), digest);
   });
   put_tuples<acc_t>("gaussian_kl_divergence_grads", [&](const acc_t* x, Digest& digest) {
-    add(gaussian_kl_divergence_grads(x[0], x[1], x[2], x[3], x[4], x[5], x[6]), digest);
+    add(gaussian_kl_divergence_grads(x[0], x[1], x[2], x[3], x[4], ElementPrior<acc_t>{x[5], x[7]}, x[6]), digest);
   });
 }
 

@@ -1,0 +1,145 @@
+"""Another library than the one that was built for this Python, this machine and these sources: what import says."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from fault_imports import Ended, imports
+
+import illia_ext
+from illia_ext import _C, _build, _seal
+
+PACKAGE, LIBRARY = Path(illia_ext.__file__).parent, Path(_C.__file__)
+DAMAGED = r"ImportError: LIBRARY is damaged: its \d+ bytes do not have the checksum that the build wrote into them; "
+INSTALL = r"install illia_ext again \(in a checkout: pip install -e \.\)$"
+AARCH64 = b"\xb7\x00"  # e_machine of an ELF header, at byte 18
+
+pytestmark = [
+    pytest.mark.usefixtures("cpu"),
+    pytest.mark.skipif(PACKAGE not in LIBRARY.parents, reason="the library under test is compiled at import"),
+]
+
+
+class Fault(NamedTuple):
+    what: str
+    make: Callable[[Path], object]  # in the library of a whole package
+    sentence: str
+    code: int = 1
+    before: str = ""  # a line of Python before the import
+
+
+def cut(keep: Callable[[int], int]) -> Callable[[Path], object]:
+    return lambda library: os.truncate(library, keep(library.stat().st_size))
+
+
+def replace(old: bytes, new: bytes, library: Path) -> None:
+    """And seals it as a build would."""
+    content = library.read_bytes()[: -2 * _seal.SIZE]
+    assert content.count(old) == 1
+    library.write_bytes(content.replace(old, new))
+    _seal.seal(library, library.parent / "csrc")
+
+
+def flip_a_bit(library: Path) -> None:
+    content = bytearray(library.read_bytes())
+    content[len(content) // 2] ^= 1
+    library.write_bytes(content)
+
+
+def of_another_machine(library: Path) -> None:
+    header = library.read_bytes()[:64]
+    replace(header, header[:18] + AARCH64 + header[20:], library)
+
+
+def of_another_python(library: Path) -> None:
+    """pybind11 wrote the version into it."""
+    replace(b"\0%d.%d\0" % sys.version_info[:2], b"\0003.99\0", library)
+
+
+def with_newer_sources(library: Path) -> None:
+    with open(library.parent / "csrc" / "ops" / "library.cpp", "a") as file:
+        file.write("// an op that the library lacks\n")
+
+
+FAULTS = [
+    Fault("whole", lambda library: None, r"torch.Size\(\[3\]\)$", code=0),
+    Fault("cut, to nothing", cut(lambda size: 0), DAMAGED + INSTALL),
+    Fault("cut, to half", cut(lambda size: size // 2), DAMAGED + INSTALL),
+    Fault("cut, by a byte", cut(lambda size: size - 1), DAMAGED + INSTALL),
+    Fault("one bit changed", flip_a_bit, DAMAGED + INSTALL),
+    Fault(
+        "built from other sources",
+        with_newer_sources,
+        "ImportError: LIBRARY was built from other sources than those in PACKAGE/csrc; " + INSTALL,
+    ),
+    Fault(
+        "of another machine",
+        of_another_machine,
+        r"ImportError: LIBRARY does not load on \S+ beside Python \S+ and torch \S+ \(LIBRARY: .*\); install illia_ext "
+        "again on this machine, or ILLIA_EXT_JIT=1 compiles it$",
+    ),
+    Fault(
+        "of another Python",
+        of_another_python,
+        "ImportError: Python version mismatch: module was compiled for Python 3.99, but the interpreter version is",
+    ),
+    Fault(
+        "named for another Python, without a compiler",
+        lambda library: library.rename(library.with_name("_C.cpython-399-x86_64-linux-gnu.so")),
+        "ImportError: compiling illia_ext needs a C[+][+] compiler, and PATH has no 'no-such-compiler': install ",
+        before="os.environ['CXX'] = 'no-such-compiler'",
+    ),
+    Fault(
+        "beside torch 2.9.1",
+        lambda library: None,
+        "ImportError: illia_ext needs torch >= 2.10, got 2.9.1: pip install -U torch$",
+        before="torch.__version__ = torch.torch_version.TorchVersion('2.9.1')",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """How the import ended under each fault."""
+    folder = tmp_path_factory.mktemp("faults")
+    for fault in FAULTS:
+        package = folder / fault.what / "illia_ext"
+        shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("*.so", "__pycache__", "csrc"))
+        shutil.copytree(_build.CSRC, package / "csrc")
+        fault.make(Path(shutil.copy(LIBRARY, package)))
+    cases = imports({fault.what: (folder / fault.what, fault.before) for fault in FAULTS}, folder)
+
+    def anonymous(what: str, said: str) -> str:
+        package = folder / what / "illia_ext"
+        return said.replace(str(package / LIBRARY.name), "LIBRARY").replace(str(package), "PACKAGE")
+
+    return {what: Ended(code, anonymous(what, said)) for what, (code, said) in cases.items()}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+def test_import(fault: Fault, ended: dict[str, Ended], record_property: Callable[[str, object], None]) -> None:
+    result = ended[fault.what]
+    assert result.code == fault.code, result.said
+    assert re.match(fault.sentence, result.sentence), result.said
+    if fault.code:
+        record_property(f"a library {fault.what.partition(',')[0]}", result.sentence)
+
+
+def test_libraries_for_other_pythons_are_named(ended: dict[str, Ended]) -> None:
+    tag = sys.implementation.cache_tag
+    said = ended["named for another Python, without a compiler"].said
+    assert f"illia_ext: no library for {tag}, only _C.cpython-399-x86_64-linux-gnu.so\n" in said
+
+
+def test_a_cut_is_seen_wherever_it_falls(tmp_path: Path) -> None:
+    library = tmp_path / LIBRARY.name
+    content = LIBRARY.read_bytes()
+    for size in sorted({0, 1, *range(0, len(content), len(content) // 50), *range(len(content) - 130, len(content))}):
+        library.write_bytes(content[:size])
+        with pytest.raises(ImportError, match=f"is damaged: its {size} bytes"):
+            _seal.check(library, _build.CSRC)
