@@ -148,4 +148,4 @@ def oracle_error(count: int) -> float:
                     for n in inside:
                         difference = abs(digits[name].value[n] - as_mpmath(value[n]))
                         found.append(float(difference / max(as_mpmath(scale[n]), torch.finfo(dtype).tiny)))
-    return max(found) * 2.0**53
+    return float(np.max(found)) * 2.0**53

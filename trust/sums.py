@@ -187,7 +187,7 @@ def collect(quick: bool) -> tuple[list[Finding], Table]:
         bound = f"<= {allowed(1, dtype):.1f} u, from 10^4 on {allowed(10**4, dtype):.1f}"
         findings.append(Finding(what, measured, f"{bound}, at the end {allowed(10**largest, dtype):.1f}", held))
         equal = equal_elements(40 if quick else 400, dtype)
-        mine, plain = (max(getattr(one, of) for one in equal) for of in ("ours", "eager"))
+        mine, plain = (float(np.max([getattr(one, of) for one in equal])) for of in ("ours", "eager"))
         measured = f"{mine:.2g} u (eager: {plain:.2g})"
         findings.append(Finding(f"sums of 2^14 equal elements, {name}", measured, "<= 16.8 u (1e-6)", mine <= 16.8))
         num_keys = 10**4 if quick else 10**5
