@@ -8,7 +8,10 @@ smallest normal number; a prior of the first width over usual weights; priors of
 q = p. Seeds are fixed.
 
 **Oracle.** The textbook's formulas in long double (64 bits of mantissa, exponents to 10^4932), none of our
-rearrangements; a sample of the points is done once more by mpmath with 60 digits. Noise is taken as drawn, and judged
+rearrangements; a sample of the points is done once more by mpmath with 60 digits, which tells of its digits, not of its
+formulas. Those meet others, PyTorch's distributions and autograd in float64, where rho is between -1 and 20: there
+sigma is at least 0.31 and |x| below 6, so each of eager's 20 roundings at most grows by |x| / sigma < 20, to 400 u in
+all. A wrong sign or term would be some 2^50 u off. Noise is taken as drawn, and judged
 by itself, from its uniforms. **Eager** is `softplus`, `torch.distributions` and autograd with the same noise; for half
 types in float32, rounded to what our op returns.
 
@@ -41,7 +44,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from trust import sums
-from trust.compare import CellError, cell_errors, normal_errors, oracle_error
+from trust.compare import ALLOWED, CellError, cell_errors, normal_errors, oracle_error
 from trust.evidence import Finding, Section, Table
 from trust.points import HALF_DTYPES, RANGES, SETTINGS
 
@@ -92,6 +95,20 @@ def type_finding(dtype: torch.dtype, results: list[CellError]) -> Finding:
     return Finding(f"worst error in each cell, {short(dtype)}", "; ".join(words), f"all cells: {bound}", not failed)
 
 
+def oracle_finding(results: list[CellError]) -> Finding:
+    """Where q = p the KL divergence has no gradient to priors: those meet scattered ones, where eager may overflow."""
+    other = [
+        r
+        for r in results
+        if (r.cell.dtype == torch.float64 and r.cell.rho_range in ("to 1", "to 20") and 2 * r.eager_lost < r.count)
+        and (r.cell.setting in ("usual", "q = p") or (r.cell.setting == "each" and r.quantity.startswith("kl")))
+    ]
+    far, seen = max(other, key=lambda r: r.eager), {r.quantity for r in other}
+    measured = f"{len(seen)} of {len(ALLOWED)} results, at most {far.eager:.2g} u ({far.quantity})"
+    holds = far.eager <= 400 and len(seen) == len(ALLOWED)
+    return Finding("the oracle against eager PyTorch, float64, rho of -1 to 20", measured, "all, <= 400 u", holds)
+
+
 def lost_finding(results: list[CellError]) -> Finding:
     mine, plain, count = (sum(values) for values in zip(*((r.ours_lost, r.eager_lost, r.count) for r in results)))
     usual = sum(r.eager_lost for r in results if r.cell.setting in USUAL)
@@ -107,16 +124,16 @@ def collect(quick: bool) -> Section:
     section.findings.append(
         Finding("the oracle against mpmath", f"{error:.2g} units of float64", "<= 0.02 units", error <= 0.02)
     )
+    # Half the logarithm's 1.78 u or 2.6 u, the root's 1, the cosine's 1.36 or 1.5, the product's 1.
     for dtype, bound in ((torch.float32, 4.3), (torch.float64, 4.8)):
         mine, plain = normal_errors(dtype, 10**5 if quick else 10**6)
         measured = f"{mine:.2g} u of the radius (eager: {plain:.2g})"
-        section.findings.append(
-            Finding(f"standard normals, {short(dtype)}", measured, f"<= {bound} u", mine <= max(bound, plain))
-        )
+        section.findings.append(Finding(f"standard normals, {short(dtype)}", measured, f"<= {bound} u", mine <= bound))
     results = [result for dtype in DTYPES for result in cell_errors(dtype, points)]
     usual = [r for r in results if r.cell.setting in USUAL]
     section.tables.append(error_table(usual, "rho_range", RANGES, "the range of rho, under usual weights and priors"))
     section.tables.append(error_table(results, "setting", SETTINGS, "setting, over all of rho"))
+    section.findings.append(oracle_finding(results))
     section.findings += [type_finding(dtype, results) for dtype in DTYPES]
     section.findings.append(lost_finding(results))
     findings, table = sums.collect(quick)
