@@ -10,15 +10,17 @@ q = p. Seeds are fixed.
 **Oracle.** The textbook's formulas in long double (64 bits of mantissa, exponents to 10^4932), none of our
 rearrangements; a sample of the points is done once more by mpmath with 60 digits, which tells of its digits, not of its
 formulas. Those meet others, PyTorch's distributions and autograd in float64, where rho is between -1 and 20: there
-sigma is at least 0.31 and |x| below 6, so each of eager's 20 roundings at most grows by |x| / sigma < 20, to 400 u in
-all. A wrong sign or term would be some 2^50 u off. Noise is taken as drawn, and judged
-by itself, from its uniforms. **Eager** is `softplus`, `torch.distributions` and autograd with the same noise; for half
-types in float32, rounded to what our op returns.
+sigma is at least 0.31 and |x| / sigma below 20, by which each of eager's 20 roundings grows at most, to 400 u in all;
+a wrong sign or term would be some 2^50 u off. Noise is taken as drawn, and judged by itself, from its uniforms.
+**Eager** is `softplus`, `torch.distributions` and autograd with the same noise; for half types in float32, rounded to
+what our op returns. So it is usually written, and not at its best in rounding: its softplus is linear from 20 on, and
+its densities are taken of a rounded x.
 
 **Unit.** u times the sum of the absolute values of what is added up on the way, where u is 2^-24 in float32, 2^-53 in
 float64, 2^-11 in float16 and 2^-8 in bfloat16: a result that is rounded once, and has nothing to cancel, errs by at
 most 1. Counted are points where that sum, a drawn x and the gradient to it fit into the type (else the exact result is
-infinite, or a step to it is that a user sees); where x is given, sigma has to be a normal number of the type.
+infinite, or a step to it is that a user sees); where x is given, or held by stick_the_landing, sigma has to be a normal
+number of the type.
 
 **Bound.** Each rounding on a result's way adds at most 1, each elementary function what `csrc/core` states and
 `tests/test_elementary.py` asserts (an ulp is at most 2 u): 4.8 for sigma, 7.2 for h = d log sigma / d rho, 9.2 for
@@ -31,12 +33,13 @@ are the price of our speed.
 
 **Sums.** The unit is u times the sum of all summands' absolute values. An element's own roundings are at most 24 u. A
 lane adds 32 elements: its k-th addition rounds k / 32 of its sum, 16.5 u in all; in float64 so do the 32 lanes of a
-chunk, which float32 adds without loss. Lanes round independently of each other, and so do chunks: of n elements 5
-standard deviations leave 5 (24 + 16.5 sqrt(32)) / sqrt(n), in float64 5 (24 + 16.5 sqrt(32) + 16.5 sqrt(1024)) /
-sqrt(n), if that is less; and the sum is rounded once. Of equal elements, which round alike, the promise is 1e-6, or
-16.8 u. Over S keys gradients are added plainly, one after the other: S / 2 u at most, and 24 of their own. Here eager
-PyTorch, which adds in blocks, is closer; 100 u of float32 are 6e-6, while a mean over 10^5 keys is uncertain by 3e-3
-deviations.
+chunk, which float32 adds without loss. Lanes and chunks round independently of each other, to either side: of n
+elements 5 standard deviations leave 5 (24 + 16.5 sqrt(32)) / sqrt(n), in float64 5 (24 + 16.5 sqrt(32) + 16.5
+sqrt(1024)) / sqrt(n), if that is less; and the sum is rounded once. Of equal elements, which round alike, the promise
+is 16.8 u, 1e-6 in float32. Over S keys gradients are added plainly, one after the other: 24 u of their own, and the
+k-th addition rounds within k / S u, evenly, with variance (k / S)^2 / 3, so 5 standard deviations of all S are 5
+sqrt(S) / 3 u. Eager PyTorch adds in blocks, which is closer; 100 u of float32 are 6e-6, while a mean over 10^5 keys is
+uncertain by 3e-3 deviations.
 """
 
 from collections.abc import Iterable, Sequence
