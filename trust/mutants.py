@@ -51,6 +51,7 @@ class Outcome(Enum):
     SURVIVED = "survived"
 
 
+JUDGES = ("cpp/check.h", "cpp/points.h", "cpp/core_*.h", "cpp/core_*.cpp", "cpp/golden.h", "cpp/golden_core_test.cpp")
 # in their order: what the first does not notice is asked of the second
 TESTS = {"core_test": Outcome.MATHEMATICS, "golden_core_test": Outcome.GOLDEN}
 
@@ -88,9 +89,12 @@ def all_mutants() -> list[Mutant]:
 
 
 def digest_of_sources() -> str:
-    """Of what is broken and by which rules."""
-    paths = [*sorted(CORE.glob("*.h")), RULES]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    """Of what is broken, by which rules, and of the tests that judge it."""
+    tests = [path for name in JUDGES for path in sorted((ROOT / "tests").glob(name))]
+    digest = hashlib.sha256("\n".join(golden.committed("core.")).encode())
+    for path in (*sorted(CORE.glob("*.h")), RULES, *tests):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class Jury:

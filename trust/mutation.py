@@ -5,8 +5,8 @@ what it fails is wrong. The committed bits know only what was: what they alone n
 which is all that can be said of the last digit of a coefficient, for which the function's stated error leaves room. A
 mutant with the object code of the original is equivalent, by proof. What is left is explained in `trust/mutants.txt`.
 The complete campaign (`python -m trust.mutation --all`) takes some ten minutes of one core; its record is committed,
-and counts while its sources are today's. Each run here judges an even sample of it again. Lines that only nvcc reads
-are left out.
+and counts while the core, the rules and these tests are today's. Each run here judges an even sample of it again. Lines
+that only nvcc reads are left out.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def collect(quick: bool) -> Section:
     findings = [
         Finding(
             "the complete campaign was run on these very sources",
-            f"{record['date']}, {total} mutants; since then csrc/core {'is unchanged' if same_sources else 'changed'}",
+            f"{record['date']}, {total} mutants; core, rules and tests have {'not ' * same_sources}changed since",
             "the record's digest is today's",
             same_sources,
         ),
