@@ -37,11 +37,6 @@ class Mutant(NamedTuple):
     def __str__(self) -> str:
         return f"{self.file}:{self.number}: {self.original.strip()} ==> {self.broken.strip()}"
 
-    @property
-    def name(self) -> str:
-        """Stays when lines are added above."""
-        return f"{self.file}: {self.original.strip()} ==> {self.broken.strip()}"
-
 
 class Outcome(Enum):
     STILLBORN = "do not compile"
