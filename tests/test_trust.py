@@ -28,8 +28,8 @@ def test_a_section_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_figures_and_names_what_failed() -> None:
-    text = page([SECTION], "2026-11-23, a machine", 61)
-    assert "in 1 min" in text and "2026-11-23, a machine." in text
+    text = page([SECTION], "python -m trust noise", "2026-11-23, a machine", 61)
+    assert "by `python -m trust noise`, in 1 min" in text and "2026-11-23, a machine." in text
     assert "**1 of 2 findings hold.** These do not: p-values beyond 1e-7." in text
     assert "| moments of 10^9 normals | z = 1.2 | \\|z\\| < 5 | yes |" in text
     assert "| p-values beyond 1e-7 | 3 | 0 | **NO** |" in text
@@ -56,6 +56,34 @@ def test_a_part_that_crashes_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (finding,) = command.collect_apart("noise", True, tmp_path).findings
     assert finding.measured.startswith("exit code -6") and not finding.holds
+
+
+def test_a_part_that_crashes_at_its_end_keeps_what_it_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = """\
+import atexit, os, sys, types
+from trust.evidence import Finding, Section
+part = Section("Noise", "", [Finding("moments", "0", "0", True)])
+sys.modules["trust.noise"] = types.SimpleNamespace(collect=lambda quick: part)
+atexit.register(os.abort)
+"""
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{command.ROOT}")
+    found, crash = command.collect_apart("noise", True, tmp_path).findings
+    assert found.holds and crash.measured.startswith("exit code -6") and not crash.holds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "by"),
+    [({}, "make trust"), ({"quick": True}, "python -m trust --quick"), ({"parts": ["noise"]}, "python -m trust noise")],
+)
+def test_only_the_whole_evidence_is_make_trust(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: dict, by: str
+) -> None:
+    monkeypatch.setattr(command, "collect_apart", lambda *_: Section("Noise", "", [HOLDS]))
+    command.main(
+        **{"parts": None, "quick": False, "json_file": None, "workers": 1, **arguments}, page_file=tmp_path / "p"
+    )
+    assert f"Written by `{by}`, in 0 min" in (tmp_path / "p").read_text()
 
 
 def test_the_command_refuses() -> None:

@@ -1,5 +1,6 @@
 """The tests of the evidence about noise pass good normals and accuse bad ones."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,8 +11,9 @@ from scipy import special
 
 from trust import battery
 from trust.correlations import Correlations, keys_z
+from trust.estimates import Scores
 from trust.evidence import P_BOUND
-from trust.laws import MOMENTS, anderson_darling_p, drawn_moments, drawn_tail, moment, z_family
+from trust.laws import MOMENTS, anderson_darling_p, drawn_moments, drawn_tail, moment, worst_of, z_family
 from trust.moments import CUTS, Marginal
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -95,3 +97,17 @@ def test_laws_of_32_bit_words() -> None:
 @pytest.mark.parametrize(("p", "holds"), [(0.0, False), (0.5, True), (1.0, False)])
 def test_battery_looks_at_both_ends(p: float, holds: bool) -> None:
     assert battery.finding({"a": [0.3, 0.9], "b": [p]}, "words").holds == holds
+
+
+def test_nan_is_accused() -> None:
+    assert not worst_of([0.5, math.nan]) > P_BOUND and not worst_of([math.nan, 0.5]) > P_BOUND
+    assert not z_family(np.array([0.3, math.nan, 0.1]))[1] > P_BOUND
+    assert not battery.finding({"a": [0.3], "b": [math.nan]}, "words").holds
+
+
+def test_one_bad_score_among_many_is_accused() -> None:
+    scores = Scores()
+    for where, value in (("first", 0.1), ("bad", math.nan), ("last", 0.2)):
+        scores.add("means", where, torch.tensor([value]))
+    (finding,) = scores.findings()
+    assert not finding.holds and "bad" in finding.measured

@@ -62,11 +62,10 @@ def collect_apart(part: str, quick: bool, folder: Path) -> Section:
         ended = subprocess.run(command, cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT)
         log.seek(0)
         output = log.read()
-    if result.exists():
-        section = Section.read(result)
-    else:
+    section = Section.read(result) if result.exists() else Section(part, "")
+    if ended.returncode or not section.findings:
         crash = f"exit code {ended.returncode}: {output[-300:].strip()}"
-        section = Section(part, "", [Finding("the part runs to its end", crash, "no crash", False)])
+        section.findings.append(Finding("the part runs to its end", crash, "no crash", False))
     failed = [finding for finding in section.findings if not finding.holds]
     print(f"{part}: {len(section.findings) - len(failed)} of {len(section.findings)} hold, {section.seconds:.0f} s")
     if failed:
@@ -108,7 +107,9 @@ def main(
         longest_first = sorted(chosen, key=lambda part: -PARTS[part])
         begun = {part: pool.submit(collect_apart, part, quick, Path(folder)) for part in longest_first}
         sections = [begun[part].result() for part in PARTS if part in chosen]
-    text = page(sections, about(), time.monotonic() - began)
+    whole = not quick and set(chosen) == set(PARTS)
+    command = "make trust" if whole else " ".join(["python -m trust", *(parts or []), *["--quick"] * quick])
+    text = page(sections, command, about(), time.monotonic() - began)
     if page_file is None:
         print(text)
     else:

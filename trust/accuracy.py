@@ -8,14 +8,19 @@ smallest normal number; a prior of the first width over usual weights; priors of
 q = p. Seeds are fixed.
 
 **Oracle.** The textbook's formulas in long double (64 bits of mantissa, exponents to 10^4932), none of our
-rearrangements; a sample of the points is done once more by mpmath with 60 digits. Noise is taken as drawn, and judged
-by itself, from its uniforms. **Eager** is `softplus`, `torch.distributions` and autograd with the same noise; for half
-types in float32, rounded to what our op returns.
+rearrangements; a sample of the points is done once more by mpmath with 60 digits, which tells of its digits, not of its
+formulas. Those meet others, PyTorch's distributions and autograd in float64, where rho is between -1 and 20: there
+sigma is at least 0.31 and |x| / sigma below 20, by which each of eager's 20 roundings grows at most, to 400 u in all;
+a wrong sign or term would be some 2^50 u off. Noise is taken as drawn, and judged by itself, from its uniforms.
+**Eager** is `softplus`, `torch.distributions` and autograd with the same noise; for half types in float32, rounded to
+what our op returns. So it is usually written, and not at its best in rounding: its softplus is linear from 20 on, and
+its densities are taken of a rounded x.
 
 **Unit.** u times the sum of the absolute values of what is added up on the way, where u is 2^-24 in float32, 2^-53 in
 float64, 2^-11 in float16 and 2^-8 in bfloat16: a result that is rounded once, and has nothing to cancel, errs by at
 most 1. Counted are points where that sum, a drawn x and the gradient to it fit into the type (else the exact result is
-infinite, or a step to it is that a user sees); where x is given, sigma has to be a normal number of the type.
+infinite, or a step to it is that a user sees); where x is given, or held by stick_the_landing, sigma has to be a normal
+number of the type.
 
 **Bound.** Each rounding on a result's way adds at most 1, each elementary function what `csrc/core` states and
 `tests/test_elementary.py` asserts (an ulp is at most 2 u): 4.8 for sigma, 7.2 for h = d log sigma / d rho, 9.2 for
@@ -28,12 +33,13 @@ are the price of our speed.
 
 **Sums.** The unit is u times the sum of all summands' absolute values. An element's own roundings are at most 24 u. A
 lane adds 32 elements: its k-th addition rounds k / 32 of its sum, 16.5 u in all; in float64 so do the 32 lanes of a
-chunk, which float32 adds without loss. Lanes round independently of each other, and so do chunks: of n elements 5
-standard deviations leave 5 (24 + 16.5 sqrt(32)) / sqrt(n), in float64 5 (24 + 16.5 sqrt(32) + 16.5 sqrt(1024)) /
-sqrt(n), if that is less; and the sum is rounded once. Of equal elements, which round alike, the promise is 1e-6, or
-16.8 u. Over S keys gradients are added plainly, one after the other: S / 2 u at most, and 24 of their own. Here eager
-PyTorch, which adds in blocks, is closer; 100 u of float32 are 6e-6, while a mean over 10^5 keys is uncertain by 3e-3
-deviations.
+chunk, which float32 adds without loss. Lanes and chunks round independently of each other, to either side: of n
+elements 5 standard deviations leave 5 (24 + 16.5 sqrt(32)) / sqrt(n), in float64 5 (24 + 16.5 sqrt(32) + 16.5
+sqrt(1024)) / sqrt(n), if that is less; and the sum is rounded once. Of equal elements, which round alike, the promise
+is 16.8 u, 1e-6 in float32. Over S keys gradients are added plainly, one after the other: 24 u of their own, and the
+k-th addition rounds within k / S u, evenly, with variance (k / S)^2 / 3, so 5 standard deviations of all S are 5
+sqrt(S) / 3 u. Eager PyTorch adds in blocks, which is closer; 100 u of float32 are 6e-6, while a mean over 10^5 keys is
+uncertain by 3e-3 deviations.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,7 +47,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from trust import sums
-from trust.compare import CellError, cell_errors, normal_errors, oracle_error
+from trust.compare import ALLOWED, CellError, cell_errors, normal_errors, oracle_error
 from trust.evidence import Finding, Section, Table
 from trust.points import HALF_DTYPES, RANGES, SETTINGS
 
@@ -92,6 +98,20 @@ def type_finding(dtype: torch.dtype, results: list[CellError]) -> Finding:
     return Finding(f"worst error in each cell, {short(dtype)}", "; ".join(words), f"all cells: {bound}", not failed)
 
 
+def oracle_finding(results: list[CellError]) -> Finding:
+    """Where q = p the KL divergence has no gradient to priors: those meet scattered ones, where eager may overflow."""
+    other = [
+        r
+        for r in results
+        if (r.cell.dtype == torch.float64 and r.cell.rho_range in ("to 1", "to 20") and 2 * r.eager_lost < r.count)
+        and (r.cell.setting in ("usual", "q = p") or (r.cell.setting == "each" and r.quantity.startswith("kl")))
+    ]
+    far, seen = max(other, key=lambda r: r.eager), {r.quantity for r in other}
+    measured = f"{len(seen)} of {len(ALLOWED)} results, at most {far.eager:.2g} u ({far.quantity})"
+    holds = far.eager <= 400 and len(seen) == len(ALLOWED)
+    return Finding("the oracle against eager PyTorch, float64, rho of -1 to 20", measured, "all, <= 400 u", holds)
+
+
 def lost_finding(results: list[CellError]) -> Finding:
     mine, plain, count = (sum(values) for values in zip(*((r.ours_lost, r.eager_lost, r.count) for r in results)))
     usual = sum(r.eager_lost for r in results if r.cell.setting in USUAL)
@@ -107,16 +127,16 @@ def collect(quick: bool) -> Section:
     section.findings.append(
         Finding("the oracle against mpmath", f"{error:.2g} units of float64", "<= 0.02 units", error <= 0.02)
     )
+    # Half the logarithm's 1.78 u or 2.6 u, the root's 1, the cosine's 1.36 or 1.5, the product's 1.
     for dtype, bound in ((torch.float32, 4.3), (torch.float64, 4.8)):
         mine, plain = normal_errors(dtype, 10**5 if quick else 10**6)
         measured = f"{mine:.2g} u of the radius (eager: {plain:.2g})"
-        section.findings.append(
-            Finding(f"standard normals, {short(dtype)}", measured, f"<= {bound} u", mine <= max(bound, plain))
-        )
+        section.findings.append(Finding(f"standard normals, {short(dtype)}", measured, f"<= {bound} u", mine <= bound))
     results = [result for dtype in DTYPES for result in cell_errors(dtype, points)]
     usual = [r for r in results if r.cell.setting in USUAL]
     section.tables.append(error_table(usual, "rho_range", RANGES, "the range of rho, under usual weights and priors"))
     section.tables.append(error_table(results, "setting", SETTINGS, "setting, over all of rho"))
+    section.findings.append(oracle_finding(results))
     section.findings += [type_finding(dtype, results) for dtype in DTYPES]
     section.findings.append(lost_finding(results))
     findings, table = sums.collect(quick)

@@ -14,7 +14,7 @@ from trust.contenders import eager, ours
 from trust.oracle import LONG_DOUBLE, MPMATH, Exact, Wide, exact, exact_normals
 from trust.points import HALF_DTYPES, Cell, Points, cells, draw
 
-__all__ = ["CellError", "cell_errors", "normal_errors", "oracle_error"]
+__all__ = ["ALLOWED", "CellError", "cell_errors", "normal_errors", "oracle_error"]
 
 # Roundings on the way to each result, in units of u: see the page's text. Of the parts of a sum the largest counts.
 # sigma errs by S, h by H, the sigmoid by P; a drawn x by S + 1; grad / std_prior by 2; a density's sums take 5.
@@ -148,4 +148,4 @@ def oracle_error(count: int) -> float:
                     for n in inside:
                         difference = abs(digits[name].value[n] - as_mpmath(value[n]))
                         found.append(float(difference / max(as_mpmath(scale[n]), torch.finfo(dtype).tiny)))
-    return max(found) * 2.0**53
+    return float(np.max(found)) * 2.0**53

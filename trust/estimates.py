@@ -135,9 +135,9 @@ class Scores:
         self.counts: dict[str, int] = {}
 
     def add(self, what: str, where: str, scores: Tensor) -> None:
-        largest = float(scores.abs().max())
+        largest = float(scores.abs().nan_to_num(nan=torch.inf).max())
         self.counts[what] = self.counts.get(what, 0) + scores.numel()
-        if not largest < self.largest.get(what, (-1.0, ""))[0]:
+        if largest > self.largest.get(what, (-1.0, ""))[0]:
             self.largest[what] = largest, where
 
     def findings(self) -> list[Finding]:

@@ -4,12 +4,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-__all__ = ["P_BOUND", "Z_BOUND", "Finding", "Section", "Table"]
+__all__ = ["P_BOUND", "Finding", "Section", "Table"]
 
-# |z| < 5: a normal z goes beyond by chance in 5.7e-7 of all keys. Keys are fixed and nothing runs twice, so a finding
-# that holds always holds; the number says how often an innocent key would have been accused.
-Z_BOUND = 5.0
-P_BOUND = 5.7e-7  # the same for a p-value
+# A normal z has |z| > 5 by chance in 5.7e-7 of all keys. Keys are fixed and nothing runs twice, so a finding that holds
+# always holds; the number says how often an innocent key would have been accused.
+P_BOUND = 5.7e-7
 
 
 @dataclass

@@ -74,14 +74,19 @@ def anderson_darling_p(statistic: float) -> float:
     return min(max(1 - math.sqrt(2 * math.pi) / statistic * total, 0.0), 1.0)
 
 
+def at_most_1(p: float) -> float:
+    """NaN stays NaN, which no bound holds; Python's own min and max may lose it."""
+    return float(np.minimum(1.0, p))
+
+
 def two_sided(p: float) -> float:
     """Of a p-value that is suspicious near 1 as well: noise that is too regular."""
-    return min(1.0, 2 * min(p, 1 - p))
+    return at_most_1(2 * min(p, 1 - p))
 
 
 def worst_of(p_values: list[float]) -> float:
     """P-value of the smallest of them: Bonferroni's bound, right for any dependence."""
-    return min(1.0, len(p_values) * min(p_values))
+    return at_most_1(len(p_values) * float(np.min(p_values)))
 
 
 def z_family(z: NDArray[np.float64]) -> tuple[float, float]:
@@ -89,4 +94,4 @@ def z_family(z: NDArray[np.float64]) -> tuple[float, float]:
     small."""
     worst = float(np.abs(z).max())
     squares = two_sided(float(stats.chi2.sf(np.sum(z * z), z.size)))
-    return worst, worst_of([min(1.0, z.size * 2 * float(special.ndtr(-worst))), squares])
+    return worst, worst_of([at_most_1(z.size * 2 * float(special.ndtr(-worst))), squares])

@@ -30,14 +30,14 @@ def section_page(section: Section) -> str:
     return "\n\n".join([*parts, f"Took {section.seconds:.0f} s."])
 
 
-def page(sections: list[Section], about: str, seconds: float) -> str:
-    """`about`: the machine, the versions, the commit and the date, in one line."""
+def page(sections: list[Section], command: str, about: str, seconds: float) -> str:
+    """`command`: that made them. `about`: the machine, the versions, the commit and the date, in one line."""
     findings = [finding for section in sections for finding in section.findings]
     failed = [finding for finding in findings if not finding.holds]
     verdict = f"{len(findings) - len(failed)} of {len(findings)} findings hold"
     parts = [
         "# Trust: what was measured of the numbers",
-        f"Written by `make trust`, in {seconds / 60:.0f} min, never by hand. {about}.",
+        f"Written by `{command}`, in {seconds / 60:.0f} min, never by hand. {about}.",
         f"**{verdict}.**" + (f" These do not: {'; '.join(finding.what for finding in failed)}." if failed else ""),
         *map(section_page, sections),
     ]
