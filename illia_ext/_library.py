@@ -34,7 +34,8 @@ def load() -> ModuleType:
     if jit not in ("0", "1"):
         raise ValueError(f"ILLIA_EXT_JIT: expected 0 or 1, got {jit!r}")
     minimum = ".".join(map(str, _build.TORCH_MINIMUM))
-    if torch.__version__ < minimum:
+    # by numbers, as torch_dir has it: the builds of NVIDIA's containers are called 2.10.0a0+..., which sorts below 2.10
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _build.TORCH_MINIMUM:
         raise ImportError(f"illia_ext needs torch >= {minimum}, got {torch.__version__}: pip install -U torch")
     if jit == "0":
         found = importlib.util.find_spec(NAME)

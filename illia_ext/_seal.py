@@ -28,13 +28,16 @@ def seal(library: Path, csrc: Path) -> None:
 
 
 def check(library: Path, csrc: Path) -> None:
-    """Raises ImportError for a library that is not as it was sealed, or that other sources than `csrc` gave."""
+    """Raises ImportError for a library that is not as it was sealed, or that other sources than `csrc` gave.
+
+    A program that was packed without sources, as PyInstaller does, has none to compare with.
+    """
     content = library.read_bytes()
     again = "install illia_ext again (in a checkout: pip install -e .)"
     if hashlib.sha256(content[:-SIZE]).digest() != content[-SIZE:]:
         raise ImportError(
-            f"{library} is damaged: its {len(content)} bytes do not have the checksum that the build wrote into them; "
-            + again
+            f"{library} is damaged: its {len(content)} bytes do not have the checksum that the build wrote into them, "
+            f"or strip or patchelf changed them later; {again}"
         )
-    if content[-2 * SIZE : -SIZE] != _sources_digest(csrc):
+    if csrc.is_dir() and content[-2 * SIZE : -SIZE] != _sources_digest(csrc):
         raise ImportError(f"{library} was built from other sources than those in {csrc}; {again}")

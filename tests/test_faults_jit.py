@@ -92,8 +92,9 @@ def test_killed_interrupted_and_twice_at_once(tmp_path: Path, record_property: C
         return re.findall(r" -c \S+/(\S+\.cpp) ", calls.read_text())
 
     def start_and_wait_for_compiler() -> subprocess.Popen[str]:
-        before, process = len(compiled()), start()
+        before, process, deadline = len(compiled()), start(), time.monotonic() + SECONDS
         while len(compiled()) == before:
+            assert time.monotonic() < deadline, "no compiler was called"
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         return process

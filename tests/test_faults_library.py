@@ -15,7 +15,8 @@ import illia_ext
 from illia_ext import _C, _build, _seal
 
 PACKAGE, LIBRARY = Path(illia_ext.__file__).parent, Path(_C.__file__)
-DAMAGED = r"ImportError: LIBRARY is damaged: its \d+ bytes do not have the checksum that the build wrote into them; "
+DAMAGED = r"ImportError: LIBRARY is damaged: its \d+ bytes do not have the checksum that the build wrote into them, "
+DAMAGED += "or strip or patchelf changed them later; "
 INSTALL = r"install illia_ext again \(in a checkout: pip install -e \.\)$"
 AARCH64 = b"\xb7\x00"  # e_machine of an ELF header, at byte 18
 
@@ -78,6 +79,12 @@ FAULTS = [
         "ImportError: LIBRARY was built from other sources than those in PACKAGE/csrc; " + INSTALL,
     ),
     Fault(
+        "without sources",
+        lambda library: shutil.rmtree(library.parent / "csrc"),
+        r"torch.Size\(\[3\]\)$",
+        code=0,
+    ),
+    Fault(
         "of another machine",
         of_another_machine,
         r"ImportError: LIBRARY does not load on \S+ beside Python \S+ and torch \S+ \(LIBRARY: .*\); install illia_ext "
@@ -93,6 +100,13 @@ FAULTS = [
         lambda library: library.rename(library.with_name("_C.cpython-399-x86_64-linux-gnu.so")),
         "ImportError: compiling illia_ext needs a C[+][+] compiler, and PATH has no 'no-such-compiler': install ",
         before="os.environ['CXX'] = 'no-such-compiler'",
+    ),
+    Fault(
+        "beside a torch before its release",
+        lambda library: None,
+        r"torch.Size\(\[3\]\)$",
+        code=0,
+        before="torch.__version__ = torch.torch_version.TorchVersion('2.10.0a0+b4e4ee81d3.nv25.12')",
     ),
     Fault(
         "beside torch 2.9.1",

@@ -140,8 +140,8 @@ INTERRUPTED = """if True:
     draw({numel})
     alone = time.monotonic() - begin
     timer = threading.Timer(alone / 2, send)
-    timer.start()
     try:
+        timer.start()
         while True:
             draw({numel})
     except KeyboardInterrupt:

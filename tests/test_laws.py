@@ -68,7 +68,7 @@ def test_a_shard_is_a_part_of_the_whole(a: Arguments, data: st.DataObject) -> No
     """Of samples, noise and gradients; the block is cut out of every dimension.
 
     But for gradients where the cut leaves one element of priors that had several: two numbers are read as double, and
-    1 / std_prior^2 is then rounded elsewhere.
+    1 / std_prior is then rounded elsewhere.
     """
     origin, size = [], []
     for n in a.mu.shape:

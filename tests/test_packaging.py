@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -189,3 +190,13 @@ def test_backend_asks_for_torch_only_where_there_is_none(
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(backend.build_meta, "get_requires_for_build_wheel", lambda settings: [])
     assert backend.get_requires_for_build_wheel() == ([] if found else ["torch>=2.10"])
+
+
+def test_every_dependency_has_a_reason() -> None:
+    """In CONTRIBUTING, by its name; and at run time there is torch alone."""
+    project = (ROOT / "pyproject.toml").read_text()
+    assert re.search(r"^dependencies = (.*)$", project, re.M)[1] == '["torch>=2.10"]'
+    extras = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    names = set(re.findall(r'"([\w-]+)', extras))
+    reasons = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Dependencies\n")[2]
+    assert "pytest" in names and sorted(name for name in names if not re.search(rf"\b{name}\b", reasons)) == []

@@ -1,4 +1,4 @@
-"""What the installed package could do to a machine: what it links to, what it connects to, what it depends on."""
+"""What the installed package could do to a machine: what it links to, and what it connects to."""
 
 import os
 import re
@@ -73,13 +73,3 @@ def test_import_and_draw_open_no_socket_and_start_no_program() -> None:
         assert seen == ["socket.__new__"], seen"""
     result = run_python(code)
     assert result.returncode == 0, result.stderr
-
-
-def test_every_dependency_has_a_reason() -> None:
-    """In CONTRIBUTING, by its name; and at run time there is torch alone."""
-    project = (ROOT / "pyproject.toml").read_text()
-    assert re.search(r"^dependencies = (.*)$", project, re.M)[1] == '["torch>=2.10"]'
-    extras = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
-    names = set(re.findall(r'"([\w-]+)', extras))
-    reasons = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Dependencies\n")[2]
-    assert "pytest" in names and sorted(name for name in names if not re.search(rf"\b{name}\b", reasons)) == []

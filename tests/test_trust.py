@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from trust import __main__ as command
+from trust import faults
 from trust.evidence import Finding, Section, Table
 from trust.page import page
 
@@ -91,3 +92,12 @@ def test_the_command_refuses() -> None:
         command.main(["nois"])
     with pytest.raises(typer.BadParameter, match="--json takes one part, got 2"):
         command.main(["noise", "fuzz"], json_file=Path("x.json"))
+
+
+def test_a_fault_holds_only_where_its_test_passed(tmp_path: Path) -> None:
+    properties = "<properties><property name='a fork' value='equal bits'/></properties>"
+    report = tmp_path / "report.xml"
+    report.write_text(f"<a><testcase name='test_a'>{properties}<failure message='other bits'/></testcase></a>")
+    assert faults.findings(report) == [Finding("test_a", "other bits", faults.BOUND, False)]
+    report.write_text(f"<a><testcase name='test_a'>{properties}</testcase></a>")
+    assert faults.findings(report) == [Finding("a fork", "equal bits", faults.BOUND, True)]

@@ -4,7 +4,8 @@ of their bits; the digests are committed in `tests/data/golden_bits.txt`. All Na
 their bits open. Another build is right when it has the same digests: one bit that differs anywhere changes one, and no
 tolerance is involved. The builds differ in compiler, optimisation, instruction set and machine; on aarch64 the kernels
 are NEON code, run by qemu's user mode. Each build also passes `core_test`, which knows the mathematics and not the
-digests. And the same sources in two folders must give the same library, byte for byte.
+digests, but for clang on aarch64, whose C library computes no logarithm in long double to compare with. And the same
+sources in two folders must give the same library, byte for byte.
 """
 
 import os
@@ -31,6 +32,7 @@ class Build(NamedTuple):
     flags: Sequence[str]
     aarch64: bool = False
     package: str | None = None  # Debian's, of the compiler
+    has_long_double: bool = True  # in its C library, which core_test takes for exact
 
 
 QUICK = [
@@ -42,7 +44,7 @@ QUICK = [
 FULL = [
     *QUICK,
     Build("g++ -O2", ["g++"], ["-O2"]),
-    Build("clang++ -O3", CLANG, ["-O3", "-static", "-target", "aarch64-linux-musl"], True),
+    Build("clang++ -O3", CLANG, ["-O3", "-static", "-target", "aarch64-linux-musl"], True, has_long_double=False),
 ]
 
 
@@ -68,11 +70,13 @@ def run_programs(build: Build, sets: Sequence[str]) -> None:
     if build.aarch64:
         program, runs_in = debian.program("qemu-aarch64-static", "qemu-user-static")
         qemu = [program]
-    for name, arguments in (
-        ("core_test", ["tests/data/philox_known_answers.txt"]),
-        ("golden_core_test", [golden.FILE]),
-        ("golden_kernels_test", [golden.FILE, *sets]),
-    ):
+    programs: dict[str, list[str | Path]] = {
+        "golden_core_test": [golden.FILE],
+        "golden_kernels_test": [golden.FILE, *sets],
+    }
+    if build.has_long_double:
+        programs["core_test"] = ["tests/data/philox_known_answers.txt"]
+    for name, arguments in programs.items():
         compiled = golden.compile_program(name, compiler, build.flags, folder, environ)
         golden.run([*qemu, compiled, *arguments], runs_in)
 
