@@ -1,7 +1,7 @@
 """The last 64 bytes of a built library: the digest of the sources that it was built from, and the file's own.
 
 A cut file kills the process that maps it, a changed one computes something else, and one of other sources lacks what
-Python expects: each is an ImportError instead, for some three milliseconds at import. Only the standard library is
+Python expects: each is an ImportError instead, for a few milliseconds at import. Only the standard library is
 imported: setup.py runs this file.
 """
 

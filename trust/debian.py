@@ -1,5 +1,6 @@
 """Programs that come from Debian's packages, unpacked into build/trust: nothing is installed, no root is needed."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -25,7 +26,11 @@ def apt(command: str, *arguments: str) -> str:
 def unpack(package: str) -> Path:
     """The package, and what it depends on and this machine does not have."""
     root = FOLDER / package
-    if not root.exists():
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(FOLDER / "lock", "w") as lock:  # parts run side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if root.exists():
+            return root
         apt("apt-get", "-qq", "update")
         only_needed = [
             f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
@@ -43,7 +48,7 @@ def unpack(package: str) -> Path:
             for archive in FOLDER.glob(f"{name}_*.deb"):
                 subprocess.run(["dpkg", "-x", archive, partial], check=True)
         partial.rename(root)
-    return root
+        return root
 
 
 def program(name: str, package: str) -> tuple[str, dict[str, str]]:

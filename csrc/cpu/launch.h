@@ -4,7 +4,6 @@
 #include <pthread.h>
 
 #include <cmath>
-#include <future>
 
 #include "cpu/kernels.h"
 #include "ops/tensors.h"
@@ -72,7 +71,8 @@ inline std::vector<Key> read_keys(const Tensor& key) {
   return std::vector<Key>(data, data + words.numel() / 2);
 }
 
-// OpenMP's threads end with a fork, and in the child the thread that forked would wait for its own for ever.
+// OpenMP's threads end with a fork, and in the child the thread that forked would wait for its own for ever: it works
+// alone. The child's other threads start threads of their own.
 inline thread_local bool has_forked = false;
 inline const int watches_forks = pthread_atfork(nullptr, nullptr, [] { has_forked = true; });
 
@@ -80,13 +80,9 @@ inline const int watches_forks = pthread_atfork(nullptr, nullptr, [] { has_forke
 template <typename function_t>
 void parallel_for_chunks(int64_t num_chunks, int64_t num_samples, function_t function) {
   constexpr int64_t kGrain = 16;  // chunks of one sample that are worth a thread of their own
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, num_samples));
-  const auto run = [&] { torch::stable::parallel_for(0, num_chunks, grain, function); };
-  if (has_forked && num_chunks > grain && torch::stable::get_num_threads() > 1) {
-    std::async(std::launch::async, run).get();  // a new thread starts new ones
-  } else {
-    run();
-  }
+  if (has_forked) return function(0, num_chunks);
+  torch::stable::parallel_for(0, num_chunks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, num_samples)),
+                              function);
 }
 
 // Runs a kernel over all chunks of `numel` elements.
