@@ -40,14 +40,14 @@ def make_ops(numel: int, num_tensors: int) -> dict[str, Op]:
     mus, rhos = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     priors = [mu, rho, mu_prior, std_prior]
     net = BayesianModule(nn.Linear(8, max(numel // 8, 1)), std_prior=1.0)
-    batch = torch.ones(1, 8)
+    weights, batch = list(net.parameters()), torch.ones(1, 8)  # during a call others may see samples in their place
 
     def foreach(of_keys: Tensor) -> list[Tensor]:
         xs, log_prob = F.foreach_gaussian_sample_and_log_prob(mus, rhos, 0.0, 1.0, of_keys)
         return _with_grads([*xs, log_prob], [*mus, *rhos])
 
     def module() -> list[Tensor]:
-        return _with_grads(net(batch, key=one), list(net.parameters()))
+        return _with_grads(net(batch, key=one), weights)
 
     return {
         "standard_normal": lambda: [torch.ops.illia_ext.standard_normal(one, [numel], dtype=torch.float32)],

@@ -2,7 +2,8 @@
 The words behind the noise go through dieharder (Robert G. Brown; from Debian's packages), all tests that it calls
 "Good". `trust/cpp/words.cpp` streams them, compiled from `csrc/core/philox.h`, the very header of the kernels: the
 blocks of one key, and the first block of each of consecutive seeds, which the longest tests leave out. Keys are fixed,
-each test runs once, with dieharder's own sizes (of Marsaglia and Tsang's GCD a tenth).
+each test runs once, from the start of the stream, with dieharder's own sample sizes (of Marsaglia and Tsang's GCD a
+tenth); where a test has patterns of several lengths, `-n` names the one.
 
 A test gives one or more p-values, most of them of the p-values of 100 runs by Kolmogorov-Smirnov; they are suspicious
 at both ends. Twice the smallest of all p and 1 - p, times their number (Bonferroni), must stay above 5.7e-7. dieharder
