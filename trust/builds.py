@@ -5,7 +5,8 @@ their bits open. Another build is right when it has the same digests: one bit th
 tolerance is involved. The builds differ in compiler, optimisation, instruction set and machine; on aarch64 the kernels
 are NEON code, run by qemu's user mode. Each build also passes `core_test`, which knows the mathematics and not the
 digests, but for clang on aarch64, whose C library computes no logarithm in long double to compare with. And the same
-sources in two folders must give the same library, byte for byte.
+sources in two folders must give the same library, byte for byte (left out of a quick run, as are whole libraries by
+clang++).
 """
 
 import os

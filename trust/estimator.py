@@ -20,11 +20,12 @@ Without stick_the_landing the score of log q has dropped out of the first, becau
 Both have one mean. Where q = p, s / v = 1 / s and d = 0: with stick_the_landing nothing varies. Where s is far below
 std_prior, as in fresh weights, 1 / s rules, and it varies more.
 
-**Means** over S keys differ from the closed form by a standard normal times sqrt(variance / S), with the variance of
-the theory. The closed form and its gradients are those of `torch.distributions.kl_divergence` in float64, by autograd;
-ours is judged by its accuracy. **Variances** over S draws have the variance (fourth moment - variance^2) / S. Bounds on
-the largest of m figures are Bonferroni's: |z| for which the chance of one normal beyond it is 5.7e-7 / m. Gradients of
-many keys are added in calls of 4096, because the sum of a call is one of floats. Keys are `draw_key` under fixed seeds.
+**Means** over S keys differ from the closed form by a standard normal, nearly, times sqrt(variance / S), with the
+variance of the theory. The closed form and its gradients are those of `torch.distributions.kl_divergence` in float64,
+by autograd; ours is judged by its accuracy. **Variances** over S draws have the variance (fourth moment - variance^2) /
+S. Bounds on the largest of m figures are Bonferroni's: |z| for which the chance of one normal beyond it is 5.7e-7 / m.
+Gradients of many keys are added in calls of 4096, because the sum of a call is one of floats. Keys are `draw_key` under
+fixed seeds.
 """
 
 import torch
