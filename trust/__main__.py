@@ -87,7 +87,7 @@ def about() -> str:
 
 def main(
     parts: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(PARTS)}; by default all.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help=f"Smaller numbers, and no {LEFT_OUT_IF_QUICK[0]}: some four minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller numbers, without stateless: four minutes.")] = False,
     page_file: Annotated[Path | None, typer.Option("--page", help="Write the page here.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Run one part in this process; write it here.")
