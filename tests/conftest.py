@@ -1,5 +1,7 @@
 """The device under test: `pytest --device cuda` runs the same tests there. And how many examples hypothesis tries."""
 
+from collections.abc import Iterator
+
 import helpers
 import pytest
 import torch
@@ -66,3 +68,11 @@ def cuda(device: torch.device) -> torch.device:
     if device.type != "cuda":
         pytest.skip(f"about CUDA, not {device.type}: pytest --device cuda")
     return device
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(num_threads)

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -22,14 +22,6 @@ from illia_ext import functional as F
 pytestmark = pytest.mark.usefixtures("cpu", "two_threads")
 NUM_THREADS = 16
 SECONDS = 60  # a child that takes longer hangs
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.mark.parametrize("sets_num_threads", [False, True])

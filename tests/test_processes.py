@@ -1,7 +1,7 @@
 """Several processes: fork after threads were used, spawn, parameters in shared memory, workers of a DataLoader."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,14 +17,6 @@ pytestmark = pytest.mark.usefixtures("cpu", "two_threads")
 KEY = make_key(3, device="cpu")
 NUMEL = 256 * 1024 + 777  # enough for two threads
 SECONDS = 60  # a child that takes longer hangs
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture
