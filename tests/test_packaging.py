@@ -109,6 +109,27 @@ def test_wheel_holds_sources_and_runs(wheel: Path, package: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_build_without_cuda_says_so(package: Path) -> None:
+    code = """if True:
+        import torch
+        from illia_ext import _C
+        from illia_ext.ops import NAMES, op
+        key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+        print(_C.build_info()["cuda"])
+        try:
+            op("standard_normal").redispatch(key, torch.zeros(2, dtype=torch.int64), [3], dtype=torch.float32)
+        except RuntimeError as error:
+            print(error)
+        print(all(torch._C._dispatch_has_kernel_for_dispatch_key(f"illia_ext::{name}", "CUDA") for name in NAMES))"""
+    result = run_python(code, cwd=package)
+    assert result.returncode == 0, result.stderr
+    info, message, registered = result.stdout.splitlines()
+    assert info == "False" and registered == "True"
+    assert message.startswith("standard_normal: got a tensor on a CUDA device, and this build of illia_ext has no CUDA")
+    assert "ILLIA_EXT_CUDA=1" in message
+
+
+@pytest.mark.slow
 def test_jit_from_an_installed_package(package: Path, tmp_path: Path) -> None:
     code = """if True:
         import sys
