@@ -38,12 +38,12 @@ class Build(NamedTuple):
 
 QUICK = [
     Build("g++ -O0, UBSan", ["g++"], ["-O0", "-fsanitize=undefined", "-fno-sanitize-recover"]),
-    Build("g++ -O3 -march=native", ["g++"], ["-O3", "-march=native"]),
     Build("clang++ -O3", CLANG, ["-O3"]),
     Build("g++ -O3", ["aarch64-linux-gnu-g++"], ["-O3", "-static"], True, "g++-aarch64-linux-gnu"),
 ]
 FULL = [
     *QUICK,
+    Build("g++ -O3 -march=native", ["g++"], ["-O3", "-march=native"]),
     Build("g++ -O2", ["g++"], ["-O2"]),
     Build("clang++ -O3", CLANG, ["-O3", "-static", "-target", "aarch64-linux-musl"], True, has_long_double=False),
 ]
