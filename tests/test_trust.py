@@ -81,10 +81,24 @@ def test_only_the_whole_evidence_is_make_trust(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: dict, by: str
 ) -> None:
     monkeypatch.setattr(command, "collect_apart", lambda *_: Section("Noise", "", [HOLDS]))
+    monkeypatch.setattr(command, "KEPT", tmp_path)
     command.main(
         **{"parts": None, "quick": False, "json_file": None, "workers": 1, **arguments}, page_file=tmp_path / "p"
     )
     assert f"Written by `{by}`, in 0 min" in (tmp_path / "p").read_text()
+
+
+def test_a_part_that_ran_alone_takes_its_place_among_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command, "collect_apart", lambda part, *_: Section(part, "", [HOLDS]))
+    monkeypatch.setattr(command, "KEPT", tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    Section("Battery", "", [HOLDS], run="an earlier run").write(tmp_path / "kept" / "battery.json")
+    command.main(["noise"], page_file=tmp_path / "page", quick=False, json_file=None, workers=1)
+    text = (tmp_path / "page").read_text()
+    assert "## noise" in text and "; `python -m trust noise`, " in text
+    assert "## Battery" in text and "; an earlier run." in text
 
 
 def test_the_command_refuses() -> None:

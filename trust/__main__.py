@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from bench import machine
 from illia_ext import _C
 from trust.evidence import Finding, Section
 from trust.page import page
-from trust.variants import ROOT
+from trust.variants import BUILD, ROOT
 
 # Modules of this package in the order of the page, each with collect(quick) -> Section, and the seconds that it takes:
 # the longest begin first, so that all workers end together.
@@ -37,6 +38,7 @@ PARTS = {
     "mutation": 85,
     "builds": 250,
 }
+KEPT = BUILD / "sections"  # of full runs
 LEFT_OUT_IF_QUICK = ("stateless", "properties", "faults")  # asks for another torch, of 4 GB; the suite has the others
 
 
@@ -74,14 +76,17 @@ def collect_apart(part: str, quick: bool, folder: Path) -> Section:
     return section
 
 
+def commit() -> str:
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return told.stdout.strip() or "unknown"
+
+
 def about() -> str:
     here = machine.describe(torch.device("cpu"), torch.get_num_threads())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     build = _C.build_info()
     return (
         f"{here['date']}, {here['cpu']} ({here['cores']} cores, {here['capability']}, {here['memory_gib']} GiB), "
-        f"torch {torch.__version__}, Python {platform.python_version()}, {build['compiler']}, "
-        f"commit {commit.stdout.strip() or 'unknown'}"
+        f"torch {torch.__version__}, Python {platform.python_version()}, {build['compiler']}, commit {commit()}"
     )
 
 
@@ -107,9 +112,18 @@ def main(
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         longest_first = sorted(chosen, key=lambda part: -PARTS[part])
         begun = {part: pool.submit(collect_apart, part, quick, Path(folder)) for part in longest_first}
-        sections = [begun[part].result() for part in PARTS if part in chosen]
+        ordered = [part for part in PARTS if part in chosen]
+        sections = [begun[part].result() for part in ordered]
     whole = not quick and set(chosen) == set(PARTS)
     command = "make trust" if whole else " ".join(["python -m trust", *(parts or []), *["--quick"] * quick])
+    for part, section in zip(ordered, sections):
+        section.run = f"`{command}`, {date.today()}, commit {commit()}"
+        if not quick:
+            KEPT.mkdir(parents=True, exist_ok=True)
+            section.write(KEPT / f"{part}.json")
+    if page_file is not None and not quick:  # a part that ran alone takes its place among the others
+        kept = [KEPT / f"{part}.json" for part in PARTS]
+        sections = [Section.read(path) for path in kept if path.exists()]
     text = page(sections, command, about(), time.monotonic() - began)
     if page_file is None:
         print(text)

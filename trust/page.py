@@ -27,7 +27,7 @@ def section_page(section: Section) -> str:
     parts = [f"## {section.title}", section.text.strip(), *map(free_table, section.tables)]
     if section.findings:
         parts.append(finding_rows(section.findings))
-    return "\n\n".join([*parts, f"Took {section.seconds:.0f} s."])
+    return "\n\n".join([*parts, f"Took {section.seconds:.0f} s; {section.run}."])
 
 
 def page(sections: list[Section], command: str, about: str, seconds: float) -> str:
@@ -37,7 +37,7 @@ def page(sections: list[Section], command: str, about: str, seconds: float) -> s
     verdict = f"{len(findings) - len(failed)} of {len(findings)} findings hold"
     parts = [
         "# Trust: what was measured of the numbers",
-        f"Written by `{command}`, in {seconds / 60:.0f} min, never by hand. {about}.",
+        f"Written by `{command}`, in {seconds / 60:.0f} min, never by hand. {about}. Each section names its own run.",
         f"**{verdict}.**" + (f" These do not: {'; '.join(finding.what for finding in failed)}." if failed else ""),
         *map(section_page, sections),
     ]

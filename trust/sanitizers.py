@@ -30,7 +30,12 @@ FLAGS = [
     "-fno-wrapv",
     "-D_GLIBCXX_ASSERTIONS",
 ]
-WATCHED = Watched("sanitized", FLAGS, ["libasan.so", "libubsan.so"], "detect_leaks=0:handle_abort=1:print_stacktrace=1")
+WATCHED = Watched(
+    "sanitized",
+    FLAGS,
+    ["libasan.so", "libubsan.so"],
+    "detect_leaks=0:handle_abort=1:print_stacktrace=1:allocator_may_return_null=1",
+)
 
 # One thread's arithmetic, memory and errors: what each instruction set runs.
 KERNELS = ["forward", "backward", "prior_gradients"]
