@@ -104,7 +104,10 @@ def oracle_finding(results: list[CellError]) -> Finding:
         r
         for r in results
         if (r.cell.dtype == torch.float64 and r.cell.rho_range in ("to 1", "to 20") and 2 * r.eager_lost < r.count)
-        and (r.cell.setting in ("usual", "q = p") or (r.cell.setting == "each" and r.quantity.startswith("kl")))
+        and (
+            r.cell.setting in ("usual", "q = p")
+            or (r.cell.setting == "each" and r.quantity.startswith("kl_divergence: grad_") and "prior" in r.quantity)
+        )
     ]
     far, seen = max(other, key=lambda r: r.eager), {r.quantity for r in other}
     measured = f"{len(seen)} of {len(ALLOWED)} results, at most {far.eager:.2g} u ({far.quantity})"
