@@ -91,7 +91,7 @@ def test_a_forked_child_does_not_wait_for_lost_threads(
     fork: Callable[[Callable[[], None]], None], record_property: Callable[[str, object], None]
 ) -> None:
     """Where torch's own ops would wait for ever for OpenMP's threads; so all but the ops under test is made before."""
-    sizes = (5, 16 * 1024, 17 * 1024, 256 * 1024 + 777, 2**22)
+    sizes = (0, 5, 16 * 1024, 17 * 1024, 256 * 1024 + 777, 2**22)
     key, one = make_key(3), torch.ones(())
     inputs = {numel: [torch.randn(numel).requires_grad_() for _ in range(2)] for numel in sizes}
     grads = {numel: torch.ones(numel) for numel in sizes}
