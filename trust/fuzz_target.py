@@ -25,7 +25,9 @@ TORCHS_OWN = re.compile(
     r"Could not run 'illia_ext::|Expected a value of type|There were no tensor arguments|Not yet supported ScalarType|"
     r"numel: integer multiplication overflow|Trying to create tensor with negative dimension"
 )
-NO_MEMORY = re.compile(r"out of memory: cannot allocate a|DefaultCPUAllocator: can't allocate memory")
+NO_MEMORY = re.compile(
+    r"out of memory: cannot allocate a|DefaultCPUAllocator: can't allocate memory|Storage size calculation overflowed"
+)
 EXPECTED = (RuntimeError, TypeError, ValueError, NotImplementedError)
 
 
