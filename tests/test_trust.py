@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import typer
 
 from trust import __main__ as command
-from trust import faults
+from trust import faults, properties
 from trust.evidence import Finding, Section, Table
 from trust.page import page
 
@@ -136,3 +137,10 @@ def test_a_fault_holds_only_where_its_test_passed(tmp_path: Path) -> None:
     assert faults.findings(report) == [Finding("test_a", "other bits", faults.BOUND, False)]
     report.write_text(f"<a><testcase name='test_a'>{properties}</testcase></a>")
     assert faults.findings(report) == [Finding("a fork", "equal bits", faults.BOUND, True)]
+
+
+def test_a_law_without_examples_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when hypothesis words its statistics otherwise."""
+    monkeypatch.setattr(properties.subprocess, "run", lambda *_, **__: CompletedProcess([], 0, "21 passed", ""))
+    *laws, verdict = properties.collect(quick=True).findings
+    assert len(laws) > 20 and not any(law.holds for law in laws) and verdict.holds
