@@ -13,6 +13,7 @@ from trust import __main__ as command
 from trust import faults, properties
 from trust.evidence import Finding, Section, Table
 from trust.page import page
+from trust.watched import Watched
 
 HOLDS = Finding("moments of 10^9 normals", "z = 1.2", "|z| < 5", True)
 FAILS = Finding("p-values beyond 1e-7", "3", "0", False)
@@ -144,3 +145,22 @@ def test_a_law_without_examples_does_not_hold(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(properties.subprocess, "run", lambda *_, **__: CompletedProcess([], 0, "21 passed", ""))
     *laws, verdict = properties.collect(quick=True).findings
     assert len(laws) > 20 and not any(law.holds for law in laws) and verdict.holds
+
+
+@pytest.mark.parametrize(
+    ("said", "reports"),
+    [
+        ("==7==WARNING: AddressSanitizer failed to allocate 0x7fffffffffffffff bytes", 0),
+        ("==7==ERROR: AddressSanitizer: heap-buffer-overflow\nSUMMARY: AddressSanitizer: heap-buffer-overflow", 1),
+        ("==7==ERROR: AddressSanitizer: SEGV on unknown address\nAddressSanitizer: nested bug in the same thread", 1),
+        ("==7==AddressSanitizer: CHECK failed: asan_thread.cpp:1", 1),
+        ("WARNING: ThreadSanitizer: data race (pid=7)", 1),
+    ],
+)
+def test_a_report_counts_that_was_cut_off(tmp_path: Path, said: str, reports: int) -> None:
+    class Here(Watched):
+        folder = tmp_path
+
+    (tmp_path / "report.7").write_text(said)
+    finding = Here("here", [], [], "").reports("reports")
+    assert (finding.measured, finding.holds) == (str(reports), not reports)

@@ -1,5 +1,6 @@
 """Python with a library that a sanitizer watches: its environment, the suite in it, and what was reported."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from trust.evidence import Finding
 from trust.variants import BUILD, ROOT, build_variant, environment
 
 __all__ = ["Watched"]
+
+# Remarks of the runtimes, such as a refused allocation, have none of these. A runtime that fails in the middle of its
+# report writes no summary.
+REPORT = re.compile(r"ERROR: |SUMMARY: |FATAL: |CHECK failed|data race|nested bug|DEADLYSIGNAL|runtime error: ")
 
 
 class Watched(NamedTuple):
@@ -93,8 +98,8 @@ class Watched(NamedTuple):
         return Finding(what, measured, "all pass", not (row.failed or row.trouble))
 
     def reports(self, what: str) -> Finding:
-        """Of all processes since the build. Remarks of the runtimes, such as a refused allocation, have no summary."""
+        """Of all processes since the build."""
         said = [path.read_text() for path in self.folder.glob("report.[0-9]*")]
-        found = [text for text in said if "SUMMARY: " in text]
+        found = [text for text in said if REPORT.search(text)]
         print(*found, sep="\n", file=sys.stderr)
         return Finding(what, str(len(found)), "0", not found)
