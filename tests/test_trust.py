@@ -2,19 +2,23 @@
 
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
+import torch
 import typer
 
 from trust import __main__ as command
-from trust import faults
+from trust import faults, properties
 from trust.evidence import Finding, Section, Table
 from trust.page import page
+from trust.watched import Watched
 
 HOLDS = Finding("moments of 10^9 normals", "z = 1.2", "|z| < 5", True)
 FAILS = Finding("p-values beyond 1e-7", "3", "0", False)
-SECTION = Section("Noise", "How.", [HOLDS, FAILS], [Table("Worst", ["lag", "r"], [["1", "2e-5"]])], seconds=12.4)
+TABLE, RUN = Table("Worst", ["lag", "r"], [["1", "2e-5"]]), "`make trust`, 2026-11-23, a machine"
+SECTION = Section("Noise", "How.", [HOLDS, FAILS], [TABLE], seconds=12.4, run=RUN)
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -29,8 +33,9 @@ def test_a_section_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_figures_and_names_what_failed() -> None:
-    text = page([SECTION], "python -m trust noise", "2026-11-23, a machine", 61)
-    assert "by `python -m trust noise`, in 1 min" in text and "2026-11-23, a machine." in text
+    text = page([SECTION], "python -m trust noise", 61, ["battery", "fuzz"])
+    assert "by `python -m trust noise`, in 1 min" in text and "Took 12 s; `make trust`, 2026-11-23, a machine." in text
+    assert "**Not measured: battery, fuzz.**" in text
     assert "**1 of 2 findings hold.** These do not: p-values beyond 1e-7." in text
     assert "| moments of 10^9 normals | z = 1.2 | \\|z\\| < 5 | yes |" in text
     assert "| p-values beyond 1e-7 | 3 | 0 | **NO** |" in text
@@ -99,6 +104,24 @@ def test_a_part_that_ran_alone_takes_its_place_among_the_others(
     text = (tmp_path / "page").read_text()
     assert "## noise" in text and "; `python -m trust noise`, " in text
     assert "## Battery" in text and "; an earlier run." in text
+    assert "**2 of 2 findings hold.** **Not measured: stateless, estimator, " in text
+
+
+def test_a_section_names_the_commit_and_torch_that_it_began_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commits = ["before"]
+
+    def collect_apart(part: str, *_: object) -> Section:
+        commits.append("meanwhile")
+        return Section(part, "", [HOLDS])
+
+    monkeypatch.setattr(command, "commit", lambda: commits[-1])
+    monkeypatch.setattr(command, "collect_apart", collect_apart)
+    monkeypatch.setattr(command, "KEPT", tmp_path / "kept")
+    command.main(["noise"], page_file=tmp_path / "page", quick=False, json_file=None, workers=1)
+    text = (tmp_path / "page").read_text()
+    assert "commit before." in text and "meanwhile" not in text and f"torch {torch.__version__}, " in text
 
 
 def test_the_command_refuses() -> None:
@@ -115,3 +138,29 @@ def test_a_fault_holds_only_where_its_test_passed(tmp_path: Path) -> None:
     assert faults.findings(report) == [Finding("test_a", "other bits", faults.BOUND, False)]
     report.write_text(f"<a><testcase name='test_a'>{properties}</testcase></a>")
     assert faults.findings(report) == [Finding("a fork", "equal bits", faults.BOUND, True)]
+
+
+def test_a_law_without_examples_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when hypothesis words its statistics otherwise."""
+    monkeypatch.setattr(properties.subprocess, "run", lambda *_, **__: CompletedProcess([], 0, "21 passed", ""))
+    *laws, verdict = properties.collect(quick=True).findings
+    assert len(laws) > 20 and not any(law.holds for law in laws) and verdict.holds
+
+
+@pytest.mark.parametrize(
+    ("said", "reports"),
+    [
+        ("==7==WARNING: AddressSanitizer failed to allocate 0x7fffffffffffffff bytes", 0),
+        ("==7==ERROR: AddressSanitizer: heap-buffer-overflow\nSUMMARY: AddressSanitizer: heap-buffer-overflow", 1),
+        ("==7==ERROR: AddressSanitizer: SEGV on unknown address\nAddressSanitizer: nested bug in the same thread", 1),
+        ("==7==AddressSanitizer: CHECK failed: asan_thread.cpp:1", 1),
+        ("WARNING: ThreadSanitizer: data race (pid=7)", 1),
+    ],
+)
+def test_a_report_counts_that_was_cut_off(tmp_path: Path, said: str, reports: int) -> None:
+    class Here(Watched):
+        folder = tmp_path
+
+    (tmp_path / "report.7").write_text(said)
+    finding = Here("here", [], [], "").reports("reports")
+    assert (finding.measured, finding.holds) == (str(reports), not reports)

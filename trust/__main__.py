@@ -9,7 +9,6 @@ import tempfile
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -108,7 +107,7 @@ def main(
             raise typer.BadParameter(f"--json takes one part, got {len(chosen)}")
         collect(chosen[0], quick).write(json_file)
         return
-    began = time.monotonic()
+    began, where = time.monotonic(), about()  # the commit is that of the beginning: the checkout may move on meanwhile
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         longest_first = sorted(chosen, key=lambda part: -PARTS[part])
         begun = {part: pool.submit(collect_apart, part, quick, Path(folder)) for part in longest_first}
@@ -117,14 +116,15 @@ def main(
     whole = not quick and set(chosen) == set(PARTS)
     command = "make trust" if whole else " ".join(["python -m trust", *(parts or []), *["--quick"] * quick])
     for part, section in zip(ordered, sections):
-        section.run = f"`{command}`, {date.today()}, commit {commit()}"
+        section.run = f"`{command}`, {where}"
         if not quick:
             KEPT.mkdir(parents=True, exist_ok=True)
             section.write(KEPT / f"{part}.json")
     if page_file is not None and not quick:  # a part that ran alone takes its place among the others
-        kept = [KEPT / f"{part}.json" for part in PARTS]
-        sections = [Section.read(path) for path in kept if path.exists()]
-    text = page(sections, command, about(), time.monotonic() - began)
+        ordered = [part for part in PARTS if (KEPT / f"{part}.json").exists()]
+        sections = [Section.read(KEPT / f"{part}.json") for part in ordered]
+    missing = [part for part in PARTS if part not in ordered]
+    text = page(sections, command, time.monotonic() - began, missing)
     if page_file is None:
         print(text)
     else:

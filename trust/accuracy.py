@@ -99,7 +99,7 @@ def type_finding(dtype: torch.dtype, results: list[CellError]) -> Finding:
 
 
 def oracle_finding(results: list[CellError]) -> Finding:
-    """Where q = p the KL divergence has no gradient to priors: those meet scattered ones, where eager may overflow."""
+    """Where q = p the KL divergence's gradients to priors are 0: they meet scattered ones, where eager may overflow."""
     other = [
         r
         for r in results

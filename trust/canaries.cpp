@@ -1,6 +1,5 @@
 // Faults on purpose, one a function: a sanitizer that reports none of them would prove nothing.
 #include <cstdint>
-#include <thread>
 #include <vector>
 
 extern "C" {
@@ -36,13 +35,5 @@ float beyond_a_vector(const float* data, int64_t numel) {
   copy.reserve(2 * numel);
   copy.assign(data, data + numel);
   return copy[numel];
-}
-
-// Two threads add to one element.
-void race(float* data, int64_t) {
-  const auto add = [=] { data[0] += 1; };
-  std::thread other(add);
-  add();
-  other.join();
 }
 }

@@ -17,8 +17,9 @@ fourth moment 3 a^4 + 60 a^2 b^2 + 60 b^4. Every gradient has this form too. Wit
 | std_prior | -2 d s / std_prior^3 | -s^2 / std_prior^3 |
 
 Without stick_the_landing the score of log q has dropped out of the first, because log q(mu + s e) is -log s - e^2 / 2.
-Both have one mean. Where q = p, s / v = 1 / s and d = 0: with stick_the_landing nothing varies. Where s is far below
-std_prior, as in fresh weights, 1 / s rules, and it varies more.
+Both have one mean. Where q = p, s / v = 1 / s and d = 0: with stick_the_landing nothing varies, nor does log_prob. What
+the table shows of them there is rounding, which the means and variances leave out. Where s is far below std_prior, as
+in fresh weights, 1 / s rules, and it varies more.
 
 **Means** over S keys differ from the closed form by a standard normal, nearly, times sqrt(variance / S), with the
 variance of the theory. The closed form and its gradients are those of `torch.distributions.kl_divergence` in float64,

@@ -40,7 +40,7 @@ class Section:
     findings: list[Finding] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     seconds: float = 0.0
-    run: str = ""  # the command, date and commit
+    run: str = ""  # the command, date, machine, versions and commit
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1))

@@ -11,8 +11,9 @@ the row holds where the test passed, which also compares every result after the 
 - **Compiling at import.** One process is killed and one is interrupted while they compile; then two come at once.
 - **Threads.** Sixteen call every op at once, forward and backward, on tensors that they share and on their own.
 - **Fork.** torch's own ops wait for ever in a child of a process that has used OpenMP's threads, unless it calls
-  `torch.set_num_threads(1)`, as workers of a DataLoader do. Ours work on one thread there, where all tensors are
-  contiguous.
+  `torch.set_num_threads(1)`, as workers of a DataLoader do. Ours work on one thread there, but wait as well where torch
+  copies for them (a strided tensor, or a prior of several elements that has not mu's shape or not the arithmetic type,
+  as beside half types), and where illia_ext is imported only after the fork.
 - **Signals.** An op does not look for them while it computes: KeyboardInterrupt comes when it has returned.
 
 A limit of memory on several threads is left out: OpenMP ends a process in which it cannot start its threads, with a

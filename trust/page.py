@@ -1,4 +1,6 @@
-"""docs/trust.md: every figure of one run of the evidence."""
+"""docs/trust.md: every figure of the evidence, each part by its latest full run."""
+
+from collections.abc import Sequence
 
 from trust.evidence import Finding, Section, Table
 
@@ -30,15 +32,20 @@ def section_page(section: Section) -> str:
     return "\n\n".join([*parts, f"Took {section.seconds:.0f} s; {section.run}."])
 
 
-def page(sections: list[Section], command: str, about: str, seconds: float) -> str:
-    """`command`: that made them. `about`: the machine, the versions, the commit and the date, in one line."""
+def page(sections: list[Section], command: str, seconds: float, missing: Sequence[str] = ()) -> str:
+    """`command`: the last one, which took `seconds`. `missing`: parts that no section is of."""
     findings = [finding for section in sections for finding in section.findings]
     failed = [finding for finding in findings if not finding.holds]
-    verdict = f"{len(findings) - len(failed)} of {len(findings)} findings hold"
+    verdict = f"**{len(findings) - len(failed)} of {len(findings)} findings hold.**"
+    if failed:
+        verdict += f" These do not: {'; '.join(finding.what for finding in failed)}."
+    if missing:
+        verdict += f" **Not measured: {', '.join(missing)}.**"
     parts = [
         "# Trust: what was measured of the numbers",
-        f"Written by `{command}`, in {seconds / 60:.0f} min, never by hand. {about}. Each section names its own run.",
-        f"**{verdict}.**" + (f" These do not: {'; '.join(finding.what for finding in failed)}." if failed else ""),
+        f"Written by `{command}`, in {seconds / 60:.0f} min, never by hand. Each section ends with its own run: the "
+        "command, date, machine, versions and commit.",
+        verdict,
         *map(section_page, sections),
     ]
     return "\n\n".join(parts) + "\n"

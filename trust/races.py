@@ -69,8 +69,7 @@ def planted(loop: Path) -> Finding:
     """Each in a process of its own, as all else is run."""
     missed = []
     for name in ("race_in_a_loop", "race_of_callers"):
-        log = WATCHED.folder / name
-        WATCHED.run(PLANT, name, before=[loop], TSAN_OPTIONS=f"{OPTIONS}:log_path={log}")
+        WATCHED.run(PLANT, name, before=[loop], log=name)
         said = "".join(path.read_text() for path in WATCHED.folder.glob(f"{name}.*"))
         missed += [name] * ("WARNING: ThreadSanitizer: data race" not in said)
     what = "planted races that are reported: in the parallel loop, between Python threads"

@@ -19,7 +19,7 @@ from illia_ext import _C
 from trust.debian import program
 from trust.evidence import Finding, Section
 from trust.variants import BUILD, ROOT
-from trust.watched import Watched
+from trust.watched import REPORT, Watched
 
 FLAGS = [
     "-fsanitize=address,undefined,float-cast-overflow",
@@ -67,6 +67,7 @@ for name in sys.argv[2:]:
         getattr(library, name)(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.numel()))
         os._exit(0)
     os.waitpid(child, 0)
+    print(child)
 """
 
 ROUNDS = 200
@@ -108,10 +109,15 @@ print(bytes_after(int(sys.argv[1])) - before)
 
 
 def planted() -> Finding:
+    """Each must leave a file of its process that counts as a report, as all that follows is judged by."""
     library = WATCHED.compile(ROOT / "trust" / "canaries.cpp")
-    WATCHED.run(PLANT, library, *FAULTS, ASAN_OPTIONS="handle_abort=1:detect_leaks=0")
-    said = {name: (WATCHED.folder / "tests" / f"{name}.txt").read_text() for name in FAULTS}
-    missed = [name for name, words in FAULTS.items() if words not in said[name]]
+    children = WATCHED.run(PLANT, library, *FAULTS, log="planted").split()
+    missed = []
+    for (name, words), child in zip(FAULTS.items(), children):
+        report = WATCHED.folder / f"planted.{child}"
+        counted = report.read_text() if report.exists() else ""
+        said = counted + (WATCHED.folder / "tests" / f"{name}.txt").read_text()
+        missed += [name] * (REPORT.search(counted) is None or words not in said)
     what = f"faults planted on purpose that are reported: {', '.join(FAULTS)}".replace("_", " ")
     measured = f"{len(FAULTS) - len(missed)} of {len(FAULTS)}" + (f", not {', '.join(missed)}" if missed else "")
     return Finding(what, measured, "all", not missed)

@@ -1,5 +1,6 @@
 """Python with a library that a sanitizer watches: its environment, the suite in it, and what was reported."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,11 @@ from tools.matrix import CHECKOUT, Row, read_report
 from trust.evidence import Finding
 from trust.variants import BUILD, ROOT, build_variant, environment
 
-__all__ = ["Watched"]
+__all__ = ["REPORT", "Watched"]
+
+# Remarks of the runtimes, such as a refused allocation, have none of these. A runtime that fails in the middle of its
+# report writes no summary.
+REPORT = re.compile(r"ERROR: |SUMMARY: |FATAL: |CHECK failed|data race|nested bug|DEADLYSIGNAL|runtime error: ")
 
 
 class Watched(NamedTuple):
@@ -43,16 +48,17 @@ class Watched(NamedTuple):
         subprocess.run([*command, "-o", target, "-pthread"], check=True)
         return target
 
-    def environment(self, before: Sequence[Path] = (), **more: str) -> dict[str, str]:
-        """In which each process writes what it reports into the file report.<its number> of the folder.
+    def environment(self, before: Sequence[Path] = (), log: str = "report", **more: str) -> dict[str, str]:
+        """In which each process writes what it reports into the file <log>.<its number> of the folder.
 
         `before`: libraries that are loaded before torch and ours.
         """
         names = [*self.runtimes, "libstdc++.so"]  # Python loads the latter too late for them
         found = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
-        options = {f"{name}_OPTIONS": f"log_path={self.folder}/report:{self.options}" for name in ("ASAN", "TSAN")}
-        # Beside ASan's runtime that of UBSan cannot write to a file: the abort that follows is then ASan's to report.
-        options["UBSAN_OPTIONS"] = "print_stacktrace=1:abort_on_error=1"
+        options = {f"{name}_OPTIONS": f"log_path={self.folder}/{log}:{self.options}" for name in ("ASAN", "TSAN")}
+        # Beside ASan's runtime that of UBSan writes to stderr; ASan reports the abort that follows, into the file if
+        # both runtimes name it.
+        options["UBSAN_OPTIONS"] = f"log_path={self.folder}/{log}:print_stacktrace=1:abort_on_error=1"
         return (
             environment(BUILD / self.name / "lib")
             | options
@@ -93,8 +99,8 @@ class Watched(NamedTuple):
         return Finding(what, measured, "all pass", not (row.failed or row.trouble))
 
     def reports(self, what: str) -> Finding:
-        """Of all processes since the build. Remarks of the runtimes, such as a refused allocation, have no summary."""
+        """Of all processes since the build."""
         said = [path.read_text() for path in self.folder.glob("report.[0-9]*")]
-        found = [text for text in said if "SUMMARY: " in text]
+        found = [text for text in said if REPORT.search(text)]
         print(*found, sep="\n", file=sys.stderr)
         return Finding(what, str(len(found)), "0", not found)
