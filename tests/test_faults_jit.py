@@ -67,7 +67,9 @@ case "$*" in *" -c "*)
 esac
 exec c++ "$@" -O0
 """
-IMPORT = "from illia_ext import _C, GaussianDistribution as G; print(G(3).sample().shape, _C.__file__)"
+# What runs in the background of a shell ignores SIGINT, and so would all that it starts.
+IMPORT = """import signal; signal.signal(signal.SIGINT, signal.default_int_handler)
+from illia_ext import _C, GaussianDistribution as G; print(G(3).sample().shape, _C.__file__)"""
 
 
 @pytest.mark.slow

@@ -131,6 +131,7 @@ INTERRUPTED = """if True:
     draw({numel})
     alone = time.monotonic() - begin
     timer = threading.Timer(alone / 2, send)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
     try:
         timer.start()
         while True:

@@ -24,18 +24,18 @@ from trust.variants import BUILD, ROOT
 # Modules of this package in the order of the page, each with collect(quick) -> Section, and the seconds that it takes:
 # the longest begin first, so that all workers end together.
 PARTS = {
-    "noise": 190,
+    "noise": 175,
     "battery": 170,
-    "stateless": 90,
+    "stateless": 85,
     "estimator": 20,
-    "accuracy": 45,
-    "properties": 110,
-    "faults": 60,
-    "sanitizers": 400,
-    "races": 90,
+    "accuracy": 50,
+    "properties": 165,
+    "faults": 65,
+    "sanitizers": 490,
+    "races": 100,
     "fuzz": 75,
-    "mutation": 85,
-    "builds": 250,
+    "mutation": 105,
+    "builds": 500,
 }
 KEPT = BUILD / "sections"  # of full runs
 LEFT_OUT_IF_QUICK = ("stateless", "properties", "faults")  # asks for another torch, of 4 GB; the suite has the others

@@ -5,9 +5,10 @@ the documentation accepts, so it finds its way into every refusal.
 
 Of each call is asked: does the op refuse exactly what the rules refuse, by an exception of an expected type whose
 message begins with the name of an argument that is wrong (or is a sentence of torch's own dispatcher)? Are the
-arguments, and the memory around and between their elements, what they were? Are results of the reference's shape and
-dtype, and finite where the values are moderate? And does the process live? The number of calls is fixed; which calls
-they are differs from run to run, for libFuzzer is led by more than its seed.
+arguments, and the memory around and between their elements, what they were? And does the process live? Results that the
+reference forms too (whole samples and densities, without gradients) have its shapes and dtypes, and are finite where
+the values are moderate. The number of calls is fixed; which calls they are differs from run to run, for libFuzzer is
+led by more than its seed.
 """
 
 import json

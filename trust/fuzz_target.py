@@ -127,6 +127,8 @@ def check_outputs(call: Call, outputs: list[Tensor]) -> None:
         LEDGER.counts[f"no reference: {type(error).__name__}"] += 1
         return
     LEDGER.counts["compared"] += 1
+    if len(outputs) != len(expected):
+        LEDGER.fail("another shape or dtype than the reference", call, f"{len(outputs)} tensors, not {len(expected)}")
     for ours, theirs in zip(outputs, expected):
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             LEDGER.fail("another shape or dtype than the reference", call, f"{describe(ours)}, {describe(theirs)}")

@@ -8,8 +8,8 @@ Bounds. A mean of x^k has the standard error sqrt(((2k-1)!! - ((k-1)!!)^2) / n),
 independent. A product of two independent normals, or of their h(x) = (x^2 - 1) / sqrt(2), has mean 0 and variance 1, so
 a sum of n of them over sqrt(n) is z; all such pairs are taken of normals in the same block and in blocks 1 to 8, 16 and
 256 apart, each place of a block on its own. Chunks give one Kolmogorov-Smirnov p-value each by SciPy, and one of
-Anderson-Darling by these authors' series: limits for many values, at 10^6 less than 0.001 off, where 1000 p-values
-resolve 0.03. They must be uniform, again by Kolmogorov-Smirnov: these two see what shifts 10^6 normals, while
+Anderson-Darling by Anderson and Darling's series: limits for many values, at 10^6 less than 0.001 off, where 1000
+p-values resolve 0.03. They must be uniform, again by Kolmogorov-Smirnov: these two see what shifts 10^6 normals, while
 moments, tails and chi-square judge a stream as a whole. Chi-square has 1024 equally likely bins and is
 two-sided: too regular is wrong as well. Counts beyond a cut are binomial. p > 5.7e-7 asks of one z that |z| < 5. Where
 several figures share a finding, its p-value is the smallest times their number (Bonferroni); of many z these are the

@@ -14,7 +14,7 @@ __all__ = ["HALF_DTYPES", "RANGES", "SETTINGS", "Cell", "Points", "arithmetic", 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 # Of rho, each up to the number that it names; in the first exp(rho) is 0 in the arithmetic type.
 RANGES = ("sigma is 0", "subnormal", "to -20", "to -1", "to 1", "to 20", "to 40", "to 1000", "to the largest")
-SETTINGS = ("usual", "far x", "large", "small", "tiny", "wide", "each", "q = p")
+SETTINGS = ("usual", "far x", "large", "small", "tiny", "wide", "each", "q = p", "own")
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
@@ -102,6 +102,8 @@ def draw(cell: Cell, count: int, seed: int) -> Points:
         std_prior = far ** (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1)
     elif cell.setting == "q = p":
         mu_prior, std_prior = mu, sigma.clamp(min=info.tiny)
+    elif cell.setting == "own":
+        mu_prior, std_prior = normal(), normal().exp()
     x = (mu.double() + sigma * z).clamp(-info.max, info.max).to(cell.dtype)
     key = random.key(seed)
     return Points(
