@@ -91,12 +91,15 @@ def type_finding(dtype: torch.dtype, results: list[CellError]) -> Finding:
     beyond = max((r for r in mine if not r.eager_lost), key=lambda r: r.ours - r.eager)
     failed = [r for r in mine if r.worse]
     words = [
-        f"{len(mine) - len(failed)} of {len(mine)} cells hold; {possible - len(mine)} others have no point that counts",
+        f"{len(mine) - len(failed)} of {len(mine)} cells hold; {possible - len(mine)} others have no point that counts "
+        "or are gradients to a prior that all share",
         f"ours is not above eager's in {closer}",
         f"most above it: {beyond.ours:.2g} against {beyond.eager:.2g} ({beyond.quantity}, {beyond.cell.setting})",
     ]
     words += [f"fails: {r.quantity} of {r.cell}: {r.ours:.3g} against {r.eager:.3g}" for r in failed[:3]]
-    bound = "twice eager's, or 1.01" if dtype in HALF_DTYPES else "eager's, or our roundings"
+    bound = "eager's, or our roundings"
+    if dtype in HALF_DTYPES:
+        bound = f"twice eager's, or 1.01; log densities, which are float32: {bound}"
     return Finding(f"worst error in each cell, {short(dtype)}", "; ".join(words), f"all cells: {bound}", not failed)
 
 

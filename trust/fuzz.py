@@ -62,16 +62,19 @@ def collect(quick: bool) -> Section:
             f"{__doc__}\nNot run here: no atheris for Python {platform.python_version()} on "
             f"{platform.machine()}; it comes ready for CPython on x86-64 alone.",
         )
-    output, ledger = fuzz(8_000 if quick else 40_000)
+    calls = 8_000 if quick else 40_000
+    output, ledger = fuzz(calls)
     counts, failures = ledger["counts"], ledger["failures"]
     print(output[-3000:], json.dumps(ledger, indent=1), sep="\n")
     done = re.search(r"Done (\d+) runs in (\d+) second", output)
     edges = re.findall(r"cov: (\d+)", output)
-    findings = [Finding("the process lives", done[0] if done else output[-300:], "it ends by itself", done is not None)]
+    lives = done is not None and int(done[1]) == calls and output.endswith("exit code 0")
+    measured = done[0] if done else output[-300:]
+    findings = [Finding("the process lives", measured, f"{calls} runs, exit code 0", lives)]
     for kind in KINDS:
         count = counts.get(kind, 0)
         measured = f"{count} calls: {failures[kind]}" if count else "0 calls"
-        findings.append(Finding(kind, measured, "0 calls", done is not None and count == 0))
+        findings.append(Finding(kind, measured, "0 calls", lives and count == 0))
     rows = [[what, str(count)] for what, count in sorted(counts.items()) if what not in KINDS]
     rows.append(["edges of the rules covered", edges[-1] if edges else "unknown"])
     return Section(TITLE, __doc__, findings, [Table("Calls made", ["what", "how many"], rows)])

@@ -72,8 +72,6 @@ def run(data: bytes) -> None:
     call = Call(atheris.FuzzedDataProvider(random.Random(data).randbytes(512) + data))
     rules = Rules(call.arguments)
     LEDGER.counts["calls"] += 1
-    if LEDGER.counts["calls"] % 100 == 0:
-        LEDGER.write()
     inputs = tensors_of(list(call.arguments.values()))
     huge = any(t.numel() >= HUGE for t in inputs) or any(n >= HUGE for n in call.arguments.get("size", ()))
     try:
@@ -92,6 +90,8 @@ def run(data: bytes) -> None:
     for memory, before in zip(call.memory, call.before):
         if not memory.is_meta and not torch.equal(memory.view(torch.uint8), before):
             LEDGER.fail("an argument's memory changed", call, "")
+    if LEDGER.counts["calls"] % 100 == 0:
+        LEDGER.write()
 
 
 def check_refusal(call: Call, rules: Rules, message: str, huge: bool) -> None:
