@@ -74,7 +74,8 @@ def fsdp_shards_a_bayesian_module(world: World) -> None:
     with pytest.raises(RuntimeError, match=r"mixed torch.Tensor and DTensor"):
         sharded.mean_forward(data[0])
     register_fsdp_forward_method(sharded, "mean_forward")
-    assert same_bits(sharded.mean_forward(data[0]), whole.mean_forward(data[0]))
+    # products of weights that lie elsewhere in memory: their sums may be taken in another order
+    torch.testing.assert_close(sharded.mean_forward(data[0]), whole.mean_forward(data[0]), rtol=1e-12, atol=1e-12)
 
 
 @check(2)

@@ -25,13 +25,24 @@ def _with_grads(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Ten
     return [*outputs, *grads]
 
 
+class Scale(nn.Module):
+    """Multiplies element by element, which has the same bits for every number of threads; matrix products need not."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(numel))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.weight
+
+
 def make_ops(numel: int, num_tensors: int) -> dict[str, Op]:
     torch.manual_seed(0)
 
     def parameters(*size: int) -> tuple[Tensor, Tensor]:
         return torch.randn(size).requires_grad_(), torch.randn(size).requires_grad_()
 
-    one, keys = key(3), split(key(3), 3)
+    one, keys, ones = key(3), split(key(3), 3), torch.ones(numel)
     mu, rho = parameters(numel)
     x, mu_prior = parameters(numel)
     std_prior = torch.rand(numel).add_(0.5).requires_grad_()
@@ -39,15 +50,15 @@ def make_ops(numel: int, num_tensors: int) -> dict[str, Op]:
     pairs = [parameters(numel // num_tensors) for _ in range(num_tensors)]
     mus, rhos = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     priors = [mu, rho, mu_prior, std_prior]
-    net = BayesianModule(nn.Linear(8, max(numel // 8, 1)), std_prior=1.0)
-    weights, batch = list(net.parameters()), torch.ones(1, 8)  # during a call others may see samples in their place
+    net = BayesianModule(Scale(numel), std_prior=1.0)
+    weights = list(net.parameters())  # during a call others may see samples in their place
 
     def foreach(of_keys: Tensor) -> list[Tensor]:
         xs, log_prob = F.foreach_gaussian_sample_and_log_prob(mus, rhos, 0.0, 1.0, of_keys)
         return _with_grads([*xs, log_prob], [*mus, *rhos])
 
     def module() -> list[Tensor]:
-        return _with_grads(net(batch, key=one), weights)
+        return _with_grads(net(ones, key=one), weights)
 
     return {
         "standard_normal": lambda: [torch.ops.illia_ext.standard_normal(one, [numel], dtype=torch.float32)],
