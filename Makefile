@@ -10,7 +10,7 @@ PINS := $(VENV)/constraints.txt
 export PIP_CONSTRAINT := $(PINS)
 export PIP_BUILD_CONSTRAINT := $(PINS)
 
-BUILD := setup.py pyproject.toml _backend.py illia_ext/_build.py illia_ext/_seal.py $(shell find csrc -type f)
+BUILD := setup.py pyproject.toml _backend.py illia_ext/_build.py $(shell find csrc -type f)
 
 OUT ?= bench/results
 

@@ -9,7 +9,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 build = SimpleNamespace(**runpy.run_path("illia_ext/_build.py"))
-seal = runpy.run_path("illia_ext/_seal.py")["seal"]
 
 
 class BuildLibrary(build_ext):
@@ -17,11 +16,10 @@ class BuildLibrary(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         self.force = True  # ILLIA_EXT_CUDA may have changed, which no file's date shows
-        ext.extra_compile_args += build.compile_flags()
+        ext.extra_compile_args += [*build.compile_flags(), f"-DILLIA_SOURCES_DIGEST={build.sources_digest()}"]
         ext.extra_link_args += build.link_flags()
         ext.extra_objects += build.compile_cuda(Path(self.build_temp))
         super().build_extension(ext)
-        seal(Path(self.get_ext_fullpath(ext.name)), build.CSRC)
 
 
 ParallelCompile("MAX_JOBS").install()
@@ -30,7 +28,7 @@ setup(
         Extension(
             "illia_ext._C",
             [f"csrc/{name}" for name in build.sources(".cpp")],
-            depends=["illia_ext/_build.py", "illia_ext/_seal.py", *map(str, Path("csrc").rglob("*.*"))],
+            depends=["illia_ext/_build.py", *map(str, Path("csrc").rglob("*.*"))],
             define_macros=[("TORCH_EXTENSION_NAME", "_C")],
             extra_compile_args=["-g0"],  # Python's own flags ask for debug information: 20 times the size
             language="c++",

@@ -55,6 +55,15 @@ def sources(suffix: str = "") -> list[str]:
     return [name for name in (CSRC / "SOURCES.txt").read_text().split() if name.endswith(suffix)]
 
 
+def sources_digest() -> str:
+    """Of all that the library is compiled from, which `setup.py` compiles into it: see `_library`."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in CSRC.glob("*/*.*") if path.suffix in (".h", ".cpp", ".cuh", ".cu")):
+        digest.update(b"%s %d\n" % (path.relative_to(CSRC).as_posix().encode(), path.stat().st_size))
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def torch_dir() -> Path | None:
     """Folder of torch >= 2.10 in the environment to install into, else on sys.path; torch is not imported."""
     for folder in [sysconfig.get_path("platlib"), sysconfig.get_path("purelib"), *sys.path]:

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
-__all__ = ["below_autograd", "composite", "dense", "differentiable"]
+__all__ = ["below_autograd", "composite", "dense", "differentiable", "is_watched"]
 
 _library = torch.library.Library("illia_ext", "IMPL")
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -40,13 +40,14 @@ def _is_recorded(args: tuple[Any, ...]) -> bool:
     return _transforms_active() or forward_ad._current_level >= 0 or _needs_gradients(args)
 
 
-def _is_watched() -> bool:
-    """Whether something must see what this thread calls now before reverse mode does, or in its place.
+def is_watched(tensors: Sequence[Any]) -> bool:
+    """Whether something must see what this thread calls now with these before reverse mode does, or in its place.
 
     Autocast and dispatch modes need not: they see the call that `forward` makes.
     """
     return (
-        is_compiling()
+        not _PLAIN_TYPES.issuperset(map(type, tensors))
+        or is_compiling()
         or _transforms_active()
         or forward_ad._current_level >= 0
         or _function_modes() > 0
@@ -137,7 +138,7 @@ def differentiable(overload: Any) -> Callable[[type], type]:
 
         def apply(*inputs: Any) -> Any:
             fits = num_positional <= len(inputs) <= len(arguments)
-            if not fits or _is_watched() or not _PLAIN_TYPES.issuperset(map(type, inputs)):
+            if not fits or is_watched(inputs):
                 return call(*inputs)
             if _needs_gradients(inputs):
                 return function.apply(*inputs, *defaults[len(inputs) :], None)
@@ -180,7 +181,7 @@ def composite(
         return call(args, kwargs, decomposed)
 
     def apply(*args: Any, **kwargs: Any) -> Any:
-        if _is_watched() or not _PLAIN_TYPES.issuperset(map(type, _flatten(args))):
+        if is_watched(_flatten(args)):
             return overload(*args, **kwargs)
         return call(args, kwargs, overload)  # which looks at the arguments' types before it decomposes
 

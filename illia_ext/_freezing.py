@@ -1,5 +1,7 @@
 """Modules that can hold on to one key."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +18,19 @@ class Freezable(nn.Module):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         # of a fixed size, and written in place, as DDP and AveragedModel expect of buffers
+        device = torch.device("cpu") if device.type == "meta" else device
         self.register_buffer("frozen_key", torch.zeros(2, dtype=torch.int64, device=device), persistent=False)
         self.frozen = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Freezable":
+        """The key keeps its value, which the meta device has no place for and to_empty leaves unset."""
+        key = self.frozen_key
+        super()._apply(fn, recurse)
+        if self.frozen_key.is_meta:
+            self.frozen_key = key
+        else:
+            self.frozen_key.copy_(key)
+        return self
 
     def _nested(self) -> list["Freezable"]:
         return [part for part in self.modules() if part is not self and isinstance(part, Freezable)]
@@ -50,5 +63,6 @@ class Freezable(nn.Module):
         return torch.cat([self.frozen_key.new_full([1], self.frozen), self.frozen_key])
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.frozen_key.copy_(state[1:])
-        self.frozen = bool(state[0])
+        if not state.is_meta:  # which has no values
+            self.frozen_key.copy_(state[1:])
+            self.frozen = bool(state[0])

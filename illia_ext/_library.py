@@ -15,7 +15,7 @@ from types import ModuleType
 import torch  # before _C: brings the symbols that it links to
 
 import illia_ext
-from illia_ext import _build, _seal
+from illia_ext import _build
 
 __all__ = ["load"]
 
@@ -27,8 +27,8 @@ def load() -> ModuleType:
 
     Raises:
         ValueError: ILLIA_EXT_JIT is neither 0 nor 1.
-        ImportError: torch is too old, the library is damaged, stale or another machine's, or none is installed and
-            none can be compiled here; the message says what is missing.
+        ImportError: torch is too old, the library is another machine's or, in a checkout, older than its sources, or
+            none is installed and none can be compiled here; the message says what is missing.
     """
     jit = os.environ.get("ILLIA_EXT_JIT", "0")
     if jit not in ("0", "1"):
@@ -47,9 +47,8 @@ def load() -> ModuleType:
 
 
 def _load_installed(library: Path) -> ModuleType:
-    _seal.check(library, _build.CSRC)
     try:
-        return importlib.import_module(NAME)
+        module = importlib.import_module(NAME)
     except ImportError as error:
         if error.path is None:  # the library's own words
             raise
@@ -58,6 +57,12 @@ def _load_installed(library: Path) -> ModuleType:
             f"{torch.__version__} ({error}); install illia_ext again on this machine, or ILLIA_EXT_JIT=1 compiles it",
             path=error.path,
         ) from error
+    is_checkout = _build.CSRC.is_dir() and _build.CSRC.parent == Path(__file__).resolve().parents[1]
+    if is_checkout and module.build_info()["sources"] not in (None, _build.sources_digest()):
+        raise ImportError(
+            f"{library} was built from other sources than those in {_build.CSRC}; pip install -e . builds it anew"
+        )
+    return module
 
 
 def _name_other_libraries() -> None:

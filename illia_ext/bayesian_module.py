@@ -1,22 +1,36 @@
 """Any module made Bayesian: its parameters become Gaussians, all drawn in one launch."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from illia_ext import functional
+from illia_ext._expose import dense, is_watched
 from illia_ext._freezing import Freezable
-from illia_ext._guards import Turns, refuse_checkpoints, refuse_reentrant_checkpoints
-from illia_ext._samples import combine, mean, over_samples
-from illia_ext._tree import look_up, places, tree
+from illia_ext._in_place import Turns, deep_copy, look_up, places, put_in_place, tree
+from illia_ext._outputs import mean, refuse_lazy, together
+from illia_ext._vmap import at_once
 from illia_ext.distributions import DistributionModule
 from illia_ext.random import count, draw_key
-from illia_ext.selection import Initial, Select, initial_rho, make_prior, reset, selected_names
+from illia_ext.selection import (
+    Initial,
+    Rows,
+    Select,
+    initial_rho,
+    leave_out,
+    make_prior,
+    padding_rows,
+    put_back,
+    reset,
+    selected_names,
+)
 
 __all__ = ["BayesianModule", "Prediction"]
+
+_BY_POSITION = "an argument `key` or `num_samples` of the module's own goes by position"
 
 
 class Prediction(NamedTuple):
@@ -24,6 +38,26 @@ class Prediction(NamedTuple):
 
     mean: Any
     samples: Any
+
+
+class _Apart(torch.autograd.Function):
+    """From [S, *shape] of each weight, tensors [*shape] of their own: all weights of a sample, then of the next.
+
+    No views, so that a module may change them in place as it may change those of a single call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *samples: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            x.new_empty(0).set_(x.untyped_storage(), part.storage_offset(), part.shape, part.stride())
+            for parts in zip(*(x.unbind() for x in samples))
+            for x, part in zip(samples, parts)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, ...]:
+        num_weights = len(ctx.needs_input_grad)
+        return tuple(torch.stack([*map(dense, grads[i::num_weights])]) for i in range(num_weights))  # type: ignore
 
 
 class BayesianModule(Freezable):
@@ -48,13 +82,15 @@ class BayesianModule(Freezable):
         select: which parameters become Gaussians: a function (name, parameter) -> bool, or their names. None: all. A
             tied weight is taken if any of its names is.
         fresh: let the submodules that hold selected parameters start anew, by their reset_parameters().
-        chunk_size: how many of several samples run at once, which bounds memory; None: all. 1 for a module that keeps
-            tensors of its calls.
+        chunk_size: how many of several samples run at once, by torch.vmap. 1: one after the other, each as a single
+            call, which is right for every module. More may pay for small layers on a GPU; what vmap cannot do as single
+            calls do is then refused: hooks, statistics to update, recurrent layers, changes in place.
 
     Functions of a parameter are given it detached: `mu_prior=lambda name, weight: weight` is a fixed prior. FSDP2's
     `fully_shard` takes the BayesianModule as a whole, no part of it; methods beside forward need
-    `register_fsdp_forward_method`. Checkpoint its call, not parts of the module. Under torch.compile a module must
-    change its buffers in place, and several samples need chunk_size=1 for that.
+    `register_fsdp_forward_method`. Parts of the module may be checkpointed if they have no Gaussian weights; otherwise
+    checkpoint the call. The row `padding_idx` of an embedding is no weight: it is neither drawn nor counted, and stays
+    as it is in mu. To compile calls with several samples use `bnn.module.compile()`: one graph for any number of them.
 
     Raises:
         TypeError: no nn.Module, or one by TorchScript; a parameter that is not float32, float64, float16 or bfloat16;
@@ -79,29 +115,35 @@ class BayesianModule(Freezable):
         select: Select = None,
         *,
         fresh: bool = False,
-        chunk_size: int | None = None,
+        chunk_size: int = 1,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module: expected an nn.Module, got {module!r}")
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"module: expected a Python module, got {type(module).__name__}, whose weights are fixed")
-        if chunk_size is not None and count(chunk_size, "chunk_size") == 0:
-            raise ValueError("chunk_size: expected a positive integer or None, got 0")
+        if count(chunk_size, "chunk_size") == 0:
+            raise ValueError("chunk_size: must be at least 1, got 0")
         names = selected_names(module, select, (DistributionModule, BayesianModule))
-        super().__init__(module.get_parameter(next(iter(names))).device)
+        super().__init__(look_up(module, places([next(iter(names))]))[0].device)
         self._turns = Turns()
         self.chunk_size = chunk_size
-        self.module = copy.deepcopy(module)
+        self.module = deep_copy(module)
         self._names = list(names)
         self._weights = places(names)
         ties = [(alias, i) for i, aliases in enumerate(names.values()) for alias in aliases[1:]]
         self._ties = [(alias, places([alias]), i) for alias, i in ties]
         # where samples go: a module that stands at two places is given its weights once
-        at = {f"{path}.{leaf}".lstrip(".") for path, part in self.module.named_modules() for leaf in part._parameters}
-        self._targets = [(name, i) for name, i in [*zip(names, range(len(names))), *ties] if name in at]
+        index = {alias: i for i, aliases in enumerate(names.values()) for alias in aliases}
+        self._targets: list[tuple[tuple[str, ...], list[tuple[str, int]]]] = []
+        for path, part in self.module.named_modules():
+            prefix = f"{path}." if path else ""
+            here = [(leaf, index[prefix + leaf]) for leaf, _ in part._parameters.items() if prefix + leaf in index]
+            if here:
+                self._targets.append((tuple(path.split(".")) if path else (), here))
         if fresh:
             reset(self.module, self._names)
-        mus = {name: self.module.get_parameter(name) for name in names}
+        mus = dict(zip(names, look_up(self.module, self._weights)))
+        self._padding = padding_rows(self.module, self._targets)
         self.rho = tree(
             {name: nn.Parameter(initial_rho(name, mu.detach(), rho_init), mu.requires_grad) for name, mu in mus.items()}
         )
@@ -127,17 +169,25 @@ class BayesianModule(Freezable):
             if tensor is not mus[i]:
                 message = f"expected to be tied to module.{self._names[i]}, got another parameter"
                 raise RuntimeError(f"module.{alias}: {message}")
-        return mus, look_up(self.rho, self._weights)
+        return mus, look_up(self.rho, self._weights, parametrized=True)
 
-    def _priors(self) -> tuple[Any, Any]:
-        """mu_prior and std_prior: one tensor each, or one for each weight."""
-        priors = (self.mu_prior, self.std_prior)
-        mu_prior, std_prior = (p if isinstance(p, Tensor) else look_up(p, self._weights) for p in priors)
-        return mu_prior, std_prior
+    def _without_padding(self, mus: list[Tensor], rhos: list[Tensor]) -> tuple[tuple[Any, Any, Any, Any], Rows]:
+        """mu, rho, mu_prior and std_prior as the ops take them, and the padding rows of mu, which are left out."""
+        mu_prior, std_prior = (
+            p if isinstance(p, Tensor) else look_up(p, self._weights, parametrized=True)
+            for p in (self.mu_prior, self.std_prior)
+        )
+        if not self._padding:
+            return (mus, rhos, mu_prior, std_prior), {}
+        mu, rows = leave_out(mus, self._padding)
+        rho, mu_prior, std_prior = (
+            p if isinstance(p, Tensor) else leave_out(p, self._padding)[0] for p in (rhos, mu_prior, std_prior)
+        )
+        return (mu, rho, mu_prior, std_prior), rows
 
     def _explain(self) -> None:
         """After a failure: which weight has been changed since it became a Gaussian, if one has."""
-        for name, rho in zip(self._names, look_up(self.rho, self._weights)):
+        for i, (name, rho) in enumerate(zip(self._names, look_up(self.rho, self._weights, parametrized=True))):
             try:
                 (mu,) = look_up(self.module, places([name]))
             except KeyError:
@@ -145,6 +195,10 @@ class BayesianModule(Freezable):
             if mu is None:
                 message = "expected the parameter that became a Gaussian, found none; convert the changed module"
                 raise RuntimeError(f"module.{name}: {message}") from None
+            if i in self._padding and hasattr(mu, "device_mesh"):
+                message = "its padding row cannot be left out of a DTensor; leave the weight out by select, or call "
+                message += "this where FSDP2 holds it whole: in forward, or by register_fsdp_forward_method"
+                raise RuntimeError(f"module.{name}: {message}")
             for what in ("shape", "dtype", "device", "device_mesh"):  # the last: one is sharded, the other is not
                 ours, expected = (getattr(tensor, what, None) for tensor in (mu, rho))
                 if ours != expected:
@@ -155,26 +209,45 @@ class BayesianModule(Freezable):
             for argument, value in (("num_samples", num_samples), ("key", key)):
                 if value is not None:
                     raise ValueError(f"{argument}: the weights are frozen; unfreeze() them first, got {value}")
-            return self.frozen_key
+            return self.frozen_key.to(rho.device)  # elsewhere after load_state_dict(assign=True)
         if key is None:
             num_keys = None if num_samples is None else count(num_samples, "num_samples")
             key = draw_key(num_keys, device=rho.device, mesh=getattr(rho, "device_mesh", None))
         elif num_samples is not None:
             message = f"a key says how many samples to draw, got num_samples={num_samples} too"
-            raise ValueError(f"num_samples: {message}; an argument `key` of the module's own goes by position")
+            raise ValueError(f"num_samples: {message}; {_BY_POSITION}")
         elif not isinstance(key, Tensor):
-            raise TypeError(f"key: expected a tensor, got {key!r}")
+            raise TypeError(f"key: expected a tensor, got {key!r}; {_BY_POSITION}")
+        elif key.dtype not in (torch.int64, torch.uint64):
+            raise TypeError(f"key: expected int64 or uint64, got {key.dtype}; {_BY_POSITION}")
         if key.dim() == 2 and len(key) == 0:
-            raise ValueError("num_samples: expected at least one, got 0: an output's shape is known from a sample")
+            raise ValueError("num_samples: must be at least 1, got 0")
         return key
 
     def _draw(self, mus: list[Tensor], rhos: list[Tensor], key: Tensor) -> tuple[list[Tensor], Tensor]:
         try:
             # the dtype said: under autocast the weights of norms stay as they are, other ops narrow theirs
-            return functional.foreach_gaussian_sample_and_log_prob(mus, rhos, *self._priors(), key, rhos[0].dtype)
+            arguments, rows = self._without_padding(mus, rhos)
+            x, log_prob = functional.foreach_gaussian_sample_and_log_prob(*arguments, key, rhos[0].dtype)
+            return put_back(x, rows, len(mus)) if rows else x, log_prob
         except (RuntimeError, TypeError, ValueError):
             self._explain()
             raise
+
+    def _draw_each(
+        self, mus: list[Tensor], rhos: list[Tensor], keys: Tensor
+    ) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
+        """(weights, log_prob) of each sample."""
+        # One op for four samples takes a fifth less of a step; without gradients, memory for one is what counts.
+        is_plain = torch.is_grad_enabled() and not is_watched([*mus, *rhos, keys])
+        for some in keys.split(4 if is_plain else 1):
+            if len(some) == 1:
+                yield self._draw(mus, rhos, some[0])
+                continue
+            samples, log_prob = self._draw(mus, rhos, some)
+            apart = _Apart.apply(*samples)
+            weights = [apart[start : start + len(mus)] for start in range(0, len(apart), len(mus))]
+            yield from zip(weights, log_prob.unbind())
 
     def forward(
         self, *args: Any, num_samples: int | None = None, key: Tensor | None = None, **kwargs: Any
@@ -183,35 +256,46 @@ class BayesianModule(Freezable):
 
         Args:
             args, kwargs: of the module; arguments named num_samples and key by position alone.
-            num_samples: how many samples of all weights; None for one, without a dimension of its own. The module
-                runs under vmap, or, with equal values, sample by sample: where it has recurrent layers, statistics to
-                update, or an operation without a batching rule.
+            num_samples: how many samples of all weights; None for one, without a dimension of its own. They equal
+                single calls with the same keys.
             key: [2] or [S, 2] (see `illia_ext.random`), in place of num_samples; None draws from torch's generator.
 
         Returns:
-            output: what the module gives, or its tensors as [num_samples, ...].
+            output: what the module gives; of several samples, its tensors are stacked to [num_samples, ...], and an
+                object that is no tensor (a cache) becomes a tuple of one a sample.
             log_prob: scalar or [num_samples]: sum over all weights of log q - log p, in nats.
+
+        Raises:
+            TypeError: an output that holds the module and would compute later, with mu.
+            RuntimeError: a checkpointed part reads a Gaussian weight.
         """
         mus, rhos = self._gaussians()
         key = self._choose_key(num_samples, key, rhos[0])
 
         def call(weights: Sequence[Tensor]) -> Any:
-            tensors = {name: weights[i] for name, i in self._targets}
-            with self._turns(), refuse_checkpoints():
+            if is_compiling():  # which knows functional_call, and computes nothing again
+                tensors = {".".join([*path, leaf]): weights[i] for path, here in self._targets for leaf, i in here}
                 return torch.func.functional_call(self.module, tensors, args, kwargs, tie_weights=False)
+            with self._turns(), put_in_place(self.module, self._targets, weights):
+                return self.module(*args, **kwargs)
 
         if key.dim() != 2:
             weights, log_prob = self._draw(mus, rhos, key)
             output = call(weights)
-            refuse_reentrant_checkpoints(output, (weights, args, kwargs))
+            refuse_lazy(output, mus)
             return output, log_prob
         outputs, log_probs = [], []
-        for keys in key.split(self.chunk_size or len(key)):
-            samples, log_prob = self._draw(mus, rhos, keys)
-            outputs.append(over_samples(call, samples, self.module))
-            refuse_reentrant_checkpoints(outputs[-1], (samples, args, kwargs))
+        if self.chunk_size == 1:
+            for each, log_prob in self._draw_each(mus, rhos, key):
+                outputs.append(call(each))
+                refuse_lazy(outputs[-1], mus)
+                log_probs.append(log_prob)
+            return together(torch.stack, outputs), torch.stack(log_probs)
+        for keys in key.split(self.chunk_size):
+            weights, log_prob = self._draw(mus, rhos, keys)
+            outputs.append(at_once(call, weights, self.module, (args, kwargs)))
             log_probs.append(log_prob)
-        return combine(torch.cat, outputs), torch.cat(log_probs)
+        return together(torch.cat, outputs), torch.cat(log_probs)
 
     @torch.no_grad()
     def predict(
@@ -226,6 +310,10 @@ class BayesianModule(Freezable):
             args, kwargs: as of `forward`.
             num_samples: None for 20, or as many as key has.
             key: [S, 2].
+
+        Returns:
+            mean: of the outputs' tensors; None in place of other objects.
+            samples: as of `forward`.
         """
         if self.frozen:
             raise ValueError("predict: the weights are frozen, so that all samples would be one; unfreeze() them first")
@@ -244,7 +332,7 @@ class BayesianModule(Freezable):
     def kl_divergence(self) -> Tensor:
         """KL(q || p) of all weights in closed form: scalar, in nats."""
         try:
-            return functional.foreach_gaussian_kl_divergence(*self._gaussians(), *self._priors())
+            return functional.foreach_gaussian_kl_divergence(*self._without_padding(*self._gaussians())[0])
         except (RuntimeError, TypeError, ValueError):
             self._explain()
             raise
@@ -255,8 +343,9 @@ class BayesianModule(Freezable):
         return zip(self._names, mus, rhos)
 
     def num_params(self) -> int:
-        """Number of Gaussian weights."""
-        return sum(mu.numel() for mu in self._gaussians()[0])
+        """Number of Gaussian weights, without padding rows."""
+        mus, _ = self._gaussians()
+        return sum(mu.numel() - (mu[0].numel() if i in self._padding else 0) for i, mu in enumerate(mus))
 
     def parameter_groups(
         self,
@@ -272,7 +361,8 @@ class BayesianModule(Freezable):
         Returns:
             The groups that have parameters.
         """
-        mus, rhos = self._gaussians()
+        mus, _ = self._gaussians()
+        rhos = list(self.rho.parameters())  # of a parametrized rho, what it is computed from
         known = {id(parameter) for parameter in [*mus, *rhos]}
         others = [parameter for parameter in self.parameters() if id(parameter) not in known]
         groups = ((mus, mu), (rhos, rho), (others, rest))
@@ -297,4 +387,4 @@ class BayesianModule(Freezable):
     def mean_module(self) -> nn.Module:
         """A plain copy of the module with the mean of all weights, mu."""
         with self._turns():
-            return copy.deepcopy(self.module)
+            return deep_copy(self.module)

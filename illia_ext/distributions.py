@@ -60,6 +60,18 @@ def make_prior(name: str, value: Any, shape: torch.Size, dtype: torch.dtype, dev
     return prior
 
 
+def _broadcast(x: Tensor, mu: Tensor) -> Tensor:
+    """x with the sizes of mu, or with one more in front, if it broadcasts to them; the op refuses what does not."""
+    extra = x.dim() - mu.dim()
+    if extra > 1:
+        return x
+    sizes = list(x.shape[: max(extra, 0)]) + list(mu.shape)
+    for i in range(x.dim()):
+        if x.shape[-1 - i] != 1 and x.shape[-1 - i] != sizes[-1 - i]:
+            return x
+    return x.expand(sizes)
+
+
 class DistributionModule(nn.Module, ABC):
     """What a layer may ask of a distribution of its weights."""
 
@@ -172,17 +184,26 @@ class GaussianDistribution(DistributionModule):
         """Sum of log q(x) - log p(x), in nats.
 
         Args:
-            x: [*shape] or [S, *shape]; None draws a new sample, in the same pass.
+            x: [*shape] or [S, *shape], or of sizes that broadcast to one of these: a scalar stands for all weights, but
+                [S, *shape] is S samples. In a wider dtype than mu's, all is computed in that dtype. None draws a new
+                sample, in the same pass.
 
         Returns:
             Scalar, or [S].
         """
         if x is None:
             return self.sample_and_log_prob(None, None, False)[1]  # TorchScript fills in no defaults here
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a tensor, got {x}")
+        mu, rho, mu_prior, std_prior = self.mu, self.rho, self.mu_prior, self.std_prior
+        if x.is_floating_point() and torch.promote_types(x.dtype, mu.dtype) != mu.dtype:
+            dtype = torch.promote_types(x.dtype, mu.dtype)
+            mu, rho, mu_prior, std_prior = mu.to(dtype), rho.to(dtype), mu_prior.to(dtype), std_prior.to(dtype)
+        x = _broadcast(x, mu)
         if is_scripting():
-            return torch.ops.illia_ext.gaussian_log_prob(x, self.mu, self.rho, self.mu_prior, self.std_prior)
+            return torch.ops.illia_ext.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
         else:
-            return functional.gaussian_log_prob(x, self.mu, self.rho, self.mu_prior, self.std_prior)
+            return functional.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
 
     @torch.jit.export
     def sample_and_log_prob(

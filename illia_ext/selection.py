@@ -2,20 +2,35 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from illia_ext import distributions
+from illia_ext._contents import reach
+from illia_ext._in_place import FLAT_WEIGHTS, Targets
 from illia_ext.functional import DTYPES, check_finite
 
-__all__ = ["Initial", "Select", "initial_rho", "make_prior", "relative_rho", "reset", "selected_names"]
+__all__ = [
+    "Initial",
+    "Rows",
+    "Select",
+    "initial_rho",
+    "leave_out",
+    "make_prior",
+    "padding_rows",
+    "put_back",
+    "relative_rho",
+    "reset",
+    "selected_names",
+]
 
 Initial = float | Tensor | Callable[[str, Tensor], float | Tensor]
 Select = Callable[[str, nn.Parameter], bool] | Iterable[str] | None
+Rows = dict[int, Tensor]
 
 
 def _takes(select: Select, known: set[str]) -> Callable[[str, nn.Parameter], bool]:
@@ -36,33 +51,74 @@ def _takes(select: Select, known: set[str]) -> Callable[[str, nn.Parameter], boo
     return lambda name, parameter: name in names
 
 
+def _is_gaussian(part: nn.Module) -> bool:
+    """Whether it holds the mean of a weight and its spread, as Bayesian layers of other libraries do.
+
+    illia and blitz call them mu and rho, torchbnn weight_mu and weight_log_sigma, bayesian-torch mu_weight and
+    rho_weight, torch-uncertainty weight_mu and weight_sigma.
+    """
+    parameters = dict(part._parameters.items())
+    for name, mu in parameters.items():
+        words = name.split("_")
+        if mu is not None and "mu" in words:
+            at = words.index("mu")
+            # a lone pair of mu and sigma is a layer's own affair: radial basis functions have one
+            for spread in ["rho", "log_sigma", *(["sigma"] if len(words) > 1 else [])]:
+                other = parameters.get("_".join([*words[:at], spread, *words[at + 1 :]]))
+                if other is not None and other.shape == mu.shape:
+                    return True
+    return False
+
+
 def _drawn_elsewhere(module: nn.Module, own_draws: tuple[type, ...]) -> dict[int, str]:
     """The modules that draw weights by themselves, by the identity of their parameters."""
     owners = {}
     for name, part in module.named_modules(remove_duplicate=False):
-        # illia's own distributions are known by what they hold
-        if isinstance(part, own_draws) or {"mu", "rho"} <= part._parameters.keys():
+        if isinstance(part, own_draws) or _is_gaussian(part):
             where = f"{type(part).__name__} {name!r}" if name else type(part).__name__
             owners.update({id(parameter): where for parameter in part.parameters()})
     return owners
 
 
-def _warn_of_other_places(module: nn.Module, names: Mapping[int, str]) -> None:
-    """Where a module keeps a parameter beside its place as such, no sample comes."""
+def _check_attributes(module: nn.Module, names: Mapping[int, str]) -> None:
+    """What a module keeps beside its places for parameters, where no sample comes."""
     for path, part in module.named_modules():
         for attribute, value in vars(part).items():
-            if attribute in ("_parameters", "_flat_weights"):  # the latter follows the former: torch.nn.RNNBase
+            place = f"{path}.{attribute}".lstrip(".")
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise ValueError(
+                    f"{place}: expected no tensor with a graph, which cannot be copied. torch.nn.utils.prune and "
+                    "weight_norm leave one: make it permanent (prune.remove), or use torch.nn.utils.parametrizations"
+                )
+            # _flat_weights follows the parameters: torch.nn.RNNBase
+            if attribute in ("_parameters", "_buffers", "_modules", *FLAT_WEIGHTS):
                 continue
-            for leaf in tree_leaves(value):
-                if id(leaf) in names:
-                    place = f"{path}.{attribute}".lstrip(".")
+            for item in islice(reach(value), 100_000):  # a data set may be among it
+                if id(item) in names:
                     message = f"{place} holds it too; a forward pass that reads it there gets mu, not the sample"
-                    warnings.warn(f"{names[id(leaf)]}: {message}", stacklevel=4)
+                    warnings.warn(f"{names[id(item)]}: {message}", stacklevel=4)
+
+
+def _check_memory(parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+    """Each weight is one Gaussian, so no two may be the same memory."""
+    blocks = []
+    for name, parameter in parameters:
+        if parameter.numel() and not parameter.is_meta and type(parameter.data) is Tensor:
+            begin = parameter.data_ptr()
+            size = parameter.nbytes if parameter.is_contiguous() else parameter.element_size()
+            blocks.append((str(parameter.device), begin, begin + size, name))
+    blocks.sort()
+    for (device, _, end, first), (other_device, begin, _, second) in pairwise(blocks):
+        if device == other_device and begin < end:
+            raise ValueError(
+                f"{second}: expected memory of its own, got that of {first}; make them one parameter, as in "
+                "`b.weight = a.weight`, or leave one of them out by select"
+            )
 
 
 def _check_parameter(name: str, parameter: nn.Parameter, owner: str | None, first: tuple[str, nn.Parameter]) -> None:
     if owner is not None:
-        raise ValueError(f"{name}: {owner} draws it by itself; leave it out by select")
+        raise ValueError(f"{name}: {owner} draws it by itself; leave all of it out by select")
     if is_lazy(parameter):
         raise ValueError(f"{name}: expected a shape, got an uninitialized parameter; run the module on a batch first")
     if parameter.dtype not in DTYPES:
@@ -99,11 +155,55 @@ def selected_names(module: nn.Module, select: Select, own_draws: tuple[type, ...
     if not taken:
         there = [name for name, _ in module.named_parameters()]
         raise ValueError(f"select: expected at least one parameter, got none of {there} of {type(module).__name__}")
-    _warn_of_other_places(module, {id(parameter): name for name, parameter in taken})
+    _check_attributes(module, {id(parameter): name for name, parameter in taken})
     owners = _drawn_elsewhere(module, own_draws)
     for name, parameter in taken:
         _check_parameter(name, parameter, owners.get(id(parameter)), taken[0])
+    _check_memory(taken)
     return {name: aliases[id(parameter)] for name, parameter in taken}
+
+
+def padding_rows(module: nn.Module, targets: Targets) -> dict[int, int]:
+    """Of each weight i that an embedding holds: the row of its padding_idx, which is no weight."""
+    rows = {}
+    for path, leaves in targets:
+        owner = module.get_submodule(".".join(path))
+        if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.padding_idx is not None:
+            rows.update({i: owner.padding_idx for leaf, i in leaves if leaf == "weight"})
+    return rows
+
+
+def leave_out(tensors: Sequence[Tensor], padding: Mapping[int, int]) -> tuple[list[Tensor], Rows]:
+    """Each tensor with a padding row as the two before and after it; and these rows, by the tensor's number.
+
+    All are views of one split, so that the gradient of a row that is not used is exactly 0.
+    """
+    parts, rows = [], {}
+    for i, tensor in enumerate(tensors):
+        if i not in padding:
+            parts.append(tensor)
+        elif hasattr(tensor, "device_mesh"):
+            raise RuntimeError("padding_idx: expected a plain tensor, got a DTensor")
+        elif tensor.dim() == 2 and len(tensor) > padding[i]:
+            before, rows[i], after = tensor.split([padding[i], 1, len(tensor) - padding[i] - 1])
+            parts += [before, after]
+        else:  # a prior with one value, or one row, for all
+            parts += [tensor, tensor]
+    return parts, rows
+
+
+def put_back(parts: Sequence[Tensor], rows: Rows, num_tensors: int) -> list[Tensor]:
+    """The samples of whole tensors, [*shape] or [S, *shape]; their padding rows are those of mu."""
+    remaining = iter(parts)
+    tensors = []
+    for i in range(num_tensors):
+        tensor = next(remaining)
+        if i in rows:
+            dim = tensor.dim() - 2
+            row = rows[i].expand(*tensor.shape[:dim], 1, -1)
+            tensor = torch.cat([tensor, row, next(remaining)], dim)
+        tensors.append(tensor)
+    return tensors
 
 
 def reset(module: nn.Module, names: Sequence[str]) -> None:

@@ -161,22 +161,6 @@ def test_transforms_of_torch_func(bayesian: BayesianModule, device: torch.device
     torch.testing.assert_close(mapped, bayesian(inputs, key=keys))
 
 
-@parametrize("use_reentrant", [False, True])
-@parametrize("num_samples", [None, 3])
-def test_checkpointing_of_a_part(
-    num_samples: int | None, use_reentrant: bool, bayesian: BayesianModule, cpu: torch.device
-) -> None:
-    """Is refused: backward would compute it again with mu in place of the sample. Without gradients it does nothing."""
-    part = bayesian.module.last
-    part.forward = lambda hidden: checkpoint(nn.Linear.forward, part, hidden, use_reentrant=use_reentrant)
-    with pytest.raises(RuntimeError, match=r"module: a part that is checkpointed .* checkpoint the call"):
-        bayesian(make_inputs(cpu), num_samples=num_samples)
-    bayesian.predict(make_inputs(cpu))
-    with torch.autograd.graph.save_on_cpu():  # other hooks, set around the call, go on
-        del part.forward
-        bayesian(make_inputs(cpu), num_samples=num_samples)[0].sum().backward()
-
-
 def test_checkpointing_around_and_before() -> None:
     """Of the call, or of what made its inputs: both kinds go on."""
     bayesian = BayesianModule(nn.Linear(2, 2))

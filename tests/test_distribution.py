@@ -1,9 +1,11 @@
 """GaussianDistribution: what its constructor makes, what its methods return, and how it lives as a module."""
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
 
+import illia_like
 import numpy as np
 import pytest
 import torch
@@ -155,6 +157,66 @@ def test_log_prob_of_given_samples(shape: tuple[int, ...], samples: tuple[int, .
     expected = functional.gaussian_log_prob(x, distribution.mu, distribution.rho, 0.5, 0.25)
     assert log_prob.shape == samples
     assert same_bits(log_prob, expected)
+
+
+@parametrize("scripted", [False, True])
+@parametrize("size", [(1, 3), (3,), (2, 1), (1, 1), (1,), ()])
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_log_prob_of_an_x_that_broadcasts(size: tuple[int, ...], scripted: bool, device: torch.device) -> None:
+    """As illia's: the x of all weights, to which the gradient adds up; samples of such sizes give a value each."""
+    distribution = GaussianDistribution((2, 3), rho_init=-1.0, device=device)
+    illia = illia_like.GaussianDistribution((2, 3)).to(device)
+    illia.load_state_dict(distribution.state_dict())
+    ours = torch.jit.script(distribution) if scripted else distribution
+    x = torch.rand(size, device=device).requires_grad_()
+    log_prob = ours.log_prob(x)
+    assert same_bits(log_prob, distribution.log_prob(x.expand(2, 3)))
+    results = [
+        torch.autograd.grad(value, [x, *d.parameters()])
+        for value, d in ((log_prob, distribution), (illia.log_prob(x), illia))
+    ]
+    torch.testing.assert_close(log_prob, illia.log_prob(x), rtol=1e-5, atol=1e-4)  # float32: six terms up to 100
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-3)  # up to 100 divided by sigma
+    samples = torch.stack([x, 2 * x])
+    if len(size) == 2:
+        assert same_bits(ours.log_prob(samples), distribution.log_prob(samples.expand(2, 2, 3)))
+
+
+@parametrize("size", [(3, 3), (2, 2), (2, 2, 2, 3), (4, 2, 2)])
+def test_log_prob_of_an_x_that_does_not_fit(size: tuple[int, ...], device: torch.device) -> None:
+    """Also where the weights would broadcast to it, which illia adds up: there S samples may be meant."""
+    distribution = GaussianDistribution((2, 3), device=device)
+    with pytest.raises(
+        RuntimeError, match=r"x: expected the shape of mu, \[2, 3\], or one dimension of samples before"
+    ):
+        distribution.log_prob(torch.zeros(size, device=device))
+    with pytest.raises(RuntimeError, match=r"x: expected the shape of mu, \[1, 3\]"):
+        GaussianDistribution((1, 3), device=device).log_prob(torch.zeros(2, 3, device=device))
+
+
+@parametrize("scripted", [False, True])
+@parametrize(
+    ("dtype", "wider", "expected"),
+    [
+        (torch.float32, torch.float64, torch.float64),
+        (torch.float16, torch.float32, torch.float32),
+        (torch.bfloat16, torch.float64, torch.float64),
+        (torch.bfloat16, torch.float16, torch.float32),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_log_prob_of_a_wider_x(
+    dtype: torch.dtype, wider: torch.dtype, expected: torch.dtype, scripted: bool, device: torch.device
+) -> None:
+    """All in the wider dtype, as torch promotes; the gradients come back in the parameters' own."""
+    distribution = GaussianDistribution((2, 3), 0.5, 0.25, rho_init=-1.0, dtype=dtype, device=device)
+    ours = torch.jit.script(distribution) if scripted else distribution
+    x = torch.randn(2, 3, device=device).to(wider)
+    log_prob = ours.log_prob(x)
+    log_prob.backward()
+    assert log_prob.dtype == expected and distribution.mu.grad.dtype == distribution.rho.grad.dtype == dtype
+    assert same_bits(log_prob, copy.deepcopy(distribution).to(expected).log_prob(x))
+    assert distribution.mu.grad.any() and distribution.rho.grad.any()
 
 
 def test_log_prob_of_a_new_sample_is_fused(device: torch.device) -> None:

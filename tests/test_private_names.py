@@ -14,6 +14,12 @@ import illia_ext
 from illia_ext.ops import op
 
 NAMES = {
+    "torch._C._autograd._top_saved_tensors_default_hooks": "it shows whether a part of a module is checkpointed",
+    "torch._C._functorch.get_unwrapped": "it gives what vmap hides a tensor in",
+    "torch._C._functorch.is_batchedtensor": "it says whether vmap made a tensor",
+    "torch.ops.aten._scaled_dot_product_attention_math": "it is attention by its formula, which vmap can batch",
+    "torch.nn.Module._apply": "it moves a module's tensors",
+    "torch.nn.Module._forward_pre_hooks": "it holds a module's hooks, also a scripted one's",
     "torch._C._AutoDispatchBelowAutograd": "it calls an op's kernel from the op's autograd kernel",
     "torch._C._are_functorch_transforms_active": "it says whether a transform of torch.func is running",
     "torch._C._dispatch_tls_is_dispatch_key_excluded": "it says whether this thread is inside an op's kernel",

@@ -1,11 +1,16 @@
 """What BayesianModule makes of its arguments: which parameters, priors and initial values; and what it refuses."""
 
+import dataclasses
+import functools
+import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from helpers import make_key, same_bits
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from illia_ext import BayesianModule, GaussianDistribution, relative_rho
 
@@ -160,13 +165,94 @@ def test_bad_modules(module: Any, error: type[Exception], message: str, cpu: obj
         ({"rho_init": float("nan")}, ValueError, "rho_init of 0.weight: expected a finite number, got nan"),
         ({"rho_init": lambda name, weight: weight.log() * 0}, ValueError, "rho_init of 0.weight: .* finite .* got nan"),
         ({"rho_init": lambda name, _: torch.ones(7)}, ValueError, r"rho_init of 0.weight: .* \[4, 3\], got \[7\]"),
-        ({"chunk_size": 0}, ValueError, "chunk_size: expected a positive integer or None, got 0"),
+        ({"chunk_size": 0}, ValueError, "chunk_size: must be at least 1, got 0"),
+        ({"chunk_size": None}, TypeError, "chunk_size: expected an integer, got None"),
         ({"chunk_size": 1.5}, TypeError, "chunk_size: expected an integer, got 1.5"),
     ],
 )
 def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         BayesianModule(make_network(), **arguments)
+
+
+class Peer(nn.Module):
+    """A Bayesian layer as other libraries have them."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.zeros(2, 2)))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+
+@parametrize(
+    "names",
+    [
+        ("weight_mu", "weight_log_sigma", "bias_mu", "bias_log_sigma"),  # torchbnn
+        ("mu_weight", "rho_weight"),  # bayesian-torch
+        ("mu_kernel", "rho_kernel"),
+        ("mu", "rho"),  # illia, blitz
+        ("weight_mu", "weight_sigma"),  # torch-uncertainty, noisy networks
+    ],
+)
+def test_bayesian_layers_of_other_libraries(names: tuple[str, ...]) -> None:
+    """They would be made Gaussian once more; left out, they go on."""
+    network = nn.Sequential(Peer(*names), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=rf"0.{names[0]}: Peer '0' draws it by itself; leave all of it out by select"):
+        BayesianModule(network)
+    bayesian = BayesianModule(network, select=lambda name, _: name.startswith("1"))
+    assert bayesian(torch.ones(1, 2))[0].shape == (1, 2)
+
+
+def test_layers_of_torchbnn_and_bayesian_torch() -> None:
+    torchbnn = pytest.importorskip("torchbnn")
+    bayesian_torch = pytest.importorskip("bayesian_torch.layers")
+    for layer in (torchbnn.BayesLinear(0, 0.1, 2, 2), bayesian_torch.LinearReparameterization(2, 2)):
+        with pytest.raises(ValueError, match=f"{type(layer).__name__} '0' draws it by itself"):
+            BayesianModule(nn.Sequential(layer, nn.Linear(2, 2)))
+
+
+def test_a_mean_and_a_width_that_are_no_gaussian() -> None:
+    """Such as of radial basis functions."""
+    assert names_of(BayesianModule(Peer("mu", "sigma"))) == ["mu", "sigma"]
+
+
+def test_two_parameters_in_one_memory() -> None:
+    """Would be two Gaussians; parts of one memory that do not overlap are their own."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network[1].weight = nn.Parameter(network[0].weight.data)
+    with pytest.raises(
+        ValueError, match=r"1\.weight: expected memory of its own, got that of 0\.weight; make them one"
+    ):
+        BayesianModule(network)
+    network[1].weight = nn.Parameter(network[0].weight.data.T)
+    with pytest.raises(ValueError, match=r"expected memory of its own"):
+        BayesianModule(network)
+    whole = torch.randn(4, 4)
+    BayesianModule(Holder(whole[:2], whole[2:])), BayesianModule(Holder(whole[:, :2], whole[:, 2:]))
+    BayesianModule(Holder(whole[:0], whole[:0], whole))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@parametrize(
+    "change",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+    ],
+)
+def test_a_weight_that_is_computed_by_a_hook(change: Callable[[nn.Module], object]) -> None:
+    """As of pruning; when that is permanent, the network is a plain one."""
+    network = nn.Sequential(nn.Linear(2, 2))
+    change(network[0])
+    network(torch.ones(1, 2))
+    with pytest.raises(ValueError, match=r"0\.weight: expected no tensor with a graph.*prune\.remove"):
+        BayesianModule(network)
+    prune.l1_unstructured(plain := nn.Linear(2, 2), "weight", 0.5)
+    assert (BayesianModule(prune.remove(plain, "weight")).module.weight == 0).sum() == 2
 
 
 def test_a_rho_out_of_range(cpu: object) -> None:
@@ -205,9 +291,24 @@ def test_relative_rho(dtype: torch.dtype, device: torch.device) -> None:
         relative_rho(0.1, -1)
 
 
-def test_a_weight_that_is_kept_elsewhere_too() -> None:
+@dataclasses.dataclass
+class Held:
+    weight: Tensor
+
+
+@parametrize(
+    "hold",
+    [
+        lambda weight: {"mine": [weight]},
+        lambda weight: functools.partial(nn.functional.linear, weight=weight),
+        Held,
+        lambda weight: types.SimpleNamespace(inner=Held(weight)),
+        lambda weight: lambda inputs: inputs @ weight,
+    ],
+)
+def test_a_weight_that_is_kept_elsewhere_too(hold: Any) -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2))  # the latter keeps its own list, which follows
-    network[0].weights = {"mine": [network[0].weight]}
+    network[0].weights = hold(network[0].weight)
     with pytest.warns(UserWarning, match=r"0\.weight: 0\.weights holds it too; .* gets mu, not the sample") as warned:
         BayesianModule(network)
     assert len(warned) == 1 and warned[0].filename == __file__

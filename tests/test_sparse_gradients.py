@@ -7,7 +7,7 @@ import torch
 from helpers import make_key, same_bits
 from torch import Tensor, nn
 
-from illia_ext import BayesianModule, GaussianDistribution, functional
+from illia_ext import GaussianDistribution, functional
 
 Draw = Callable[[GaussianDistribution], tuple[Tensor, Tensor]]
 
@@ -35,10 +35,3 @@ def test_of_an_embedding(draw: Draw, device: torch.device) -> None:
         loss = nn.functional.embedding(indices, x, sparse=sparse).square().sum() + log_prob
         gradients.append(torch.autograd.grad(loss, [distribution.mu, distribution.rho]))
     assert all(map(same_bits, *gradients))
-
-
-def test_of_a_module(device: torch.device) -> None:
-    bnn = BayesianModule(nn.Embedding(5, 3, sparse=True)).to(device)
-    output, log_prob = bnn(torch.tensor([1, 3], device=device))
-    (output.sum() + log_prob).backward()
-    assert all(parameter.grad.layout == torch.strided for parameter in bnn.parameters())

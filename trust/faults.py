@@ -5,9 +5,9 @@ the row holds where the test passed, which also compares every result after the 
 - **Memory.** A preloaded allocator lets the first allocation of each op fail, then the second, and so on to the last,
   forward and backward, of those that the library makes itself and those that torch makes for tensors. Apart from that,
   limits of address space rise in steps of a third of a tensor until the op runs.
-- **The library's file** ends with its own SHA-256 and that of its sources, which import compares before it maps the
-  file. A cut file would end the process by SIGBUS, a changed bit might only change numbers. A library that was compiled
-  at import has no such seal. Packagers who strip or patch the file must seal it anew, by `illia_ext/_seal.py`.
+- **The library's file.** One that is another machine's, another Python's or, in a checkout, older than its sources is
+  refused. A cut or overwritten file is left to the package manager, whose record has a hash of it: the process that
+  maps one may crash.
 - **Compiling at import.** One process is killed and one is interrupted while they compile; then two come at once.
 - **Threads.** Sixteen call every op at once, forward and backward, on tensors that they share and on their own.
 - **Fork.** torch's own ops wait for ever in a child of a process that has used OpenMP's threads, unless it calls

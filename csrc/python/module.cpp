@@ -15,15 +15,25 @@ using namespace illia::base;
 
 namespace {
 
+#define ILLIA_STRING(...) #__VA_ARGS__
+#define ILLIA_EXPANDED_STRING(...) ILLIA_STRING(__VA_ARGS__)
+
 // False, or with which compiler and for which targets the CUDA kernels were built.
 py::object cuda_info() {
 #if defined(ILLIA_CUDA_VERSION)
-#define ILLIA_STRING(...) #__VA_ARGS__
-#define ILLIA_EXPANDED_STRING(...) ILLIA_STRING(__VA_ARGS__)
   return py::dict("version"_a = ILLIA_EXPANDED_STRING(ILLIA_CUDA_VERSION),
                   "targets"_a = py::str(ILLIA_EXPANDED_STRING(ILLIA_CUDA_TARGETS)).attr("split")(","));
 #else
   return py::bool_(false);
+#endif
+}
+
+// None, or the digest of what this library was compiled from: illia_ext/_build.py, sources_digest.
+py::object sources_digest() {
+#if defined(ILLIA_SOURCES_DIGEST)
+  return py::str(ILLIA_EXPANDED_STRING(ILLIA_SOURCES_DIGEST));
+#else
+  return py::none();
 #endif
 }
 
@@ -39,7 +49,7 @@ py::dict build_info() {
   const std::vector<std::string> capabilities{"base"};
 #endif
   return py::dict("compiler"_a = compiler, "cxx_standard"_a = __cplusplus, "cpu_capabilities"_a = capabilities,
-                  "cuda"_a = cuda_info(), "libtorch_target"_a = "2.10");
+                  "cuda"_a = cuda_info(), "libtorch_target"_a = "2.10", "sources"_a = sources_digest());
 }
 
 // Philox4x32-10 in both lane widths, which must agree.

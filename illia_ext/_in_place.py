@@ -1,0 +1,230 @@
+"""The tensors of a module by their places, and samples that stand in the places of its parameters for a while."""
+
+import copy
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+__all__ = ["FLAT_WEIGHTS", "Places", "Targets", "Turns", "deep_copy", "look_up", "places", "put_in_place", "tree"]
+
+Places = list[tuple[tuple[str, ...], list[str]]]
+
+
+def tree(tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A module tree that mirrors another module's parameter names: a Parameter stays one, other tensors are buffers."""
+    root = nn.Module()
+    for name, tensor in tensors.items():
+        *path, leaf = name.split(".")
+        owner = root
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner._modules[part]  # type: ignore[assignment]
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            owner.register_buffer(leaf, tensor)
+    return root
+
+
+def places(names: Iterable[str]) -> Places:
+    """Where tensors of these names are: the path of each module on the way, and what it holds of them."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        *path, leaf = name.split(".")
+        found.setdefault(tuple(path), []).append(leaf)
+    return list(found.items())
+
+
+def _owner(root: nn.Module, path: tuple[str, ...]) -> Any:
+    owner: Any = root
+    for part in path:
+        owner = owner._modules[part]
+    return owner
+
+
+def look_up(root: nn.Module, places: Places, parametrized: bool = False) -> list[Any]:
+    """The tensors that are there now; by the tables, in a tenth of the time that nn.Module's own ways take.
+
+    Args:
+        parametrized: whether a tensor may have got a parametrization (torch.nn.utils.parametrize), which computes it.
+
+    Raises:
+        KeyError: a module or a tensor has gone.
+    """
+    tensors = []
+    for path, leaves in places:
+        owner = _owner(root, path)
+        parameters = owner._parameters
+        for leaf in leaves:
+            if leaf in parameters:
+                tensors.append(parameters[leaf])
+            elif leaf in owner._buffers:
+                tensors.append(owner._buffers[leaf])
+            elif parametrized and leaf in owner._modules.get("parametrizations", ()):
+                tensors.append(getattr(owner, leaf))
+            else:
+                raise KeyError(leaf)
+    return tensors
+
+
+_registry = threading.RLock()  # of Turns.everyone
+
+
+class Turns:
+    """`with turns():` a thread is alone with the module; a copy has a lock of its own."""
+
+    everyone: ClassVar["weakref.WeakSet[Turns]"] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        with _registry:
+            Turns.everyone.add(self)
+
+    def __call__(self) -> AbstractContextManager[Any]:
+        return nullcontext() if is_compiling() else self.lock  # a compiled program moves no parameter
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+
+class _Fork(threading.local):
+    """A fork takes every module's turn: a child has no thread that could give one back, or take its sample away."""
+
+    def __init__(self) -> None:
+        self.taken: list[Any] = []
+
+    def take(self) -> None:
+        while True:
+            for lock in (_registry, *(turns.lock for turns in list(Turns.everyone))):
+                if not lock.acquire(timeout=0.01):
+                    break
+                self.taken.append(lock)
+            else:
+                return
+            self.give_back()  # whoever holds that one may wait for one of ours: a module inside another
+
+    def give_back(self) -> None:
+        while self.taken:
+            self.taken.pop().release()
+
+
+_fork = _Fork()
+os.register_at_fork(
+    before=lambda: _fork.take(),
+    after_in_parent=lambda: _fork.give_back(),
+    after_in_child=lambda: _fork.give_back(),
+)
+
+
+def _saved_tensors_hooks() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+class _Watch:
+    """Notices a checkpointed part that reads a sample. Backward computes it again, when mu stands there instead."""
+
+    def __init__(self) -> None:
+        self.is_recorded, self.outer_hooks = torch.is_grad_enabled(), _saved_tensors_hooks()
+
+    def _is_checkpointed(self) -> bool:
+        if torch.is_grad_enabled():  # use_reentrant=False works by hooks on saved tensors
+            hooks = _saved_tensors_hooks()
+            return hooks not in (None, self.outer_hooks) and hooks[0].__module__ == "torch.utils.checkpoint"
+        # use_reentrant=True is an autograd.Function, in whose forward both modes are off; no_grad leaves the second on
+        return not torch._C._is_fwd_grad_enabled() and not torch.is_inference_mode_enabled()
+
+    # Dynamo reads parameters by real calls while it traces, and would trace this in turn
+    torch._C._dynamo.eval_frame.skip_code(_is_checkpointed.__code__)
+
+    def check(self, name: str) -> None:
+        if self.is_recorded and not is_compiling() and self._is_checkpointed():  # a program computes nothing again
+            raise RuntimeError(
+                f"{name}: a checkpointed part reads this Gaussian weight, and backward would compute the part again "
+                "with mu in place of the sample; checkpoint the call of the BayesianModule instead, or leave the "
+                "weights of that part out by select"
+            )
+
+
+class _Parameters(dict[str, Any]):
+    """A module's parameters while samples stand among them, with the names of those."""
+
+    def __init__(self, parameters: Mapping[str, Any], samples: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        super().__init__({**parameters, **samples})
+        self._names, self._watch = names, _Watch()
+
+    def __getitem__(self, leaf: str) -> Any:
+        if leaf in self._names:
+            self._watch.check(self._names[leaf])
+        return super().__getitem__(leaf)
+
+
+FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")  # nn.RNNBase's own list of its parameters
+Targets = Sequence[tuple[tuple[str, ...], Sequence[tuple[str, int]]]]
+
+
+class _Owner:
+    """A module some of whose parameters make place for samples."""
+
+    def __init__(self, root: nn.Module, path: tuple[str, ...], leaves: Sequence[tuple[str, int]]) -> None:
+        self.module, self.leaves = _owner(root, path), leaves
+        self.names = {leaf: ".".join(["module", *path, leaf]) for leaf, _ in leaves}
+        self.parameters = self.module._parameters
+        self.originals = {leaf: self.parameters[leaf] for leaf, _ in leaves}
+        self.kept = {name: vars(self.module)[name] for name in FLAT_WEIGHTS if name in vars(self.module)}
+        self.scripted = None  # the module that Python calls, where this one's parameters are TorchScript's, in C++
+        if isinstance(self.module, torch.jit.ScriptModule):
+            along = [_owner(root, path[:length]) for length in range(len(path) + 1)]
+            self.scripted = next(part for part in along if isinstance(part, torch.jit.ScriptModule))
+
+    def put(self, samples: Sequence[Tensor]) -> None:
+        here = {leaf: samples[i] for leaf, i in self.leaves}
+        if self.scripted is None:
+            vars(self.module)["_parameters"] = _Parameters(self.parameters, here, self.names)
+            return
+        watch, name = _Watch(), next(iter(self.names.values()))
+        self.scripted._forward_pre_hooks[id(self)] = lambda *_: watch.check(name)
+        for leaf, sample in here.items():
+            self.parameters[leaf] = sample
+
+    def take_away(self) -> None:
+        if self.scripted is None:
+            now, vars(self.module)["_parameters"] = self.module._parameters, self.parameters
+            self.parameters.update(now.items())  # what the module has set by itself
+        else:
+            self.scripted._forward_pre_hooks.pop(id(self), None)
+        for leaf, original in self.originals.items():
+            self.parameters[leaf] = original
+        vars(self.module).update(self.kept)
+
+
+@contextmanager
+def put_in_place(root: nn.Module, targets: Targets, samples: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, samples[i] stands for each parameter (leaf, i) of the module at each path; then the parameters again."""
+    owners = [_Owner(root, path, leaves) for path, leaves in targets]
+    try:
+        for owner in owners:
+            owner.put(samples)
+        yield
+    finally:
+        for owner in owners:
+            owner.take_away()
+
+
+def deep_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parameters can be trained: torch's copy of a scripted part has none."""
+    with torch.no_grad():
+        other = copy.deepcopy(module)
+    for part, original in zip(other.modules(), module.modules()):
+        if isinstance(part, torch.jit.ScriptModule):
+            parameters: Any = part._parameters
+            for name, parameter in original._parameters.items():
+                parameters[name] = nn.Parameter(parameters[name].detach(), parameter.requires_grad)  # type: ignore
+    return other

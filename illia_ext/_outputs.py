@@ -1,0 +1,68 @@
+"""The outputs of a module for several samples of its weights, in one."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from illia_ext._contents import reach
+
+__all__ = ["PLAIN_VALUES", "PerSample", "mean", "refuse_lazy", "together"]
+
+PLAIN_VALUES = (type(None), bool, int, float, str)
+
+
+class PerSample(tuple[Any, ...]):
+    """One object a sample, such as a language model's cache: what is no tensor cannot be stacked."""
+
+
+def together(join: Callable[..., Tensor], outputs: Sequence[Any]) -> Any:
+    """One output of several of one structure: `join` of their tensors, PerSample of objects, values that all share."""
+    all_leaves, specs = zip(*(tree_flatten(output) for output in outputs))
+    for spec in specs:
+        if spec != specs[0]:
+            raise ValueError(f"output: expected one structure for all samples, got {specs[0]} and {spec}")
+    joined: list[Any] = []
+    for leaves in zip(*all_leaves):
+        if all(isinstance(leaf, Tensor) for leaf in leaves):
+            first = 1 if join is torch.cat else 0
+            if any(leaf.shape[first:] != leaves[0].shape[first:] for leaf in leaves):
+                shapes = sorted({tuple(leaf.shape) for leaf in leaves})
+                raise ValueError(f"output: expected tensors of one shape for all samples, got {shapes}")
+            joined.append(join(leaves))
+        elif not all(isinstance(leaf, PLAIN_VALUES) for leaf in leaves):
+            joined.append(PerSample(leaves))
+        elif all(leaf == leaves[0] for leaf in leaves):
+            joined.append(leaves[0])
+        else:
+            raise ValueError(f"output: expected tensors, or values that all samples share, got {list(leaves)}")
+    return tree_unflatten(joined, specs[0])
+
+
+def mean(samples: Any) -> Any:
+    """Of all tensors over their first dimension, the samples; None in place of PerSample objects."""
+
+    def of_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            has_mean = leaf.is_floating_point() or leaf.is_complex()
+            return leaf.mean(0, dtype=None if has_mean else torch.float32)
+        return None if isinstance(leaf, PerSample) else leaf
+
+    leaves, spec = tree_flatten(samples)
+    return tree_unflatten([of_leaf(leaf) for leaf in leaves], spec)
+
+
+def refuse_lazy(output: Any, mus: Collection[Tensor]) -> None:
+    """An output that holds a module with Gaussian weights would compute with mu, when the samples have gone."""
+    if isinstance(output, Tensor) or is_compiling():
+        return
+    for item in reach(output):
+        if isinstance(item, nn.Module) and not {id(mu) for mu in mus}.isdisjoint(map(id, item.parameters())):
+            raise TypeError(
+                f"output: expected tensors, got {type(output).__name__}, which holds {type(item).__name__}, a part of "
+                "the module, and would compute later, with mu in place of the sample; sample_module(key) gives a plain "
+                "module with one sample of the weights, whose outputs may be kept"
+            )

@@ -1,0 +1,288 @@
+"""Samples in the places of a module's parameters: for the call alone, whatever happens in it; checkpoints; forks."""
+
+import copy
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from helpers import make_key, make_keys, same_bits
+from test_faults_threads import end
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+from illia_ext import BayesianModule
+
+parametrize = pytest.mark.parametrize
+KEYS = make_keys((1, 2), (3, 4), device="cpu")
+pytestmark = pytest.mark.usefixtures("cpu")
+
+
+class Checkpointed(nn.Module):
+    """A body that is checkpointed, and a head that is not."""
+
+    def __init__(self, body: nn.Module, use_reentrant: bool) -> None:
+        super().__init__()
+        self.body, self.head, self.use_reentrant = body, nn.Linear(4, 2), use_reentrant
+        self.run: Callable[..., Any] = partial(checkpoint, use_reentrant=use_reentrant)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.run(self.body, inputs))
+
+
+class Inside(nn.Linear):
+    """Checkpoints its own product, when its forward pass has begun."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return checkpoint(super().forward, inputs, use_reentrant=False)
+
+
+class Noisy(nn.Module):
+    """Without weights; its noise must be the same when backward computes it again."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return nn.functional.dropout(inputs.tanh(), 0.5)
+
+
+def is_of_the_head(name: str, parameter: Tensor) -> bool:
+    return name.startswith("head")
+
+
+def make(make_body: Callable[[], nn.Module], use_reentrant: bool, **arguments: Any) -> BayesianModule:
+    torch.manual_seed(0)
+    return BayesianModule(Checkpointed(make_body(), use_reentrant), rho_init=-1.0, **arguments)
+
+
+BODIES: dict[str, Callable[[], nn.Module]] = {
+    "layers": lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)),
+    "recurrent": lambda: nn.RNN(4, 4),
+    "its own": lambda: nn.Linear(4, 4),
+    "scripted": lambda: torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Tanh())),
+}
+
+
+def inputs() -> Tensor:
+    return torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@parametrize("num_samples", [None, 2])
+@parametrize(
+    ("body", "use_reentrant"),  # torch itself cannot checkpoint a scripted part by use_reentrant=False
+    [("layers", False), ("layers", True), ("its own", False), ("its own", True), ("scripted", True)],
+)
+def test_a_checkpointed_part_without_gaussian_weights(body: str, use_reentrant: bool, num_samples: int | None) -> None:
+    """Has the gradients of no checkpoint, in its plain weights too."""
+    keys = KEYS[0] if num_samples is None else KEYS
+    gradients = []
+    for run in (None, lambda body, inputs: body(inputs)):
+        bayesian = make(BODIES[body], use_reentrant, select=is_of_the_head)
+        bayesian.module.run = run or bayesian.module.run
+        at = inputs()
+        output, log_prob = bayesian(at, key=keys)
+        (output.square().sum() + log_prob.sum()).backward()
+        gradients.append([at.grad, *(parameter.grad for parameter in bayesian.parameters())])
+    torch.testing.assert_close(*gradients)
+
+
+@parametrize("use_reentrant", [False, True])
+def test_a_checkpointed_part_without_weights(use_reentrant: bool) -> None:
+    bayesian = make(Noisy, use_reentrant)
+    grads = []
+    for run in (bayesian.module.run, lambda body, inputs: body(inputs)):
+        bayesian.module.run = run
+        bayesian.zero_grad()
+        torch.manual_seed(1)
+        bayesian(inputs(), key=KEYS)[0].sum().backward()
+        grads.append([parameter.grad.clone() for parameter in bayesian.parameters()])
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@parametrize("num_samples", [None, 2])
+@parametrize("use_reentrant", [False, True])
+@parametrize("body", BODIES)
+def test_a_checkpointed_part_with_gaussian_weights(body: str, use_reentrant: bool, num_samples: int | None) -> None:
+    """Is refused, for its weights' names; the module then has its own weights again. Without gradients it may be."""
+    bayesian = make(BODIES[body], use_reentrant)
+
+    def run(part: nn.Module, inputs: Tensor) -> Tensor:
+        return part(inputs)[0] if body == "recurrent" else part(inputs)
+
+    bayesian.module.run = partial(checkpoint, run, use_reentrant=use_reentrant)
+    mean = bayesian.mean_forward(inputs())
+    with pytest.raises(RuntimeError, match=r"module\.body\.[\w.]+: a checkpointed part reads .* checkpoint the call"):
+        bayesian(inputs(), num_samples=num_samples)
+    assert same_bits(bayesian.mean_forward(inputs()), mean)
+    bayesian.predict(inputs())
+    bayesian.module.run = run
+    with torch.autograd.graph.save_on_cpu():  # other hooks, set around the call, go on
+        bayesian(inputs(), num_samples=num_samples)[0].sum().backward()
+
+
+@parametrize("use_reentrant", [False, True])
+def test_other_ways_to_checkpoint(use_reentrant: bool) -> None:
+    """A checkpoint within the forward pass of the weight's owner, one of many parts, and one inside another."""
+    with pytest.raises(RuntimeError, match=r"module\.0\.weight: a checkpointed part reads"):
+        BayesianModule(nn.Sequential(Inside(4, 4)))(inputs())
+    sequence = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    bayesian = BayesianModule(sequence)
+    bayesian.module.forward = lambda hidden: checkpoint_sequential(
+        list(bayesian.module), 2, hidden, use_reentrant=use_reentrant
+    )
+    with pytest.raises(RuntimeError, match=r"module\.0\.weight: a checkpointed part reads"):
+        bayesian(inputs())
+    inner = make(BODIES["its own"], use_reentrant)
+    with pytest.raises(RuntimeError, match=r"module\.body\.weight: a checkpointed part reads"):
+        checkpoint(inner, inputs(), use_reentrant=use_reentrant)[0].sum().backward()
+
+
+def test_saved_tensors_may_go_elsewhere_inside() -> None:
+    bayesian = make(BODIES["its own"], False)
+
+    def offload(body: nn.Module, inputs: Tensor) -> Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            return body(inputs)
+
+    grads = []
+    for run in (offload, lambda body, inputs: body(inputs)):
+        bayesian.module.run = run
+        bayesian.zero_grad()
+        bayesian(inputs(), key=KEYS)[0].sum().backward()
+        grads.append([parameter.grad.clone() for parameter in bayesian.parameters()])
+    torch.testing.assert_close(*grads)
+
+
+def test_the_graph_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old graph that the module holds costs nothing: no node of it is looked at."""
+    bayesian = BayesianModule(nn.Linear(4, 4))
+    held = torch.ones(4, requires_grad=True)
+    for _ in range(10):
+        held = held + 1
+    bayesian.module.held = held
+    looked_at: list[str] = []
+    node = type(held.grad_fn)
+    monkeypatch.setattr(torch.autograd.graph.Node, "next_functions", property(looked_at.append), raising=False)
+    bayesian(inputs() * held)
+    assert node is not None and looked_at == []
+
+
+class Failing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.recurrent = nn.Linear(4, 4), nn.LSTM(4, 4)
+        self.fails = True
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output, _ = self.recurrent(self.first(inputs))
+        if self.fails:
+            raise KeyboardInterrupt
+        return output
+
+
+@parametrize("num_samples", [None, 2])
+def test_after_an_exception_the_module_has_its_parameters(num_samples: int | None) -> None:
+    """Also in the list that torch's recurrent layers keep of theirs; and the turn is given back."""
+    bayesian = BayesianModule(Failing(), rho_init=-1.0)
+    before = [dict(vars(part)) for part in bayesian.module.modules()]
+    parameters = list(bayesian.parameters())
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            bayesian(inputs(), num_samples=num_samples)
+        for part, attributes in zip(bayesian.module.modules(), before):
+            assert vars(part)["_parameters"] is attributes["_parameters"]
+        assert all(map(same_bits, bayesian.module.recurrent._flat_weights, bayesian.module.recurrent.parameters()))
+    assert list(map(id, bayesian.parameters())) == list(map(id, parameters))
+    bayesian.module.fails = False
+    assert same_bits(bayesian.mean_forward(inputs()), copy.deepcopy(bayesian).mean_forward(inputs()))
+    thread = threading.Thread(target=bayesian, args=(inputs(),), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_parameter_that_the_module_sets_stays() -> None:
+    class Growing(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.scale = nn.Parameter(torch.ones(1))
+            return super().forward(inputs) * self.scale
+
+    bayesian = BayesianModule(Growing(4, 4))
+    bayesian(inputs())
+    assert [name for name, _ in bayesian.module.named_parameters()] == ["weight", "bias", "scale"]
+
+
+@parametrize("nested", [False, True])
+def test_a_child_forked_during_a_call(nested: bool) -> None:
+    """While another thread is inside a call: the child has mu in its places, and its calls wait for nobody."""
+    inner = BayesianModule(nn.Linear(4, 4), rho_init=-1.0)
+    outer = BayesianModule(nn.Sequential(inner, nn.Linear(4, 4)), select=lambda name, _: name.startswith("1"))
+    bayesian = outer if nested else inner
+    expected = [parameter.clone() for parameter in bayesian.parameters()]
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> None:
+        if threading.current_thread() is thread:
+            inside.set()
+            go_on.wait(20)
+
+    if nested:  # its output is a pair, of which the next layer takes the first
+        inner = outer.module[0]
+        inner.register_forward_hook(lambda module, args, output: output[0])
+    inner.module.register_forward_pre_hook(wait)
+    thread = threading.Thread(target=bayesian, args=(inputs().detach(),), kwargs={"key": KEYS[0]})
+    thread.start()
+    assert inside.wait(20)
+    threading.Timer(0.1, go_on.set).start()
+    child = os.fork()  # waits for the thread's turn to end
+    if child == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            alike = all(map(same_bits, bayesian.parameters(), expected))
+            alike &= all(type(parameter) is nn.Parameter for parameter in bayesian.parameters())
+            bayesian(inputs().detach())
+            code = 0 if alike else 2
+        finally:
+            os._exit(code)
+    assert end(child) == 0
+    thread.join()
+
+
+def test_a_fork_and_a_module_inside_another() -> None:
+    """A thread that holds the outer module's turn waits for the inner one's, which the fork may hold: neither hangs."""
+    outer = BayesianModule(
+        nn.ModuleDict({"inner": BayesianModule(nn.Linear(4, 4)), "plain": nn.Linear(4, 4)}), select=["plain.weight"]
+    )
+    outer.module.forward = lambda inputs: outer.module["inner"](outer.module["plain"](inputs))
+    stop = threading.Event()
+
+    def call() -> None:
+        while not stop.is_set():
+            outer(inputs())
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    try:
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            assert end(child) == 0
+    finally:
+        stop.set()
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_call_inside_the_own_forward_pass() -> None:
+    """One thread may take the turn again."""
+    bayesian = BayesianModule(nn.Linear(4, 4))
+    bayesian.module.register_forward_pre_hook(lambda *_: None)
+    key = make_key(3, device="cpu")
+    expected, _ = bayesian(inputs(), key=key)
+    with bayesian._turns():
+        assert same_bits(bayesian(inputs(), key=key)[0], expected)
