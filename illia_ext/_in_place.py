@@ -124,28 +124,24 @@ os.register_at_fork(
 )
 
 
-def _saved_tensors_hooks() -> Any:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
-
-
 class _Watch:
     """Notices a checkpointed part that reads a sample. Backward computes it again, when mu stands there instead."""
 
     def __init__(self) -> None:
-        self.is_recorded, self.outer_hooks = torch.is_grad_enabled(), _saved_tensors_hooks()
+        self.is_recorded = torch.is_grad_enabled()
+        self.outer_hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
 
     def _is_checkpointed(self) -> bool:
+        if is_compiling():  # Dynamo looks here, also where it calls this while it traces
+            return False
         if torch.is_grad_enabled():  # use_reentrant=False works by hooks on saved tensors
-            hooks = _saved_tensors_hooks()
+            hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
             return hooks not in (None, self.outer_hooks) and hooks[0].__module__ == "torch.utils.checkpoint"
         # use_reentrant=True is an autograd.Function, in whose forward both modes are off; no_grad leaves the second on
         return not torch._C._is_fwd_grad_enabled() and not torch.is_inference_mode_enabled()
 
-    # Dynamo reads parameters by real calls while it traces, and would trace this in turn
-    torch._C._dynamo.eval_frame.skip_code(_is_checkpointed.__code__)
-
     def check(self, name: str) -> None:
-        if self.is_recorded and not is_compiling() and self._is_checkpointed():  # a program computes nothing again
+        if self.is_recorded and self._is_checkpointed():
             raise RuntimeError(
                 f"{name}: a checkpointed part reads this Gaussian weight, and backward would compute the part again "
                 "with mu in place of the sample; checkpoint the call of the BayesianModule instead, or leave the "

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 from torch.nn.modules import module as global_hooks
 from torch.overrides import TorchFunctionMode
@@ -31,6 +32,8 @@ def _error(where: str, what: str) -> RuntimeError:
 
 def _check(module: nn.Module) -> None:
     """Refuses what is known in advance."""
+    if is_compiling():
+        raise _error("module", "several samples at once cannot be compiled")
     if any(getattr(global_hooks, f"_global_{kind}") for kind in _HOOKS):
         raise _error("module", "hooks for all modules are set, which vmap would call once for all samples, or never")
     for path, part in module.named_modules():
@@ -39,6 +42,8 @@ def _check(module: nn.Module) -> None:
             raise _error(where, "has hooks, which vmap would call once for all samples, or never")
         if part.training and part._buffers.get("running_mean") is not None:
             raise _error(where, f"{type(part).__name__} in training updates statistics, which vmap cannot")
+        if part._compiled_call_impl is not None:
+            raise _error(where, "is compiled, and vmap cannot call it")
         if isinstance(part, nn.RNNBase):
             raise _error(where, f"{type(part).__name__} cannot run under vmap")
 

@@ -195,7 +195,9 @@ class GaussianDistribution(DistributionModule):
             return self.sample_and_log_prob(None, None, False)[1]  # TorchScript fills in no defaults here
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor, got {x}")
-        mu, rho, mu_prior, std_prior = self.mu, self.rho, self.mu_prior, self.std_prior
+        mu: Tensor = self.mu
+        rho: Tensor = self.rho
+        mu_prior, std_prior = self.mu_prior, self.std_prior
         if x.is_floating_point() and torch.promote_types(x.dtype, mu.dtype) != mu.dtype:
             dtype = torch.promote_types(x.dtype, mu.dtype)
             mu, rho, mu_prior, std_prior = mu.to(dtype), rho.to(dtype), mu_prior.to(dtype), std_prior.to(dtype)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import make_key, make_keys, same_bits
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
@@ -98,6 +99,30 @@ def test_compiled(num_samples: int | None, training: bool, bayesian: BayesianMod
         results.append(with_gradients(call, bayesian, make_inputs(device), num_samples=num_samples))
     torch.testing.assert_close(*results)  # gradients may be added up in another order
     assert same_bits(results[0][1], results[1][1])
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_module_that_is_compiled_in_place(bayesian: BayesianModule, device: torch.device) -> None:
+    """One graph for any number of samples, with eager's values; its weights are seen as inputs that change."""
+    bayesian.eval()
+    inputs, keys = make_inputs(device), make_keys(*((i, 0) for i in range(6)))
+    expected = with_gradients(bayesian, bayesian, inputs, key=keys)
+    counter = CompileCounterWithBackend("aot_eager")
+    bayesian.module.compile(backend=counter, fullgraph=True)
+    torch.testing.assert_close(with_gradients(bayesian, bayesian, inputs, key=keys), expected)
+    for key in (keys[:3], keys[0]):
+        bayesian(inputs, key=key)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_samples_at_once_are_not_compiled(bayesian: BayesianModule, cpu: torch.device) -> None:
+    bayesian.eval().chunk_size = 3
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="at once cannot be compiled; chunk_size=1 runs one"):
+        torch.compile(bayesian, backend="eager", fullgraph=True)(make_inputs(cpu), num_samples=3)
+    bayesian.module.compile(backend="eager")
+    with pytest.raises(RuntimeError, match="module: is compiled, and vmap cannot call it; chunk_size=1 runs one"):
+        bayesian(make_inputs(cpu), num_samples=3)
 
 
 @pytest.mark.usefixtures("fresh_compiler")

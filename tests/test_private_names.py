@@ -19,6 +19,7 @@ NAMES = {
     "torch._C._functorch.is_batchedtensor": "it says whether vmap made a tensor",
     "torch.ops.aten._scaled_dot_product_attention_math": "it is attention by its formula, which vmap can batch",
     "torch.nn.Module._apply": "it moves a module's tensors",
+    "torch.nn.Module._compiled_call_impl": "it is there where a module is compiled in place",
     "torch.nn.Module._forward_pre_hooks": "it holds a module's hooks, also a scripted one's",
     "torch._C._AutoDispatchBelowAutograd": "it calls an op's kernel from the op's autograd kernel",
     "torch._C._are_functorch_transforms_active": "it says whether a transform of torch.func is running",
