@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -131,8 +131,8 @@ class _Watch:
         self.is_recorded = torch.is_grad_enabled()
         self.outer_hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
 
-    def _is_checkpointed(self) -> bool:
-        if is_compiling():  # Dynamo looks here, also where it calls this while it traces
+    def sees_checkpoint(self) -> bool:
+        if is_compiling() or not self.is_recorded:  # Dynamo looks here, also where it calls this while it traces
             return False
         if torch.is_grad_enabled():  # use_reentrant=False works by hooks on saved tensors
             hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
@@ -140,13 +140,13 @@ class _Watch:
         # use_reentrant=True is an autograd.Function, in whose forward both modes are off; no_grad leaves the second on
         return not torch._C._is_fwd_grad_enabled() and not torch.is_inference_mode_enabled()
 
-    def check(self, name: str) -> None:
-        if self.is_recorded and self._is_checkpointed():
-            raise RuntimeError(
-                f"{name}: a checkpointed part reads this Gaussian weight, and backward would compute the part again "
-                "with mu in place of the sample; checkpoint the call of the BayesianModule instead, or leave the "
-                "weights of that part out by select"
-            )
+
+def _refuse(name: str) -> NoReturn:
+    raise RuntimeError(
+        f"{name}: a checkpointed part reads this Gaussian weight, and backward would compute the part again with mu in "
+        "place of the sample; checkpoint the call of the BayesianModule instead, or leave the weights of that part out "
+        "by select"
+    )
 
 
 class _Parameters(dict[str, Any]):
@@ -157,9 +157,15 @@ class _Parameters(dict[str, Any]):
         self._names, self._watch = names, _Watch()
 
     def __getitem__(self, leaf: str) -> Any:
-        if leaf in self._names:
-            self._watch.check(self._names[leaf])
-        return super().__getitem__(leaf)
+        if leaf in self._names and self._watch.sees_checkpoint():
+            _refuse(self._names[leaf])
+        return dict.__getitem__(self, leaf)
+
+    def items(self) -> Any:
+        """As nn.Module.parameters() reads them."""
+        if self._watch.sees_checkpoint():
+            _refuse(next(iter(self._names.values())))
+        return super().items()
 
 
 FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")  # nn.RNNBase's own list of its parameters
@@ -186,14 +192,14 @@ class _Owner:
             vars(self.module)["_parameters"] = _Parameters(self.parameters, here, self.names)
             return
         watch, name = _Watch(), next(iter(self.names.values()))
-        self.scripted._forward_pre_hooks[id(self)] = lambda *_: watch.check(name)
+        self.scripted._forward_pre_hooks[id(self)] = lambda *_: _refuse(name) if watch.sees_checkpoint() else None
         for leaf, sample in here.items():
             self.parameters[leaf] = sample
 
     def take_away(self) -> None:
         if self.scripted is None:
             now, vars(self.module)["_parameters"] = self.module._parameters, self.parameters
-            self.parameters.update(now.items())  # what the module has set by itself
+            self.parameters.update(dict.items(now))  # what the module has set by itself
         else:
             self.scripted._forward_pre_hooks.pop(id(self), None)
         for leaf, original in self.originals.items():

@@ -40,6 +40,13 @@ class Inside(nn.Linear):
         return checkpoint(super().forward, inputs, use_reentrant=False)
 
 
+class Listing(nn.Linear):
+    """Reads its weights as a list."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return nn.functional.linear(inputs, *self.parameters())
+
+
 class Noisy(nn.Module):
     """Without weights; its noise must be the same when backward computes it again."""
 
@@ -60,6 +67,7 @@ BODIES: dict[str, Callable[[], nn.Module]] = {
     "layers": lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)),
     "recurrent": lambda: nn.RNN(4, 4),
     "its own": lambda: nn.Linear(4, 4),
+    "listed": lambda: Listing(4, 4),
     "scripted": lambda: torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Tanh())),
 }
 

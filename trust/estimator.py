@@ -95,7 +95,9 @@ def wholes(num_keys: int, scores: Scores) -> None:
         variance = sum(case.theory()["log_prob"].variance.sum() for case in cases)
         scores.add(what, f"foreach, {short(dtype)}", (log_prob.mean() - kl) / (variance / num_keys).sqrt())
     torch.manual_seed(31)
-    bnn = BayesianModule(nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)), std_prior=0.3, rho_init=-2.0)
+    bnn = BayesianModule(
+        nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)), std_prior=0.3, rho_init=-2.0, chunk_size=20_000
+    )
     log_prob = bnn(torch.zeros(1, 7), key=keys_for(num_keys, 22))[1].double()
     parts = [
         Case(name, (mu.detach().flatten(), rho.detach().flatten(), torch.tensor([0.0]), torch.tensor([0.3])))
