@@ -75,7 +75,7 @@ FAULTS = [
     Fault(
         "built from other sources, in a checkout",
         with_newer_sources_in_a_checkout,
-        r"ImportError: LIBRARY was built from other sources than those in .+/csrc; pip install -e \. builds it anew$",
+        r"ImportError: LIBRARY was built from other sources than those in CHECKOUT/csrc; pip install -e \. builds it anew$",
     ),
     Fault("beside other sources, installed", with_newer_sources, r"torch.Size\(\[3\]\)$", code=0),
     Fault(
@@ -130,7 +130,10 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
 
     def anonymous(what: str, said: str) -> str:
         package = folder / what / "illia_ext"
-        return said.replace(str(package / LIBRARY.name), "LIBRARY").replace(str(package), "PACKAGE")
+        names = {package / LIBRARY.name: "LIBRARY", package: "PACKAGE", package.parent: "CHECKOUT"}
+        for path, name in names.items():
+            said = said.replace(str(path), name)
+        return said
 
     return {what: Ended(code, anonymous(what, said)) for what, (code, said) in cases.items()}
 
