@@ -11,6 +11,9 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.nn.utils import parametrize
+
+from illia_ext._contents import reach
 
 __all__ = ["FLAT_WEIGHTS", "Places", "Targets", "Turns", "deep_copy", "look_up", "places", "put_in_place", "tree"]
 
@@ -75,18 +78,16 @@ def look_up(root: nn.Module, places: Places, parametrized: bool = False) -> list
     return tensors
 
 
-_registry = threading.RLock()  # of Turns.everyone
-
-
 class Turns:
-    """`with turns():` a thread is alone with the module; a copy has a lock of its own."""
+    """`with turns():` a thread is alone with a module, in which its samples may stand; a copy has turns of its own."""
 
-    everyone: ClassVar["weakref.WeakSet[Turns]"] = weakref.WeakSet()
+    instances: ClassVar["weakref.WeakSet[Turns]"] = weakref.WeakSet()
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        with _registry:
-            Turns.everyone.add(self)
+        self.owners: list[_Owner] = []  # the modules in which samples stand, put there by this thread:
+        self.thread = 0
+        Turns.instances.add(self)
 
     def __call__(self) -> AbstractContextManager[Any]:
         return nullcontext() if is_compiling() else self.lock  # a compiled program moves no parameter
@@ -94,34 +95,29 @@ class Turns:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
 
-
-class _Fork(threading.local):
-    """A fork takes every module's turn: a child has no thread that could give one back, or take its sample away."""
-
-    def __init__(self) -> None:
-        self.taken: list[Any] = []
-
-    def take(self) -> None:
-        while True:
-            for lock in (_registry, *(turns.lock for turns in list(Turns.everyone))):
-                if not lock.acquire(timeout=0.01):
-                    break
-                self.taken.append(lock)
-            else:
-                return
-            self.give_back()  # whoever holds that one may wait for one of ours: a module inside another
-
-    def give_back(self) -> None:
-        while self.taken:
-            self.taken.pop().release()
+    def take_away(self) -> None:
+        """Gives the parameters their places back, also when it is interrupted."""
+        try:
+            while self.owners:
+                self.owners[-1].take_away()
+                self.owners.pop()
+        except BaseException:
+            self.take_away()
+            raise
 
 
-_fork = _Fork()
-os.register_at_fork(
-    before=lambda: _fork.take(),
-    after_in_parent=lambda: _fork.give_back(),
-    after_in_child=lambda: _fork.give_back(),
-)
+def _after_fork() -> None:
+    """A child has no thread that would end its turn: it ends here, and the samples that it has put in place go."""
+    for turns in list(Turns.instances):
+        if turns.thread != threading.get_ident():
+            turns.take_away()
+        if turns.lock.acquire(blocking=False):  # free, or of the thread that forks
+            turns.lock.release()
+        else:
+            turns.lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Watch:
@@ -134,18 +130,28 @@ class _Watch:
     def sees_checkpoint(self) -> bool:
         if is_compiling() or not self.is_recorded:  # Dynamo looks here, also where it calls this while it traces
             return False
-        if torch.is_grad_enabled():  # use_reentrant=False works by hooks on saved tensors
-            hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-            return hooks not in (None, self.outer_hooks) and hooks[0].__module__ == "torch.utils.checkpoint"
         # use_reentrant=True is an autograd.Function, in whose forward both modes are off; no_grad leaves the second on
-        return not torch._C._is_fwd_grad_enabled() and not torch.is_inference_mode_enabled()
+        if not torch.is_grad_enabled():
+            return not torch._C._is_fwd_grad_enabled() and not torch.is_inference_mode_enabled()
+        # use_reentrant=False works by hooks on saved tensors, under which others may lie
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        if hooks is None or hooks == self.outer_hooks:
+            return False
+        if hooks[0].__module__ == "torch.utils.checkpoint":
+            return True
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+        try:
+            return self.sees_checkpoint()
+        finally:
+            torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
 
 
 def _refuse(name: str) -> NoReturn:
     raise RuntimeError(
         f"{name}: a checkpointed part reads this Gaussian weight, and backward would compute the part again with mu in "
-        "place of the sample; checkpoint the call of the BayesianModule instead, or leave the weights of that part out "
-        "by select"
+        "place of the sample. Switch the module's own checkpoints off and checkpoint the call of the BayesianModule "
+        "(use_reentrant=False), or leave the weights of that part out by select. If it is no checkpoint but an "
+        "autograd.Function that reads the weight in its forward, pass it the weight as an argument"
     )
 
 
@@ -156,16 +162,32 @@ class _Parameters(dict[str, Any]):
         super().__init__({**parameters, **samples})
         self._names, self._watch = names, _Watch()
 
+    def _look(self) -> None:
+        if self._watch.sees_checkpoint():
+            _refuse(next(iter(self._names.values())))
+
     def __getitem__(self, leaf: str) -> Any:
         if leaf in self._names and self._watch.sees_checkpoint():
             _refuse(self._names[leaf])
         return dict.__getitem__(self, leaf)
 
+    def get(self, leaf: str, default: Any = None) -> Any:
+        return self[leaf] if leaf in self else default  # noqa: SIM401
+
     def items(self) -> Any:
-        """As nn.Module.parameters() reads them."""
-        if self._watch.sees_checkpoint():
-            _refuse(next(iter(self._names.values())))
+        self._look()
         return super().items()
+
+    def values(self) -> Any:
+        self._look()
+        return super().values()
+
+    def copy(self) -> dict[str, Any]:
+        self._look()
+        return dict(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
 
 FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")  # nn.RNNBase's own list of its parameters
@@ -173,7 +195,7 @@ Targets = Sequence[tuple[tuple[str, ...], Sequence[tuple[str, int]]]]
 
 
 class _Owner:
-    """A module some of whose parameters make place for samples."""
+    """A module some of whose parameters make place for samples. Each step may be repeated, or undone half way."""
 
     def __init__(self, root: nn.Module, path: tuple[str, ...], leaves: Sequence[tuple[str, int]]) -> None:
         self.module, self.leaves = _owner(root, path), leaves
@@ -199,7 +221,9 @@ class _Owner:
     def take_away(self) -> None:
         if self.scripted is None:
             now, vars(self.module)["_parameters"] = self.module._parameters, self.parameters
-            self.parameters.update(dict.items(now))  # what the module has set by itself
+            for name in self.parameters.keys() - now.keys():  # what the module has deleted by itself, and set:
+                del self.parameters[name]
+            self.parameters.update(dict.items(now))
         else:
             self.scripted._forward_pre_hooks.pop(id(self), None)
         for leaf, original in self.originals.items():
@@ -208,22 +232,27 @@ class _Owner:
 
 
 @contextmanager
-def put_in_place(root: nn.Module, targets: Targets, samples: Sequence[Tensor]) -> Iterator[None]:
+def put_in_place(turns: Turns, root: nn.Module, targets: Targets, samples: Sequence[Tensor]) -> Iterator[None]:
     """Inside, samples[i] stands for each parameter (leaf, i) of the module at each path; then the parameters again."""
+    if parametrize._cache_enabled and any(map(parametrize.is_parametrized, root.modules())):
+        raise RuntimeError("module: torch.nn.utils.parametrize.cached() would keep what the first sample gives")
     owners = [_Owner(root, path, leaves) for path, leaves in targets]
+    turns.owners, turns.thread = owners, threading.get_ident()
     try:
         for owner in owners:
             owner.put(samples)
         yield
     finally:
-        for owner in owners:
-            owner.take_away()
+        turns.take_away()
 
 
 def deep_copy(module: nn.Module) -> nn.Module:
     """A copy whose parameters can be trained: torch's copy of a scripted part has none."""
+    held = [item for part in module.modules() for value in vars(part).values() for item in reach(value)]
+    # torch copies no tensor with a graph, such as an attention map that a layer keeps
+    memo = {id(item): item.detach().clone() for item in held if isinstance(item, Tensor) and item.grad_fn is not None}
     with torch.no_grad():
-        other = copy.deepcopy(module)
+        other = copy.deepcopy(module, memo)
     for part, original in zip(other.modules(), module.modules()):
         if isinstance(part, torch.jit.ScriptModule):
             parameters: Any = part._parameters

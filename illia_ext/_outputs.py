@@ -6,21 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from illia_ext._contents import reach
 
-__all__ = ["PLAIN_VALUES", "PerSample", "mean", "refuse_lazy", "together"]
+__all__ = ["PLAIN_VALUES", "PerSample", "join_samples", "mean", "refuse_lazy"]
 
 PLAIN_VALUES = (type(None), bool, int, float, str)
 
 
 class PerSample(tuple[Any, ...]):
-    """One object a sample, such as a language model's cache: what is no tensor cannot be stacked."""
+    """One object per sample, such as a language model's cache: what is no tensor cannot be stacked."""
 
 
-def together(join: Callable[..., Tensor], outputs: Sequence[Any]) -> Any:
-    """One output of several of one structure: `join` of their tensors, PerSample of objects, values that all share."""
+def join_samples(join: Callable[..., Tensor], outputs: Sequence[Any]) -> Any:
+    """One output of several of one structure: `join` of their tensors, a value that all share, else PerSample."""
     all_leaves, specs = zip(*(tree_flatten(output) for output in outputs))
     for spec in specs:
         if spec != specs[0]:
@@ -33,12 +33,10 @@ def together(join: Callable[..., Tensor], outputs: Sequence[Any]) -> Any:
                 shapes = sorted({tuple(leaf.shape) for leaf in leaves})
                 raise ValueError(f"output: expected tensors of one shape for all samples, got {shapes}")
             joined.append(join(leaves))
-        elif not all(isinstance(leaf, PLAIN_VALUES) for leaf in leaves):
-            joined.append(PerSample(leaves))
-        elif all(leaf == leaves[0] for leaf in leaves):
+        elif all(isinstance(leaf, PLAIN_VALUES) and leaf == leaves[0] for leaf in leaves):
             joined.append(leaves[0])
         else:
-            raise ValueError(f"output: expected tensors, or values that all samples share, got {list(leaves)}")
+            joined.append(PerSample(leaves))
     return tree_unflatten(joined, specs[0])
 
 
@@ -57,12 +55,13 @@ def mean(samples: Any) -> Any:
 
 def refuse_lazy(output: Any, mus: Collection[Tensor]) -> None:
     """An output that holds a module with Gaussian weights would compute with mu, when the samples have gone."""
-    if isinstance(output, Tensor) or is_compiling():
+    if is_compiling():
         return
-    for item in reach(output):
+    for item in reach([leaf for leaf in tree_leaves(output) if not isinstance(leaf, (Tensor, *PLAIN_VALUES))]):
         if isinstance(item, nn.Module) and not {id(mu) for mu in mus}.isdisjoint(map(id, item.parameters())):
             raise TypeError(
                 f"output: expected tensors, got {type(output).__name__}, which holds {type(item).__name__}, a part of "
-                "the module, and would compute later, with mu in place of the sample; sample_module(key) gives a plain "
-                "module with one sample of the weights, whose outputs may be kept"
+                "the module, and would compute later, with mu in place of the sample. Let the forward of a module of "
+                "yours return what is computed from it, such as flow(context).log_prob(x); or take sample_module(key), "
+                "a plain module with one sample of the weights, where mu and rho need no gradient"
             )

@@ -1,6 +1,8 @@
 """Any module made Bayesian: its parameters become Gaussians, all drawn in one launch."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +13,7 @@ from illia_ext import functional
 from illia_ext._expose import dense, is_watched
 from illia_ext._freezing import Freezable
 from illia_ext._in_place import Turns, deep_copy, look_up, places, put_in_place, tree
-from illia_ext._outputs import mean, refuse_lazy, together
+from illia_ext._outputs import join_samples, mean, refuse_lazy
 from illia_ext._vmap import at_once
 from illia_ext.distributions import DistributionModule
 from illia_ext.random import count, draw_key
@@ -30,6 +32,7 @@ from illia_ext.selection import (
 
 __all__ = ["BayesianModule", "Prediction"]
 
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 _BY_POSITION = "an argument `key` or `num_samples` of the module's own goes by position"
 
 
@@ -65,8 +68,8 @@ class BayesianModule(Freezable):
 
     `self.module` is a copy of the module, whose selected parameters are the mus; `self.rho` holds their rhos under
     the same names. So a state_dict has `module.<name>` and `rho.<name>`, `bnn.module.load_state_dict` takes the weights
-    of a plain module, and whatever has not been selected stays as it is: buffers, other parameters, hooks. A tied
-    weight is one Gaussian. mu and rho require gradients where the parameter did.
+    of a plain module, and whatever has not been selected stays as it is: buffers, other parameters, modules' hooks. A
+    tied weight is one Gaussian. mu and rho require gradients where the parameter did.
 
         bnn = BayesianModule(network)
         output, log_prob = bnn(inputs)
@@ -90,14 +93,16 @@ class BayesianModule(Freezable):
     `fully_shard` takes the BayesianModule as a whole, no part of it; methods beside forward need
     `register_fsdp_forward_method`. Parts of the module may be checkpointed if they have no Gaussian weights; otherwise
     checkpoint the call. The row `padding_idx` of an embedding is no weight: it is neither drawn nor counted, and stays
-    as it is in mu. To compile calls with several samples use `bnn.module.compile()`: one graph for any number of them.
+    as it is in mu, also for a layer that is tied to the embedding. To compile calls with several samples use
+    `bnn.module.compile()`: one graph for any number of them.
 
     Raises:
         TypeError: no nn.Module, or one by TorchScript; a parameter that is not float32, float64, float16 or bfloat16;
             an argument of a wrong kind.
         ValueError: no parameter or an unknown one is selected, one of a lazy module, one of a module that draws by
-            itself (a distribution, another BayesianModule), or parameters of several dtypes or devices; a prior or
-            rho_init out of range or of another shape; fresh=True where a submodule has no reset_parameters.
+            itself (a distribution, another BayesianModule, a Bayesian layer of another library), parameters of several
+            dtypes or devices, or two in one memory; a module that holds a tensor with a graph, as pruning leaves it; a
+            prior or rho_init out of range or of another shape; fresh=True where a submodule has no reset_parameters.
 
     Source: Graves, "Practical variational inference for neural networks" (2011); Blundell et al., "Weight uncertainty
     in neural networks" (2015).
@@ -160,6 +165,7 @@ class BayesianModule(Freezable):
         """mu and rho as they are now: FSDP, torch.func or a user may have put other tensors in their places."""
         try:
             with self._turns():
+                self._check_turn()
                 mus = look_up(self.module, self._weights)
                 tied = [look_up(self.module, place)[0] for _, place, _ in self._ties]
         except KeyError:
@@ -167,9 +173,27 @@ class BayesianModule(Freezable):
             raise
         for tensor, (alias, _, i) in zip(tied, self._ties):
             if tensor is not mus[i]:
-                message = f"expected to be tied to module.{self._names[i]}, got another parameter"
+                message = f"expected to be tied to module.{self._names[i]}, got another parameter; tie them again, "
+                message += "also after load_state_dict(assign=True)"
                 raise RuntimeError(f"module.{alias}: {message}")
         return mus, look_up(self.rho, self._weights, parametrized=True)
+
+    def _check_turn(self) -> None:
+        """Before mu is read, in whose places a sample stands within a call, or since an interrupted one."""
+        if is_compiling() or not self._turns.owners:
+            return
+        frame: Any = inspect.currentframe()
+        while frame := frame.f_back:
+            if frame.f_code is self._call.__func__.__code__ and frame.f_locals["self"] is self:  # type: ignore
+                raise RuntimeError("module: calls its own BayesianModule, while a sample stands in its weights")
+        self._turns.take_away()
+
+    def _call(self, args: Any, kwargs: Any, weights: Sequence[Tensor]) -> Any:
+        if is_compiling():  # which knows functional_call, and computes nothing again
+            tensors = {".".join([*path, leaf]): weights[i] for path, here in self._targets for leaf, i in here}
+            return torch.func.functional_call(self.module, tensors, args, kwargs, tie_weights=False)
+        with self._turns(), put_in_place(self._turns, self.module, self._targets, weights):
+            return self.module(*args, **kwargs)
 
     def _without_padding(self, mus: list[Tensor], rhos: list[Tensor]) -> tuple[tuple[Any, Any, Any, Any], Rows]:
         """mu, rho, mu_prior and std_prior as the ops take them, and the padding rows of mu, which are left out."""
@@ -239,7 +263,7 @@ class BayesianModule(Freezable):
     ) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
         """(weights, log_prob) of each sample."""
         # One op for four samples takes a fifth less of a step; without gradients, memory for one is what counts.
-        is_plain = torch.is_grad_enabled() and not is_watched([*mus, *rhos, keys])
+        is_plain = torch.is_grad_enabled() and not is_watched([*mus, *rhos, keys]) and not _dispatch_modes()
         for some in keys.split(4 if is_plain else 1):
             if len(some) == 1:
                 yield self._draw(mus, rhos, some[0])
@@ -257,12 +281,14 @@ class BayesianModule(Freezable):
         Args:
             args, kwargs: of the module; arguments named num_samples and key by position alone.
             num_samples: how many samples of all weights; None for one, without a dimension of its own. They equal
-                single calls with the same keys.
+                single calls with the same keys: an input that the module changes in place, such as a cache, is
+                changed once per sample.
             key: [2] or [S, 2] (see `illia_ext.random`), in place of num_samples; None draws from torch's generator.
 
         Returns:
-            output: what the module gives; of several samples, its tensors are stacked to [num_samples, ...], and an
-                object that is no tensor (a cache) becomes a tuple of one a sample.
+            output: what the module gives; of several samples, its tensors are stacked to [num_samples, ...], and
+                where another object (a cache) or a value differs, a tuple has one per sample. Containers are those that
+                torch.utils._pytree knows; register_dataclass makes a dataclass one.
             log_prob: scalar or [num_samples]: sum over all weights of log q - log p, in nats.
 
         Raises:
@@ -271,14 +297,7 @@ class BayesianModule(Freezable):
         """
         mus, rhos = self._gaussians()
         key = self._choose_key(num_samples, key, rhos[0])
-
-        def call(weights: Sequence[Tensor]) -> Any:
-            if is_compiling():  # which knows functional_call, and computes nothing again
-                tensors = {".".join([*path, leaf]): weights[i] for path, here in self._targets for leaf, i in here}
-                return torch.func.functional_call(self.module, tensors, args, kwargs, tie_weights=False)
-            with self._turns(), put_in_place(self.module, self._targets, weights):
-                return self.module(*args, **kwargs)
-
+        call = partial(self._call, args, kwargs)
         if key.dim() != 2:
             weights, log_prob = self._draw(mus, rhos, key)
             output = call(weights)
@@ -290,12 +309,12 @@ class BayesianModule(Freezable):
                 outputs.append(call(each))
                 refuse_lazy(outputs[-1], mus)
                 log_probs.append(log_prob)
-            return together(torch.stack, outputs), torch.stack(log_probs)
+            return join_samples(torch.stack, outputs), torch.stack(log_probs)
         for keys in key.split(self.chunk_size):
             weights, log_prob = self._draw(mus, rhos, keys)
             outputs.append(at_once(call, weights, self.module, (args, kwargs)))
             log_probs.append(log_prob)
-        return together(torch.cat, outputs), torch.cat(log_probs)
+        return join_samples(torch.cat, outputs), torch.cat(log_probs)
 
     @torch.no_grad()
     def predict(
@@ -319,14 +338,15 @@ class BayesianModule(Freezable):
             raise ValueError("predict: the weights are frozen, so that all samples would be one; unfreeze() them first")
         if key is None and num_samples is None:
             num_samples = 20
-        samples, log_prob = self(*args, num_samples=num_samples, key=key, **kwargs)
-        if log_prob.dim() == 0:
-            raise ValueError(f"key: expected shape [num_samples, 2], got {key}")
+        if isinstance(key, Tensor) and key.dim() == 1:
+            raise ValueError(f"key: expected shape [num_samples, 2], got {list(key.shape)}")
+        samples, _ = self(*args, num_samples=num_samples, key=key, **kwargs)
         return Prediction(mean(samples), samples)
 
     def mean_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output for the mean of all weights, mu."""
         with self._turns():
+            self._check_turn()
             return self.module(*args, **kwargs)
 
     def kl_divergence(self) -> Tensor:
@@ -387,4 +407,5 @@ class BayesianModule(Freezable):
     def mean_module(self) -> nn.Module:
         """A plain copy of the module with the mean of all weights, mu."""
         with self._turns():
+            self._check_turn()
             return deep_copy(self.module)

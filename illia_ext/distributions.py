@@ -185,8 +185,8 @@ class GaussianDistribution(DistributionModule):
 
         Args:
             x: [*shape] or [S, *shape], or of sizes that broadcast to one of these: a scalar stands for all weights, but
-                [S, *shape] is S samples. In a wider dtype than mu's, all is computed in that dtype. None draws a new
-                sample, in the same pass.
+                [S, *shape] is S samples. Of another dtype than mu's, all is computed in the dtype to which torch
+                promotes both. None draws a new sample, in the same pass.
 
         Returns:
             Scalar, or [S].
@@ -198,9 +198,11 @@ class GaussianDistribution(DistributionModule):
         mu: Tensor = self.mu
         rho: Tensor = self.rho
         mu_prior, std_prior = self.mu_prior, self.std_prior
-        if x.is_floating_point() and torch.promote_types(x.dtype, mu.dtype) != mu.dtype:
+        if x.dtype != mu.dtype and not x.is_complex():
             dtype = torch.promote_types(x.dtype, mu.dtype)
             mu, rho, mu_prior, std_prior = mu.to(dtype), rho.to(dtype), mu_prior.to(dtype), std_prior.to(dtype)
+            if dtype != torch.float32 or not x.is_floating_point():  # which the op takes half types beside
+                x = x.to(dtype)
         x = _broadcast(x, mu)
         if is_scripting():
             return torch.ops.illia_ext.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)

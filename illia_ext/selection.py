@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice, pairwise
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from illia_ext import distributions
 from illia_ext._contents import reach
+from illia_ext._expose import dense, is_watched
 from illia_ext._in_place import FLAT_WEIGHTS, Targets
 from illia_ext.functional import DTYPES, check_finite
 
@@ -51,52 +53,81 @@ def _takes(select: Select, known: set[str]) -> Callable[[str, nn.Parameter], boo
     return lambda name, parameter: name in names
 
 
-def _is_gaussian(part: nn.Module) -> bool:
-    """Whether it holds the mean of a weight and its spread, as Bayesian layers of other libraries do.
+def _means_and_spreads(part: nn.Module) -> list[str]:
+    """Names of its parameters that look like the mean of a weight and its spread, as of other libraries' layers.
 
     illia and blitz call them mu and rho, torchbnn weight_mu and weight_log_sigma, bayesian-torch mu_weight and
     rho_weight, torch-uncertainty weight_mu and weight_sigma.
     """
     parameters = dict(part._parameters.items())
+    pairs: set[str] = set()
     for name, mu in parameters.items():
         words = name.split("_")
         if mu is not None and "mu" in words:
             at = words.index("mu")
             # a lone pair of mu and sigma is a layer's own affair: radial basis functions have one
             for spread in ["rho", "log_sigma", *(["sigma"] if len(words) > 1 else [])]:
-                other = parameters.get("_".join([*words[:at], spread, *words[at + 1 :]]))
+                partner = "_".join([*words[:at], spread, *words[at + 1 :]])
+                other = parameters.get(partner)
                 if other is not None and other.shape == mu.shape:
-                    return True
-    return False
+                    pairs |= {name, partner}
+    return [name for name in parameters if name in pairs]
 
 
-def _drawn_elsewhere(module: nn.Module, own_draws: tuple[type, ...]) -> dict[int, str]:
-    """The modules that draw weights by themselves, by the identity of their parameters."""
-    owners = {}
-    for name, part in module.named_modules(remove_duplicate=False):
-        if isinstance(part, own_draws) or _is_gaussian(part):
-            where = f"{type(part).__name__} {name!r}" if name else type(part).__name__
-            owners.update({id(parameter): where for parameter in part.parameters()})
-    return owners
+def _refuse_own_draws(
+    module: nn.Module, names: Mapping[int, str], are_named: bool, own_draws: tuple[type, ...]
+) -> None:
+    """Weights that a module draws by itself; whether a mean and a spread are such, those who name them may know."""
+    for path, part in module.named_modules(remove_duplicate=False):
+        where = f"{type(part).__name__} {path!r}" if path else type(part).__name__
+        own = part.parameters() if issubclass(type(part), own_draws) else ()
+        for name in (names[id(parameter)] for parameter in own if id(parameter) in names):
+            raise ValueError(f"{name}: {where} draws it by itself; leave it out by select")
+        alike = () if are_named else (part._parameters[leaf] for leaf in _means_and_spreads(part))
+        for name in (names[id(parameter)] for parameter in alike if id(parameter) in names):
+            raise ValueError(
+                f"{name}: {where} draws it by itself, as it seems by a mean and a spread of these names; leave both "
+                "out by select, or give select a list of names that has them"
+            )
 
 
 def _check_attributes(module: nn.Module, names: Mapping[int, str]) -> None:
     """What a module keeps beside its places for parameters, where no sample comes."""
+    parts = set(module.modules())
+
+    def warn(name: str, message: str) -> None:
+        warnings.warn(f"{name}: {message}", stacklevel=5)
+
     for path, part in module.named_modules():
         for attribute, value in vars(part).items():
             place = f"{path}.{attribute}".lstrip(".")
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 raise ValueError(
-                    f"{place}: expected no tensor with a graph, which cannot be copied. torch.nn.utils.prune and "
-                    "weight_norm leave one: make it permanent (prune.remove), or use torch.nn.utils.parametrizations"
+                    f"{place}: expected no tensor with a graph. If pruning computes it, make that permanent by "
+                    "torch.nn.utils.prune.remove; if weight_norm or spectral_norm do, take those of "
+                    "torch.nn.utils.parametrizations; else detach it, or convert the module before its first call"
                 )
             # _flat_weights follows the parameters: torch.nn.RNNBase
             if attribute in ("_parameters", "_buffers", "_modules", *FLAT_WEIGHTS):
                 continue
             for item in islice(reach(value), 100_000):  # a data set may be among it
                 if id(item) in names:
-                    message = f"{place} holds it too; a forward pass that reads it there gets mu, not the sample"
-                    warnings.warn(f"{names[id(item)]}: {message}", stacklevel=4)
+                    warn(
+                        names[id(item)],
+                        f"{place} holds it too; a forward pass that reads it there gets mu, not the sample",
+                    )
+                others: list[Any] = [item] if isinstance(item, nn.Module) and item not in parts else []
+                if isinstance(item, FunctionType):  # a copy of the module shares it
+                    others += reach([item.__closure__, item.__defaults__])
+                for other in others:
+                    found = [id(each) for each in other.parameters()] if isinstance(other, nn.Module) else []
+                    if taken := [names[parameter] for parameter in found if parameter in names]:
+                        kind = type(other).__name__
+                        warn(
+                            taken[0],
+                            f"{place} refers to {kind}, which holds it and gets no sample there: a function "
+                            "refers to the original module, and a module that is no part of this one keeps its weights",
+                        )
 
 
 def _check_memory(parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
@@ -116,9 +147,7 @@ def _check_memory(parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
             )
 
 
-def _check_parameter(name: str, parameter: nn.Parameter, owner: str | None, first: tuple[str, nn.Parameter]) -> None:
-    if owner is not None:
-        raise ValueError(f"{name}: {owner} draws it by itself; leave all of it out by select")
+def _check_parameter(name: str, parameter: nn.Parameter, first: tuple[str, nn.Parameter]) -> None:
     if is_lazy(parameter):
         raise ValueError(f"{name}: expected a shape, got an uninitialized parameter; run the module on a batch first")
     if parameter.dtype not in DTYPES:
@@ -155,10 +184,11 @@ def selected_names(module: nn.Module, select: Select, own_draws: tuple[type, ...
     if not taken:
         there = [name for name, _ in module.named_parameters()]
         raise ValueError(f"select: expected at least one parameter, got none of {there} of {type(module).__name__}")
-    _check_attributes(module, {id(parameter): name for name, parameter in taken})
-    owners = _drawn_elsewhere(module, own_draws)
+    names = {id(parameter): name for name, parameter in taken}
+    _refuse_own_draws(module, names, select is not None and not callable(select), own_draws)
+    _check_attributes(module, names)
     for name, parameter in taken:
-        _check_parameter(name, parameter, owners.get(id(parameter)), taken[0])
+        _check_parameter(name, parameter, taken[0])
     _check_memory(taken)
     return {name: aliases[id(parameter)] for name, parameter in taken}
 
@@ -192,6 +222,19 @@ def leave_out(tensors: Sequence[Tensor], padding: Mapping[int, int]) -> tuple[li
     return parts, rows
 
 
+class _Rows(torch.autograd.Function):
+    """torch.cat, which takes a sparse gradient, of embedding(..., sparse=True)."""
+
+    @staticmethod
+    def forward(ctx: Any, dim: int, *pieces: Tensor) -> Tensor:
+        ctx.dim, ctx.sizes = dim, [piece.shape[dim] for piece in pieces]
+        return torch.cat(pieces, dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> tuple[Tensor | None, ...]:
+        return None, *dense(grad).split(ctx.sizes, ctx.dim)  # type: ignore[union-attr]
+
+
 def put_back(parts: Sequence[Tensor], rows: Rows, num_tensors: int) -> list[Tensor]:
     """The samples of whole tensors, [*shape] or [S, *shape]; their padding rows are those of mu."""
     remaining = iter(parts)
@@ -201,7 +244,8 @@ def put_back(parts: Sequence[Tensor], rows: Rows, num_tensors: int) -> list[Tens
         if i in rows:
             dim = tensor.dim() - 2
             row = rows[i].expand(*tensor.shape[:dim], 1, -1)
-            tensor = torch.cat([tensor, row, next(remaining)], dim)
+            pieces = [tensor, row, next(remaining)]
+            tensor = torch.cat(pieces, dim) if is_watched(pieces) else _Rows.apply(dim, *pieces)
         tensors.append(tensor)
     return tensors
 

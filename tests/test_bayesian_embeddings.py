@@ -83,6 +83,18 @@ def test_padding_and_priors(prior: str) -> None:
         assert not any(tensor.grad[2].any() for tensor in tensors) and all(tensor.grad[0].all() for tensor in tensors)
 
 
+@parametrize("key", [KEYS[0], KEYS, KEYS[:1]], ids=["one", "three", "one of several"])
+@parametrize("embedding", EMBEDDINGS)
+def test_padding_and_sparse_gradients(embedding: str, key: Tensor) -> None:
+    grads = []
+    for sparse in (False, True):
+        bayesian = make(embedding, padding_idx=0, sparse=sparse)
+        output, log_prob = bayesian(INDICES, key=key)
+        (output.square().sum() + log_prob.sum()).backward()
+        grads.append([parameter.grad for parameter in bayesian.parameters()])
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -9,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_key, make_keys, same_bits
+from helpers import make_keys, same_bits
 from test_faults_threads import end
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential, create_selective_checkpoint_contexts
 
 from illia_ext import BayesianModule
 
@@ -164,18 +165,34 @@ def test_saved_tensors_may_go_elsewhere_inside() -> None:
     torch.testing.assert_close(*grads)
 
 
-def test_the_graph_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An old graph that the module holds costs nothing: no node of it is looked at."""
-    bayesian = BayesianModule(nn.Linear(4, 4))
-    held = torch.ones(4, requires_grad=True)
-    for _ in range(10):
-        held = held + 1
-    bayesian.module.held = held
-    looked_at: list[str] = []
-    node = type(held.grad_fn)
-    monkeypatch.setattr(torch.autograd.graph.Node, "next_functions", property(looked_at.append), raising=False)
-    bayesian(inputs() * held)
-    assert node is not None and looked_at == []
+class Held(nn.Linear):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) * self.held
+
+
+def test_the_graph_is_not_walked() -> None:
+    """A call runs as many lines of Python when its module holds an old graph of 3 nodes or of 3000."""
+    bayesian = BayesianModule(Held(4, 4), select=["weight"])
+    at, lines = inputs(), []
+
+    def count(frame: Any, event: str, argument: Any) -> Any:
+        lines.append(event)
+        return count
+
+    counts = []
+    for length in (3, 3, 3000):  # the first call is no measure: it may import
+        bayesian.module.held = torch.ones(4, requires_grad=True)
+        for _ in range(length):
+            bayesian.module.held = bayesian.module.held + 1
+        before = sys.gettrace()
+        lines.clear()
+        sys.settrace(count)
+        try:
+            bayesian(at, key=KEYS[0])
+        finally:
+            sys.settrace(before)
+        counts.append(len(lines))
+    assert counts[1] == counts[2] > 50
 
 
 class Failing(nn.Module):
@@ -223,6 +240,73 @@ def test_a_parameter_that_the_module_sets_stays() -> None:
     assert [name for name, _ in bayesian.module.named_parameters()] == ["weight", "bias", "scale"]
 
 
+@parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_is_seen_beneath_other_hooks(use_reentrant: bool) -> None:
+    bayesian = make(BODIES["its own"], use_reentrant)
+
+    def run(body: nn.Module, inputs: Tensor) -> Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            return body(inputs)
+
+    bayesian.module.run = partial(checkpoint, run, use_reentrant=use_reentrant)
+    with pytest.raises(RuntimeError, match=r"module\.body\.weight: a checkpointed part reads"):
+        bayesian(inputs())
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: 2 * x, lambda x: x / 2):  # all hooks are as before
+        output = bayesian.module.head(inputs())
+    assert same_bits(output, bayesian.module.head(inputs()))
+
+
+READERS: dict[str, Callable[[nn.Module], Any]] = {
+    "get": lambda layer: layer._parameters.get("weight"),
+    "values": lambda layer: next(iter(layer._parameters.values())),
+    "copy": lambda layer: layer._parameters.copy()["weight"],
+    "parameters()": lambda layer: next(layer.parameters()),
+}
+
+
+@parametrize("read", READERS.values(), ids=READERS)
+def test_every_way_to_read_a_weight_is_looked_at(read: Callable[[nn.Module], Tensor]) -> None:
+    bayesian = make(BODIES["its own"], False)
+    bayesian.module.run = lambda body, inputs: checkpoint(lambda x: x @ read(body), inputs, use_reentrant=False)
+    with pytest.raises(RuntimeError, match=r"module\.body\.weight: a checkpointed part reads"):
+        bayesian(inputs())
+    bayesian.module.run = lambda body, inputs: inputs @ read(body)
+    assert same_bits(bayesian(inputs(), key=KEYS[0])[0], bayesian.sample_module(KEYS[0])(inputs()))
+
+
+def test_an_interruption_leaves_no_sample() -> None:
+    """At any line of the call: the next use of the module has mu, and the parameters are the module's own."""
+    bayesian = BayesianModule(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), rho_init=-1.0)
+    mean, parameters = bayesian.mean_forward(inputs()), list(map(id, bayesian.parameters()))
+    lines = 0
+
+    def interrupt_at(place: int) -> Callable[..., Any]:
+        def trace(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal lines
+            if frame.f_code.co_filename.endswith("_in_place.py") and event == "line":
+                lines += 1
+                if lines == place:
+                    raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+    before = sys.gettrace()
+    for place in range(1, 500):
+        lines = 0
+        sys.settrace(interrupt_at(place))
+        try:
+            bayesian(inputs(), key=KEYS[0])
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        assert same_bits(bayesian.mean_forward(inputs()), mean), place
+        assert list(map(id, bayesian.parameters())) == parameters, place
+    assert 30 < place < 499
+
+
 @parametrize("nested", [False, True])
 def test_a_child_forked_during_a_call(nested: bool) -> None:
     """While another thread is inside a call: the child has mu in its places, and its calls wait for nobody."""
@@ -244,8 +328,7 @@ def test_a_child_forked_during_a_call(nested: bool) -> None:
     thread = threading.Thread(target=bayesian, args=(inputs().detach(),), kwargs={"key": KEYS[0]})
     thread.start()
     assert inside.wait(20)
-    threading.Timer(0.1, go_on.set).start()
-    child = os.fork()  # waits for the thread's turn to end
+    child = os.fork()  # waits for nobody: the thread ends its call after it
     if child == 0:
         code = 1
         try:
@@ -257,40 +340,106 @@ def test_a_child_forked_during_a_call(nested: bool) -> None:
         finally:
             os._exit(code)
     assert end(child) == 0
+    go_on.set()
     thread.join()
+    assert all(map(same_bits, bayesian.parameters(), expected))
 
 
-def test_a_fork_and_a_module_inside_another() -> None:
-    """A thread that holds the outer module's turn waits for the inner one's, which the fork may hold: neither hangs."""
-    outer = BayesianModule(
-        nn.ModuleDict({"inner": BayesianModule(nn.Linear(4, 4)), "plain": nn.Linear(4, 4)}), select=["plain.weight"]
-    )
-    outer.module.forward = lambda inputs: outer.module["inner"](outer.module["plain"](inputs))
-    stop = threading.Event()
-
-    def call() -> None:
-        while not stop.is_set():
-            outer(inputs())
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    try:
-        for _ in range(5):
-            child = os.fork()
-            if child == 0:
-                os._exit(0)
-            assert end(child) == 0
-    finally:
-        stop.set()
-        thread.join(20)
-    assert not thread.is_alive()
+def test_a_fork_inside_a_call() -> None:
+    """The child goes on with its sample, as its parent does, and ends the call with mu in its places."""
+    bayesian = BayesianModule(nn.Linear(4, 4), rho_init=-1.0)
+    mean = bayesian.mean_forward(inputs())
+    children: list[int] = []
+    bayesian.module.register_forward_pre_hook(lambda *_: children.append(os.fork()))
+    expected = nn.functional.linear(inputs(), *bayesian.sample_module(KEYS[0]).parameters())
+    output, _ = bayesian(inputs(), key=KEYS[0])
+    is_right = same_bits(output, expected)
+    if children == [0]:
+        bayesian.module._forward_pre_hooks.clear()
+        os._exit(0 if is_right and same_bits(bayesian.mean_forward(inputs()), mean) else 1)
+    assert end(children[0]) == 0 and is_right
 
 
-def test_a_call_inside_the_own_forward_pass() -> None:
-    """One thread may take the turn again."""
+CALLS: dict[str, Callable[[BayesianModule], object]] = {
+    "call": lambda bayesian: bayesian(inputs()),
+    "mean_forward": lambda bayesian: bayesian.mean_forward(inputs()),
+    "kl_divergence": lambda bayesian: bayesian.kl_divergence(),
+    "sample_module": lambda bayesian: bayesian.sample_module(),
+}
+
+
+@parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_call_inside_the_own_call_is_refused(call: Callable[[BayesianModule], object]) -> None:
     bayesian = BayesianModule(nn.Linear(4, 4))
-    bayesian.module.register_forward_pre_hook(lambda *_: None)
-    key = make_key(3, device="cpu")
-    expected, _ = bayesian(inputs(), key=key)
-    with bayesian._turns():
-        assert same_bits(bayesian(inputs(), key=key)[0], expected)
+    hook = bayesian.module.register_forward_pre_hook(lambda *_: call(bayesian) and None)
+    with pytest.raises(
+        RuntimeError, match="module: calls its own BayesianModule, while a sample stands in its weights"
+    ):
+        bayesian(inputs())
+    hook.remove()
+    call(bayesian)
+
+
+class Keeping(nn.Linear):
+    """Keeps a tensor with a graph, and one in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.register_buffer("seen", torch.zeros(3, 4))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.aux_loss = {"loss": self.weight.sum()}
+        self.seen = super().forward(inputs)
+        return self.seen
+
+
+def test_copies_of_a_module_that_keeps_a_graph() -> None:
+    """They keep its values, and can be made after a call as before."""
+    bayesian = BayesianModule(Keeping())
+    bayesian(inputs())
+    for module in (bayesian.mean_module(), bayesian.sample_module()):
+        assert same_bits(module.aux_loss["loss"], bayesian.module.aux_loss["loss"])
+        assert module.seen.grad_fn is None and same_bits(module.seen, bayesian.module.seen)
+    BayesianModule(bayesian.module)(inputs())
+
+
+def test_what_a_module_does_to_its_parameters() -> None:
+    """It deletes one, and copies the layer that has a sample: a plain copy."""
+
+    class Changing(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            if hasattr(self, "extra"):
+                del self.extra
+            self.kept = copy.deepcopy(self) if not torch.is_grad_enabled() else None
+            return super().forward(inputs)
+
+    layer = Changing(4, 4)
+    layer.extra = nn.Parameter(torch.ones(1))
+    bayesian = BayesianModule(layer, select=["weight"])
+    bayesian(inputs())
+    assert [name for name, _ in bayesian.module.named_parameters()] == ["weight", "bias"]
+    bayesian.predict(inputs(), key=KEYS)
+    assert type(bayesian.module.kept._parameters) is dict
+    assert same_bits(bayesian.module.kept.weight, bayesian.sample_module(KEYS[1]).weight)
+
+
+def test_cached_parametrizations_are_refused() -> None:
+    bayesian = BayesianModule(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    with (
+        nn.utils.parametrize.cached(),
+        pytest.raises(RuntimeError, match=r"cached\(\) would keep what the first sample"),
+    ):
+        bayesian(inputs(), num_samples=2)
+    BayesianModule(nn.Linear(4, 4))(inputs(), num_samples=2)
+
+
+def test_selective_checkpointing_of_several_samples() -> None:
+    bayesian = BayesianModule(nn.Linear(4, 4), rho_init=-1.0)
+    keys = make_keys(*((i, 0) for i in range(5)), device="cpu")
+    contexts = partial(create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default])
+    grads = []
+    for call in (bayesian, partial(checkpoint, bayesian, use_reentrant=False, context_fn=contexts)):
+        bayesian.zero_grad()
+        call(inputs(), key=keys)[0].square().sum().backward()
+        grads.append([parameter.grad.clone() for parameter in bayesian.parameters()])
+    torch.testing.assert_close(*grads)

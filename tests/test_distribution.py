@@ -196,26 +196,33 @@ def test_log_prob_of_an_x_that_does_not_fit(size: tuple[int, ...], device: torch
 
 @parametrize("scripted", [False, True])
 @parametrize(
-    ("dtype", "wider", "expected"),
+    ("dtype", "other", "expected"),
     [
         (torch.float32, torch.float64, torch.float64),
         (torch.float16, torch.float32, torch.float32),
         (torch.bfloat16, torch.float64, torch.float64),
         (torch.bfloat16, torch.float16, torch.float32),
+        (torch.float64, torch.float32, torch.float64),
+        (torch.float64, torch.float16, torch.float64),
+        (torch.float32, torch.int64, torch.float32),
+        (torch.float16, torch.int32, torch.float16),
     ],
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_log_prob_of_a_wider_x(
-    dtype: torch.dtype, wider: torch.dtype, expected: torch.dtype, scripted: bool, device: torch.device
+def test_log_prob_of_an_x_of_another_dtype(
+    dtype: torch.dtype, other: torch.dtype, expected: torch.dtype, scripted: bool, device: torch.device
 ) -> None:
-    """All in the wider dtype, as torch promotes; the gradients come back in the parameters' own."""
+    """All in the dtype to which torch promotes both; the gradients come back in the parameters' own."""
     distribution = GaussianDistribution((2, 3), 0.5, 0.25, rho_init=-1.0, dtype=dtype, device=device)
     ours = torch.jit.script(distribution) if scripted else distribution
-    x = torch.randn(2, 3, device=device).to(wider)
+    x = (3 * torch.randn(2, 3, device=device)).to(other)
     log_prob = ours.log_prob(x)
     log_prob.backward()
-    assert log_prob.dtype == expected and distribution.mu.grad.dtype == distribution.rho.grad.dtype == dtype
-    assert same_bits(log_prob, copy.deepcopy(distribution).to(expected).log_prob(x))
+    assert (
+        log_prob.dtype == arithmetic_dtype(expected)
+        and distribution.mu.grad.dtype == distribution.rho.grad.dtype == dtype
+    )
+    assert same_bits(log_prob, copy.deepcopy(distribution).to(expected).log_prob(x.to(expected)))
     assert distribution.mu.grad.any() and distribution.rho.grad.any()
 
 

@@ -15,26 +15,40 @@ from illia_ext.ops import op
 
 NAMES = {
     "torch._C._autograd._top_saved_tensors_default_hooks": "it shows whether a part of a module is checkpointed",
+    "torch._C._autograd._pop_saved_tensors_default_hooks": "it shows the hooks beneath",
+    "torch._C._autograd._push_saved_tensors_default_hooks": "it puts them back",
     "torch._C._functorch.get_unwrapped": "it gives what vmap hides a tensor in",
     "torch._C._functorch.is_batchedtensor": "it says whether vmap made a tensor",
     "torch.ops.aten._scaled_dot_product_attention_math": "it is attention by its formula, which vmap can batch",
     "torch.nn.Module._apply": "it moves a module's tensors",
     "torch.nn.Module._compiled_call_impl": "it is there where a module is compiled in place",
+    "torch.nn.Module._forward_hooks": "it holds a module's hooks",
     "torch.nn.Module._forward_pre_hooks": "it holds a module's hooks, also a scripted one's",
     "torch._C._AutoDispatchBelowAutograd": "it calls an op's kernel from the op's autograd kernel",
     "torch._C._are_functorch_transforms_active": "it says whether a transform of torch.func is running",
     "torch._C._dispatch_tls_is_dispatch_key_excluded": "it says whether this thread is inside an op's kernel",
     "torch._C._get_tracing_state": "it says whether torch.jit.trace is running",
     "torch._C._is_fwd_grad_enabled": "it says whether forward mode may record",
+    "torch._C._len_torch_dispatch_stack": "it counts the modes that see calls of ops",
     "torch._C._len_torch_function_stack": "it counts the modes that see calls of torch's functions",
     "torch._functorch.autograd_function.enable_single_level_autograd_function": "it lets a level of torch.func record",
     "torch.autograd.Function._compiled_autograd_key": "it lets compiled autograd trace a backward",
     "torch.autograd.forward_ad._current_level": "it says whether forward mode is on",
     "torch.autograd.forward_ad._set_fwd_grad_enabled": "it turns forward mode on for the levels below",
     "torch.autograd.function._SingleLevelFunction": "it is the autograd.Function of one level of torch.func",
+    "torch.nn.LSTM(1, 1)._flat_weights": "it is the list of a recurrent layer's parameters",
+    "torch.nn.LSTM(1, 1)._flat_weight_refs": "it says for which parameters that list was made",
+    "torch.nn.Module._backward_hooks": "it holds a module's hooks",
+    "torch.nn.Module._backward_pre_hooks": "it holds a module's hooks",
     "torch.nn.Module._buffers": "it holds a module's buffers, to be read without attribute access",
     "torch.nn.Module._modules": "it holds a module's children",
     "torch.nn.Module._parameters": "it holds a module's parameters",
+    "torch.nn.modules.module._global_backward_hooks": "it holds the hooks of all modules",
+    "torch.nn.modules.module._global_backward_pre_hooks": "it holds the hooks of all modules",
+    "torch.nn.modules.module._global_forward_hooks": "it holds the hooks of all modules",
+    "torch.nn.modules.module._global_forward_pre_hooks": "it holds the hooks of all modules",
+    "torch.nn.functional.has_torch_function": "it asks whether a mode takes the call",
+    "torch.nn.utils.parametrize._cache_enabled": "it says whether computed parameters are kept",
     "torch.Tensor._version": "it counts a buffer's changes in place",
     "torch.utils._pytree.tree_leaves": "it finds what is batched in a list of tensors",
     "torch.utils._pytree.tree_map": "it maps over the outputs of an op",
@@ -70,7 +84,11 @@ def private_parts(source: str) -> Iterator[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_has(name: str) -> None:
     owner, _, attribute = name.rpartition(".")
-    instances = {"torch._ops.OpOverload": op("standard_normal"), "torch.nn.Module": torch.nn.Module()}
+    instances = {
+        "torch._ops.OpOverload": op("standard_normal"),
+        "torch.nn.LSTM(1, 1)": torch.nn.LSTM(1, 1),
+        "torch.nn.Module": torch.nn.Module(),
+    }
     if owner in instances:
         assert hasattr(instances[owner], attribute)
         return

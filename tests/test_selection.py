@@ -200,8 +200,9 @@ class Peer(nn.Module):
 def test_bayesian_layers_of_other_libraries(names: tuple[str, ...]) -> None:
     """They would be made Gaussian once more; left out, they go on."""
     network = nn.Sequential(Peer(*names), nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=rf"0.{names[0]}: Peer '0' draws it by itself; leave all of it out by select"):
+    with pytest.raises(ValueError, match=rf"0.{names[0]}: Peer '0' draws it by itself, .*; leave both out by select"):
         BayesianModule(network)
+    assert names_of(BayesianModule(network, select=[f"0.{names[0]}"])) == [f"0.{names[0]}"]
     bayesian = BayesianModule(network, select=lambda name, _: name.startswith("1"))
     assert bayesian(torch.ones(1, 2))[0].shape == (1, 2)
 
@@ -215,8 +216,12 @@ def test_layers_of_torchbnn_and_bayesian_torch() -> None:
 
 
 def test_a_mean_and_a_width_that_are_no_gaussian() -> None:
-    """Such as of radial basis functions."""
+    """Such as of radial basis functions; and those of one module say nothing of the modules inside it."""
     assert names_of(BayesianModule(Peer("mu", "sigma"))) == ["mu", "sigma"]
+    network = Peer("mu", "rho")  # viscosity and density, say
+    network.add_module("inner", nn.Linear(2, 2))
+    bayesian = BayesianModule(network, select=lambda name, _: name.startswith("inner"))
+    assert names_of(bayesian) == ["inner.weight", "inner.bias"]
 
 
 def test_two_parameters_in_one_memory() -> None:
@@ -289,6 +294,42 @@ def test_relative_rho(dtype: torch.dtype, device: torch.device) -> None:
         relative_rho(0)
     with pytest.raises(ValueError, match=r"smallest: expected a positive number, got -1"):
         relative_rho(0.1, -1)
+
+
+class Closure(nn.Module):
+    """Calls a part of its own through a function, which a copy shares with the original."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.function = lambda inputs: self.linear(inputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.function(inputs)
+
+
+class Hidden(nn.Module):
+    """Has the parameters of a module that is no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = [nn.Linear(2, 2)]
+        self.held = nn.ParameterList(self.parts[0].parameters())
+
+
+@parametrize(("make_module", "place"), [(Closure, "function"), (Hidden, "parts")])
+def test_a_module_that_is_reached_another_way(make_module: Callable[[], nn.Module], place: str) -> None:
+    with pytest.warns(
+        UserWarning, match=rf"(weight|held\.0): {place} refers to \w+, which holds it and gets no sample"
+    ):
+        BayesianModule(make_module())
+
+
+def test_a_list_of_own_parts_is_no_other_place(recwarn: pytest.WarningsRecorder) -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network.parts = [network[0], network[1]]
+    BayesianModule(network)
+    assert not recwarn.list
 
 
 @dataclasses.dataclass
