@@ -146,7 +146,8 @@ class _Watch:
             torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
 
 
-def _refuse(name: str) -> NoReturn:
+def _refuse(path: tuple[str, ...], leaf: str) -> NoReturn:
+    name = ".".join(["module", *path, leaf])
     raise RuntimeError(
         f"{name}: a checkpointed part reads this Gaussian weight, and backward would compute the part again with mu in "
         "place of the sample. Switch the module's own checkpoints off and checkpoint the call of the BayesianModule "
@@ -156,19 +157,19 @@ def _refuse(name: str) -> NoReturn:
 
 
 class _Parameters(dict[str, Any]):
-    """A module's parameters while samples stand among them, with the names of those."""
+    """The parameters of the module at `path` while samples stand among them."""
 
-    def __init__(self, parameters: Mapping[str, Any], samples: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    def __init__(self, parameters: Mapping[str, Any], samples: Mapping[str, Tensor], path: tuple[str, ...]) -> None:
         super().__init__({**parameters, **samples})
-        self._names, self._watch = names, _Watch()
+        self._samples, self._path, self._watch = samples, path, _Watch()
 
     def _look(self) -> None:
         if self._watch.sees_checkpoint():
-            _refuse(next(iter(self._names.values())))
+            _refuse(self._path, next(iter(self._samples)))
 
     def __getitem__(self, leaf: str) -> Any:
-        if leaf in self._names and self._watch.sees_checkpoint():
-            _refuse(self._names[leaf])
+        if leaf in self._samples and self._watch.sees_checkpoint():
+            _refuse(self._path, leaf)
         return dict.__getitem__(self, leaf)
 
     def get(self, leaf: str, default: Any = None) -> Any:
@@ -198,8 +199,7 @@ class _Owner:
     """A module some of whose parameters make place for samples. Each step may be repeated, or undone half way."""
 
     def __init__(self, root: nn.Module, path: tuple[str, ...], leaves: Sequence[tuple[str, int]]) -> None:
-        self.module, self.leaves = _owner(root, path), leaves
-        self.names = {leaf: ".".join(["module", *path, leaf]) for leaf, _ in leaves}
+        self.module, self.path, self.leaves = _owner(root, path), path, leaves
         self.parameters = self.module._parameters
         self.originals = {leaf: self.parameters[leaf] for leaf, _ in leaves}
         self.kept = {name: vars(self.module)[name] for name in FLAT_WEIGHTS if name in vars(self.module)}
@@ -211,10 +211,14 @@ class _Owner:
     def put(self, samples: Sequence[Tensor]) -> None:
         here = {leaf: samples[i] for leaf, i in self.leaves}
         if self.scripted is None:
-            vars(self.module)["_parameters"] = _Parameters(self.parameters, here, self.names)
+            is_recorded = torch.is_grad_enabled()  # otherwise nothing is computed again
+            table = _Parameters(self.parameters, here, self.path) if is_recorded else {**self.parameters, **here}
+            vars(self.module)["_parameters"] = table
             return
-        watch, name = _Watch(), next(iter(self.names.values()))
-        self.scripted._forward_pre_hooks[id(self)] = lambda *_: _refuse(name) if watch.sees_checkpoint() else None
+        watch, leaf = _Watch(), self.leaves[0][0]
+        self.scripted._forward_pre_hooks[id(self)] = lambda *_: (
+            _refuse(self.path, leaf) if watch.sees_checkpoint() else None
+        )
         for leaf, sample in here.items():
             self.parameters[leaf] = sample
 
