@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.cases import Case
-from illia_ext import BayesianModule, GaussianDistribution, elbo
+from illia_ext import BayesianModule, GaussianDistribution, elbo_loss
 
 __all__ = ["BayesianLinear", "CaseLinear", "Gaussians", "Network", "PlainLinear", "WholeNetwork"]
 
@@ -112,10 +112,10 @@ class WholeNetwork(nn.Module):
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         logits, log_prob = self.bnn(x, num_samples=self.num_samples)
         targets = target.expand(logits.shape[:-1])
-        return elbo(F.cross_entropy(logits.flatten(0, -2), targets.flatten()), log_prob, NUM_DATA)
+        return elbo_loss(F.cross_entropy(logits.flatten(0, -2), targets.flatten()), log_prob, NUM_DATA)
 
     def gaussians(self) -> list[Gaussians]:
-        return [Gaussians(mu, rho) for _, mu, rho in self.bnn.gaussians()]
+        return [Gaussians(mu, rho) for _, mu, rho in self.bnn.named_gaussians()]
 
     @staticmethod
     def sigma(raw: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class Tensors:
     def ours(self) -> list[Subject]:
         """illia_ext, and as many weights in one tensor."""
         bnn = BayesianModule(Model([part.mu for part in self.parts]), MU_PRIOR, STD_PRIOR, rho_init=-3.0)
-        pairs = [(mu, rho) for _, mu, rho in bnn.gaussians()]
+        pairs = [(mu, rho) for _, mu, rho in bnn.named_gaussians()]
         at_once = self.subject(OURS, self.at_once)
         at_once = replace(at_once, check=cache(at_once.check))  # one for both
         forward = replace(at_once, case=FORWARD, run=torch.no_grad()(self.at_once), graph=None)

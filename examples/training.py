@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from illia_ext import BayesianModule, elbo
+from illia_ext import BayesianModule, elbo_loss
 
 __all__ = ["Contender", "Task", "Training", "contenders", "run"]
 
@@ -59,7 +59,7 @@ class Contender:
         start = time.process_time()  # of this process alone: steps on one thread, beside others on the machine
         outputs, log_prob = self.network(inputs, num_samples=self.num_samples)
         nll = self.likelihood(outputs, targets)
-        loss = elbo(nll, log_prob, self.num_data)
+        loss = elbo_loss(nll, log_prob, self.num_data)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -4,7 +4,7 @@ from illia_ext import functional, random, reference
 from illia_ext._after_import import import_after
 from illia_ext.bayesian_module import BayesianModule, Prediction
 from illia_ext.distributions import DistributionModule, GaussianDistribution
-from illia_ext.objectives import elbo, mutual_information, predictive_entropy
+from illia_ext.objectives import elbo_loss, mutual_information, predictive_entropy
 from illia_ext.replace import replace_distributions
 from illia_ext.selection import relative_rho
 
@@ -13,7 +13,7 @@ __all__ = [
     "DistributionModule",
     "GaussianDistribution",
     "Prediction",
-    "elbo",
+    "elbo_loss",
     "functional",
     "mutual_information",
     "predictive_entropy",

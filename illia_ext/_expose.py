@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
-__all__ = ["below_autograd", "composite", "dense", "differentiable", "is_watched"]
+__all__ = ["below_autograd", "composite", "dense", "differentiable", "is_traced", "is_watched"]
 
 _library = torch.library.Library("illia_ext", "IMPL")
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -47,13 +47,15 @@ def is_watched(tensors: Sequence[Any]) -> bool:
     """
     return (
         not _PLAIN_TYPES.issuperset(map(type, tensors))
-        or is_compiling()
-        or _transforms_active()
-        or forward_ad._current_level >= 0
         or _function_modes() > 0
-        or _tracing() is not None
+        or is_traced()
         or _is_excluded(_autograd_key)  # inside another op's kernel nothing is recorded
     )
+
+
+def is_traced() -> bool:
+    """Whether a compiler, a trace, a transform of torch.func or forward mode takes this thread's calls of ops."""
+    return is_compiling() or _transforms_active() or forward_ad._current_level >= 0 or _tracing() is not None
 
 
 def dense(grad: Tensor | None) -> Tensor | None:

@@ -6,16 +6,30 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
+from torch.nn.utils.stateless import _reparametrize_module
 
 from illia_ext._contents import reach
 
-__all__ = ["FLAT_WEIGHTS", "Places", "Targets", "Turns", "deep_copy", "look_up", "places", "put_in_place", "tree"]
+__all__ = [
+    "FLAT_WEIGHTS",
+    "Places",
+    "Targets",
+    "Turns",
+    "Watch",
+    "deep_copy",
+    "kept_tensors",
+    "look_up",
+    "parameters_replaced",
+    "places",
+    "put_in_place",
+    "tree",
+]
 
 Places = list[tuple[tuple[str, ...], list[str]]]
 
@@ -85,8 +99,10 @@ class Turns:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.ended = threading.Condition(self.lock)  # notified when a block ends
         self.owners: list[_Owner] = []  # the modules in which samples stand, put there by this thread:
         self.thread = 0
+        self.is_block = False  # whether they stand there until a block ends, and not for a call
         Turns.instances.add(self)
 
     def __call__(self) -> AbstractContextManager[Any]:
@@ -94,6 +110,35 @@ class Turns:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
+
+    def wait(self, what: str) -> None:
+        """With the lock held: until the block of another thread ends. In a block of this thread `what` is refused.
+
+        So it is where autograd computes a call again, on a thread of its own: the block's thread waits for that.
+        """
+        while self.is_block:
+            if self.thread == threading.get_ident() or torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    f"{what}: refused while `sampled()` holds a sample in bnn.module; use bnn.module there, or end the "
+                    "block first"
+                )
+            self.ended.wait()
+
+    def end_block(self) -> None:
+        """By any thread: a generator may go on in another one."""
+        with self.lock:
+            self.take_away()
+            self.is_block = False
+            self.ended.notify_all()
+
+    def originals(self) -> dict[int, Any]:
+        """In a block, by the identity of each sample, the parameter in whose place it stands."""
+        if is_compiling() or not self.is_block:
+            return {}
+        standing = [
+            (owner.module._parameters, leaf, mu) for owner in self.owners for leaf, mu in owner.originals.items()
+        ]
+        return {id(dict.__getitem__(table, leaf)): mu for table, leaf, mu in standing}
 
     def take_away(self) -> None:
         """Gives the parameters their places back, also when it is interrupted."""
@@ -111,21 +156,43 @@ def _after_fork() -> None:
     for turns in list(Turns.instances):
         if turns.thread != threading.get_ident():
             turns.take_away()
+            turns.is_block = False
         if turns.lock.acquire(blocking=False):  # free, or of the thread that forks
             turns.lock.release()
         else:
             turns.lock = threading.RLock()
+            turns.ended = threading.Condition(turns.lock)
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-class _Watch:
-    """Notices a checkpointed part that reads a sample. Backward computes it again, when mu stands there instead."""
+class Watch:
+    """Notices a checkpointed part that reads a sample. Backward computes it again, when mu may stand there instead.
 
-    def __init__(self) -> None:
+    After a call that is so, and the part is refused. In a block, backward may run first: then nothing is owed.
+    """
+
+    def __init__(self, is_block: bool = False) -> None:
+        self.is_block, self.owed = is_block, ""
         self.is_recorded = torch.is_grad_enabled()
         self.outer_hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+    def pay(self) -> None:
+        self.owed = ""
+
+    def notice(self, path: tuple[str, ...], leaf: str) -> None:
+        name = ".".join(["module", *path, leaf])
+        if self.is_block:
+            self.owed = name
+            return
+        raise RuntimeError(
+            f"{name}: a checkpointed part reads this Gaussian weight, and backward would compute the part again with "
+            "mu in place of the sample. Differentiate it inside `with bnn.sampled():`, or switch the module's own "
+            "checkpoints off and checkpoint the call of the BayesianModule (use_reentrant=False), or leave the weights "
+            "of that part out by select. If it is no checkpoint but an autograd.Function that reads the weight in its "
+            "forward, pass it the weight as an argument"
+        )
 
     def sees_checkpoint(self) -> bool:
         if is_compiling() or not self.is_recorded:  # Dynamo looks here, also where it calls this while it traces
@@ -146,30 +213,22 @@ class _Watch:
             torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
 
 
-def _refuse(path: tuple[str, ...], leaf: str) -> NoReturn:
-    name = ".".join(["module", *path, leaf])
-    raise RuntimeError(
-        f"{name}: a checkpointed part reads this Gaussian weight, and backward would compute the part again with mu in "
-        "place of the sample. Switch the module's own checkpoints off and checkpoint the call of the BayesianModule "
-        "(use_reentrant=False), or leave the weights of that part out by select. If it is no checkpoint but an "
-        "autograd.Function that reads the weight in its forward, pass it the weight as an argument"
-    )
-
-
 class _Parameters(dict[str, Any]):
     """The parameters of the module at `path` while samples stand among them."""
 
-    def __init__(self, parameters: Mapping[str, Any], samples: Mapping[str, Tensor], path: tuple[str, ...]) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Any], samples: Mapping[str, Tensor], path: tuple[str, ...], watch: Watch
+    ) -> None:
         super().__init__({**parameters, **samples})
-        self._samples, self._path, self._watch = samples, path, _Watch()
+        self._samples, self._path, self._watch = samples, path, watch
 
     def _look(self) -> None:
         if self._watch.sees_checkpoint():
-            _refuse(self._path, next(iter(self._samples)))
+            self._watch.notice(self._path, next(iter(self._samples)))
 
     def __getitem__(self, leaf: str) -> Any:
         if leaf in self._samples and self._watch.sees_checkpoint():
-            _refuse(self._path, leaf)
+            self._watch.notice(self._path, leaf)
         return dict.__getitem__(self, leaf)
 
     def get(self, leaf: str, default: Any = None) -> Any:
@@ -208,16 +267,16 @@ class _Owner:
             along = [_owner(root, path[:length]) for length in range(len(path) + 1)]
             self.scripted = next(part for part in along if isinstance(part, torch.jit.ScriptModule))
 
-    def put(self, samples: Sequence[Tensor]) -> None:
+    def put(self, samples: Sequence[Tensor], watch: Watch) -> None:
         here = {leaf: samples[i] for leaf, i in self.leaves}
         if self.scripted is None:
-            is_recorded = torch.is_grad_enabled()  # otherwise nothing is computed again
-            table = _Parameters(self.parameters, here, self.path) if is_recorded else {**self.parameters, **here}
+            parameters = self.parameters
+            table = _Parameters(parameters, here, self.path, watch) if watch.is_recorded else {**parameters, **here}
             vars(self.module)["_parameters"] = table
             return
-        watch, leaf = _Watch(), self.leaves[0][0]
+        leaf = self.leaves[0][0]
         self.scripted._forward_pre_hooks[id(self)] = lambda *_: (
-            _refuse(self.path, leaf) if watch.sees_checkpoint() else None
+            watch.notice(self.path, leaf) if watch.sees_checkpoint() else None
         )
         for leaf, sample in here.items():
             self.parameters[leaf] = sample
@@ -235,19 +294,30 @@ class _Owner:
         vars(self.module).update(self.kept)
 
 
-@contextmanager
-def put_in_place(turns: Turns, root: nn.Module, targets: Targets, samples: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, samples[i] stands for each parameter (leaf, i) of the module at each path; then the parameters again."""
+def put_in_place(turns: Turns, root: nn.Module, targets: Targets, samples: Sequence[Tensor], watch: Watch) -> None:
+    """samples[i] for each parameter (leaf, i) of the module at each path, until turns.take_away()."""
     if parametrize._cache_enabled and any(map(parametrize.is_parametrized, root.modules())):
         raise RuntimeError("module: torch.nn.utils.parametrize.cached() would keep what the first sample gives")
-    owners = [_Owner(root, path, leaves) for path, leaves in targets]
-    turns.owners, turns.thread = owners, threading.get_ident()
-    try:
-        for owner in owners:
-            owner.put(samples)
+    turns.owners, turns.thread = [_Owner(root, path, leaves) for path, leaves in targets], threading.get_ident()
+    for owner in turns.owners:
+        owner.put(samples, watch)
+
+
+def kept_tensors(root: nn.Module, targets: Targets) -> Iterator[tuple[Tensor, str]]:
+    """Tensors in plain attributes of the modules that have Gaussian weights, and where they are."""
+    for path, _ in targets:
+        for name, value in vars(_owner(root, path)).items():
+            if name not in ("_parameters", "_buffers", "_modules", *FLAT_WEIGHTS):
+                where = ".".join(["module", *path, name])
+                yield from ((item, where) for item in reach(value) if isinstance(item, Tensor))
+
+
+@contextmanager
+def parameters_replaced(root: nn.Module, targets: Targets, samples: Sequence[Tensor]) -> Iterator[None]:
+    """As put_in_place, for a compiled program, which knows no threads, forks and checkpoints."""
+    tensors = {".".join([*path, leaf]): samples[i] for path, leaves in targets for leaf, i in leaves}
+    with _reparametrize_module(root, tensors):  # as torch.func.functional_call does
         yield
-    finally:
-        turns.take_away()
 
 
 def deep_copy(module: nn.Module) -> nn.Module:

@@ -61,7 +61,6 @@ def refuse_lazy(output: Any, mus: Collection[Tensor]) -> None:
         if isinstance(item, nn.Module) and not {id(mu) for mu in mus}.isdisjoint(map(id, item.parameters())):
             raise TypeError(
                 f"output: expected tensors, got {type(output).__name__}, which holds {type(item).__name__}, a part of "
-                "the module, and would compute later, with mu in place of the sample. Let the forward of a module of "
-                "yours return what is computed from it, such as flow(context).log_prob(x); or take sample_module(key), "
-                "a plain module with one sample of the weights, where mu and rho need no gradient"
+                "the module, and would compute later, with mu in place of the sample. Compute inside `with "
+                "bnn.sampled():`, where bnn.module is the sample, or by bnn.predict(..., transform=lambda output: ...)"
             )

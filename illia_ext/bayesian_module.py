@@ -1,21 +1,30 @@
 """Any module made Bayesian: its parameters become Gaussians, all drawn in one launch."""
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from illia_ext import functional
-from illia_ext._expose import dense, is_watched
-from illia_ext._freezing import Freezable
-from illia_ext._in_place import Turns, deep_copy, look_up, places, put_in_place, tree
+from illia_ext._base import GuardedModule, with_signature
+from illia_ext._expose import is_watched
+from illia_ext._in_place import (
+    Watch,
+    deep_copy,
+    look_up,
+    parameters_replaced,
+    places,
+    put_in_place,
+    tree,
+)
 from illia_ext._outputs import join_samples, mean, refuse_lazy
 from illia_ext._vmap import at_once
 from illia_ext.distributions import DistributionModule
+from illia_ext.foreach import Apart
 from illia_ext.random import count, draw_key
 from illia_ext.selection import (
     Initial,
@@ -33,6 +42,13 @@ from illia_ext.selection import (
 __all__ = ["BayesianModule", "Prediction"]
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_TRANSFORM = "transform of predict"  # no argument of a module has this name
+
+
+def _identity(output: Any) -> Any:
+    return output
+
+
 _BY_POSITION = "an argument `key` or `num_samples` of the module's own goes by position"
 
 
@@ -43,27 +59,7 @@ class Prediction(NamedTuple):
     samples: Any
 
 
-class _Apart(torch.autograd.Function):
-    """From [S, *shape] of each weight, tensors [*shape] of their own: all weights of a sample, then of the next.
-
-    No views, so that a module may change them in place as it may change those of a single call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *samples: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            x.new_empty(0).set_(x.untyped_storage(), part.storage_offset(), part.shape, part.stride())
-            for parts in zip(*(x.unbind() for x in samples))
-            for x, part in zip(samples, parts)
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, ...]:
-        num_weights = len(ctx.needs_input_grad)
-        return tuple(torch.stack([*map(dense, grads[i::num_weights])]) for i in range(num_weights))  # type: ignore
-
-
-class BayesianModule(Freezable):
+class BayesianModule(GuardedModule):
     """Any module with Gaussian weights, q = N(mu, softplus(rho)^2), and the prior p = N(mu_prior, std_prior^2).
 
     `self.module` is a copy of the module, whose selected parameters are the mus; `self.rho` holds their rhos under
@@ -73,28 +69,30 @@ class BayesianModule(Freezable):
 
         bnn = BayesianModule(network)
         output, log_prob = bnn(inputs)
-        loss = elbo(cross_entropy(output, labels), log_prob, num_data=60000)
+        loss = elbo_loss(cross_entropy(output, labels), log_prob, num_data=60000)
 
     Args:
-        module: is copied, and not touched.
+        module: the network to convert. It is deep-copied, and the original stays unchanged, unless copy=False.
         mu_prior, std_prior: of the prior: a number, for all weights; an nn.Parameter of one element, which is learned;
             or a function (name, parameter) that gives, for one parameter, a number, a tensor that broadcasts to its
             shape, or an nn.Parameter, which is learned.
         rho_init: the initial rho, a number or a function (name, parameter) that gives a number or a tensor, such as
             `relative_rho`.
-        select: which parameters become Gaussians: a function (name, parameter) -> bool, or their names. None: all. A
-            tied weight is taken if any of its names is.
-        fresh: let the submodules that hold selected parameters start anew, by their reset_parameters().
+        select: which parameters become Gaussians: a function (name, parameter) -> bool, or their names. None: all that
+            require a gradient; frozen ones stay plain. A tied weight is taken if any of its names is.
+        copy: whether the module is deep-copied. With False its own parameters become mu and nothing is copied, so a
+            frozen base of any size costs nothing. Make the optimizer after the conversion: one made before has no rho.
+        reset_parameters: let the submodules that hold selected parameters start anew, by their reset_parameters().
         chunk_size: how many of several samples run at once, by torch.vmap. 1: one after the other, each as a single
             call, which is right for every module. More may pay for small layers on a GPU; what vmap cannot do as single
             calls do is then refused: hooks, statistics to update, recurrent layers, changes in place.
 
     Functions of a parameter are given it detached: `mu_prior=lambda name, weight: weight` is a fixed prior. FSDP2's
     `fully_shard` takes the BayesianModule as a whole, no part of it; methods beside forward need
-    `register_fsdp_forward_method`. Parts of the module may be checkpointed if they have no Gaussian weights; otherwise
-    checkpoint the call. The row `padding_idx` of an embedding is no weight: it is neither drawn nor counted, and stays
-    as it is in mu, also for a layer that is tied to the embedding. To compile calls with several samples use
-    `bnn.module.compile()`: one graph for any number of them.
+    `register_fsdp_forward_method`. Parts with Gaussian weights may be checkpointed inside `sampled()`, other parts always.
+    The row `padding_idx` of an embedding is no weight: it is neither drawn nor counted, and stays as it is in mu, also
+    for a layer that is tied to the embedding. To compile calls with several samples use `bnn.module.compile()`: one graph
+    for any number of them.
 
     Raises:
         TypeError: no nn.Module, or one by TorchScript; a parameter that is not float32, float64, float16 or bfloat16;
@@ -102,7 +100,8 @@ class BayesianModule(Freezable):
         ValueError: no parameter or an unknown one is selected, one of a lazy module, one of a module that draws by
             itself (a distribution, another BayesianModule, a Bayesian layer of another library), parameters of several
             dtypes or devices, or two in one memory; a module that holds a tensor with a graph, as pruning leaves it; a
-            prior or rho_init out of range or of another shape; fresh=True where a submodule has no reset_parameters.
+            prior or rho_init out of range or of another shape; reset_parameters=True with copy=False, or where a
+            submodule has no reset_parameters().
 
     Source: Graves, "Practical variational inference for neural networks" (2011); Blundell et al., "Weight uncertainty
     in neural networks" (2015).
@@ -110,6 +109,10 @@ class BayesianModule(Freezable):
 
     mu_prior: Tensor | nn.Module
     std_prior: Tensor | nn.Module
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]: ...
 
     def __init__(
         self,
@@ -119,7 +122,8 @@ class BayesianModule(Freezable):
         rho_init: Initial = -5.0,
         select: Select = None,
         *,
-        fresh: bool = False,
+        copy: bool = True,
+        reset_parameters: bool = False,
         chunk_size: int = 1,
     ) -> None:
         if not isinstance(module, nn.Module):
@@ -128,11 +132,12 @@ class BayesianModule(Freezable):
             raise TypeError(f"module: expected a Python module, got {type(module).__name__}, whose weights are fixed")
         if count(chunk_size, "chunk_size") == 0:
             raise ValueError("chunk_size: must be at least 1, got 0")
+        if reset_parameters and not copy:
+            raise ValueError("reset_parameters: expected False with copy=False, which would overwrite the given module")
         names = selected_names(module, select, (DistributionModule, BayesianModule))
         super().__init__(look_up(module, places([next(iter(names))]))[0].device)
-        self._turns = Turns()
         self.chunk_size = chunk_size
-        self.module = deep_copy(module)
+        self.module = deep_copy(module) if copy else module
         self._names = list(names)
         self._weights = places(names)
         ties = [(alias, i) for i, aliases in enumerate(names.values()) for alias in aliases[1:]]
@@ -145,7 +150,7 @@ class BayesianModule(Freezable):
             here = [(leaf, index[prefix + leaf]) for leaf, _ in part._parameters.items() if prefix + leaf in index]
             if here:
                 self._targets.append((tuple(path.split(".")) if path else (), here))
-        if fresh:
+        if reset_parameters:
             reset(self.module, self._names)
         mus = dict(zip(names, look_up(self.module, self._weights)))
         self._padding = padding_rows(self.module, self._targets)
@@ -160,12 +165,13 @@ class BayesianModule(Freezable):
                 self.register_buffer(argument, prior)
             else:
                 self.add_module(argument, tree(prior))
+        self.__class__ = with_signature(type(self), type(self.module))  # type: ignore
 
-    def _gaussians(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _gaussians(self, what: str) -> tuple[list[Tensor], list[Tensor]]:
         """mu and rho as they are now: FSDP, torch.func or a user may have put other tensors in their places."""
         try:
             with self._turns():
-                self._check_turn()
+                self._check_turn(what)
                 mus = look_up(self.module, self._weights)
                 tied = [look_up(self.module, place)[0] for _, place, _ in self._ties]
         except KeyError:
@@ -173,27 +179,24 @@ class BayesianModule(Freezable):
             raise
         for tensor, (alias, _, i) in zip(tied, self._ties):
             if tensor is not mus[i]:
-                message = f"expected to be tied to module.{self._names[i]}, got another parameter; tie them again, "
-                message += "also after load_state_dict(assign=True)"
-                raise RuntimeError(f"module.{alias}: {message}")
+                message = f"expected the parameter module.{self._names[i]}, to which it was tied, got another"
+                raise RuntimeError(
+                    f"module.{alias}: {message}; tie them again, also after load_state_dict(assign=True)"
+                )
         return mus, look_up(self.rho, self._weights, parametrized=True)
 
-    def _check_turn(self) -> None:
-        """Before mu is read, in whose places a sample stands within a call, or since an interrupted one."""
-        if is_compiling() or not self._turns.owners:
-            return
-        frame: Any = inspect.currentframe()
-        while frame := frame.f_back:
-            if frame.f_code is self._call.__func__.__code__ and frame.f_locals["self"] is self:  # type: ignore
-                raise RuntimeError("module: calls its own BayesianModule, while a sample stands in its weights")
-        self._turns.take_away()
-
-    def _call(self, args: Any, kwargs: Any, weights: Sequence[Tensor]) -> Any:
-        if is_compiling():  # which knows functional_call, and computes nothing again
-            tensors = {".".join([*path, leaf]): weights[i] for path, here in self._targets for leaf, i in here}
-            return torch.func.functional_call(self.module, tensors, args, kwargs, tie_weights=False)
-        with self._turns(), put_in_place(self._turns, self.module, self._targets, weights):
-            return self.module(*args, **kwargs)
+    def _call(self, args: Any, kwargs: Any, transform: Any, weights: Sequence[Tensor]) -> Any:
+        if is_compiling():  # which computes nothing again
+            with parameters_replaced(self.module, self._targets, weights):
+                return transform(self.module(*args, **kwargs))
+        with self._turns():
+            self._turns.wait("bnn(x)")
+            with self._look_for_caches():
+                try:
+                    put_in_place(self._turns, self.module, self._targets, weights, Watch())
+                    return transform(self.module(*args, **kwargs))
+                finally:
+                    self._turns.take_away()
 
     def _without_padding(self, mus: list[Tensor], rhos: list[Tensor]) -> tuple[tuple[Any, Any, Any, Any], Rows]:
         """mu, rho, mu_prior and std_prior as the ops take them, and the padding rows of mu, which are left out."""
@@ -248,11 +251,23 @@ class BayesianModule(Freezable):
             raise ValueError("num_samples: must be at least 1, got 0")
         return key
 
-    def _draw(self, mus: list[Tensor], rhos: list[Tensor], key: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _choose_one_key(self, key: Tensor | None, rho: Tensor) -> Tensor:
+        key = self._choose_key(None, key, rho)
+        if key.shape != (2,):
+            raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
+        return key
+
+    def _draw(
+        self, mus: list[Tensor], rhos: list[Tensor], key: Tensor, watch: Watch | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """With a watch, by a draw whose backward may run several times, and tells it."""
         try:
             # the dtype said: under autocast the weights of norms stay as they are, other ops narrow theirs
             arguments, rows = self._without_padding(mus, rhos)
-            x, log_prob = functional.foreach_gaussian_sample_and_log_prob(*arguments, key, rhos[0].dtype)
+            if watch is None:
+                x, log_prob = functional.foreach_gaussian_sample_and_log_prob(*arguments, key, rhos[0].dtype)
+            else:
+                x, log_prob = functional.repeatable_draw(*arguments, key, rhos[0].dtype, watch.pay)
             return put_back(x, rows, len(mus)) if rows else x, log_prob
         except (RuntimeError, TypeError, ValueError):
             self._explain()
@@ -269,9 +284,62 @@ class BayesianModule(Freezable):
                 yield self._draw(mus, rhos, some[0])
                 continue
             samples, log_prob = self._draw(mus, rhos, some)
-            apart = _Apart.apply(*samples)
+            apart = Apart.apply(*samples)
             weights = [apart[start : start + len(mus)] for start in range(0, len(apart), len(mus))]
             yield from zip(weights, log_prob.unbind())
+
+    @contextmanager
+    def sampled(self, key: Tensor | None = None) -> Iterator[Tensor]:
+        """Inside the block, bnn.module is one sample of the weights: call it, its parts, its methods, or hand it over.
+
+            with bnn.sampled() as log_prob:
+                loss = criterion(bnn.module(inputs), targets)
+                elbo_loss(loss, log_prob, num_data).backward()
+
+        No weight is copied, and mu stands in its places again at the end, after an exception too. `bnn` stays the
+        distribution: its parameters() are mu and rho, zero_grad() and clipping see these. What would read or write mu
+        in its places is refused: bnn(x), state_dict, load_state_dict, to, deepcopy, pickle, kl_divergence, freeze.
+        Parts of bnn.module may be checkpointed, if backward runs inside the block; without checkpoints it may also run
+        later. log_prob may be used several times, as in micro-batches. Other threads wait until the block ends, which a
+        suspended generator puts off.
+
+        Under DDP the block belongs into the forward of the module that DDP wraps, under FSDP2 into a method given to
+        `register_fsdp_forward_method`: there parameters are whole and gradients are reduced.
+
+        Args:
+            key: [2]; None draws one from torch's generator, or takes the frozen one.
+
+        Yields:
+            log_prob: scalar: sum over all weights of log q - log p, in nats.
+
+        Raises:
+            RuntimeError: inside another block or call of this module; parameters that are sharded; at the end, if a
+                checkpointed part has read a weight and no backward pass followed.
+        """
+        mus, rhos = self._gaussians("sampled")
+        self._check_processes(rhos[0])
+        key = self._choose_one_key(key, rhos[0])
+        if is_compiling():
+            weights, log_prob = self._draw(mus, rhos, key)
+            with parameters_replaced(self.module, self._targets, weights):
+                yield log_prob
+            return
+        watch = Watch(is_block=True)
+        weights, log_prob = self._draw(mus, rhos, key, watch)
+        with self._turns():
+            self._check_turn("sampled")
+            self._turns.is_block = True
+            put_in_place(self._turns, self.module, self._targets, weights, watch)
+        with self._look_for_caches():
+            try:
+                yield log_prob
+            finally:
+                self._turns.end_block()
+        if watch.owed:
+            raise RuntimeError(
+                f"{watch.owed}: a checkpointed part has read this Gaussian weight, and no backward pass has run since; "
+                "run it inside the block: backward computes the part again, and then mu stands there"
+            )
 
     def forward(
         self, *args: Any, num_samples: int | None = None, key: Tensor | None = None, **kwargs: Any
@@ -295,9 +363,9 @@ class BayesianModule(Freezable):
             TypeError: an output that holds the module and would compute later, with mu.
             RuntimeError: a checkpointed part reads a Gaussian weight.
         """
-        mus, rhos = self._gaussians()
+        mus, rhos = self._gaussians("bnn(x)")
         key = self._choose_key(num_samples, key, rhos[0])
-        call = partial(self._call, args, kwargs)
+        call = partial(self._call, args, kwargs, kwargs.pop(_TRANSFORM, _identity))
         if key.dim() != 2:
             weights, log_prob = self._draw(mus, rhos, key)
             output = call(weights)
@@ -318,17 +386,28 @@ class BayesianModule(Freezable):
 
     @torch.no_grad()
     def predict(
-        self, *args: Any, num_samples: int | None = None, key: Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        num_samples: int | None = None,
+        key: Tensor | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        **kwargs: Any,
     ) -> Prediction:
         """The outputs for several samples of the weights, and their mean, without gradients.
 
-        Integers and booleans are averaged in float32. Whether dropout drops and statistics are updated is left to
-        train() and eval(), as in any call.
+            probabilities = bnn.predict(inputs, transform=lambda logits: logits.softmax(-1)).mean
+
+        The mean of logits is no prediction: their softmax is not the mean of the probabilities. Integers and booleans
+        are averaged in float32. Whether dropout drops and statistics are updated is left to train() and eval(), as in
+        any call.
 
         Args:
             args, kwargs: as of `forward`.
             num_samples: None for 20, or as many as key has.
             key: [S, 2].
+            transform: applied to the module's output for each sample, while the weights are that sample's. Its results
+                are what is averaged and stacked: `lambda logits: logits.softmax(-1)`, `lambda output: output.logits` of
+                a language model, `lambda flow: flow.log_prob(y)`.
 
         Returns:
             mean: of the outputs' tensors; None in place of other objects.
@@ -340,34 +419,48 @@ class BayesianModule(Freezable):
             num_samples = 20
         if isinstance(key, Tensor) and key.dim() == 1:
             raise ValueError(f"key: expected shape [num_samples, 2], got {list(key.shape)}")
-        samples, _ = self(*args, num_samples=num_samples, key=key, **kwargs)
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform: expected a function of the module's output, got {transform!r}")
+        samples, _ = self(*args, num_samples=num_samples, key=key, **kwargs, **{_TRANSFORM: transform or _identity})
         return Prediction(mean(samples), samples)
 
     def mean_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output for the mean of all weights, mu."""
         with self._turns():
-            self._check_turn()
+            self._check_turn("mean_forward")
             return self.module(*args, **kwargs)
 
     def kl_divergence(self) -> Tensor:
         """KL(q || p) of all weights in closed form: scalar, in nats."""
         try:
-            return functional.foreach_gaussian_kl_divergence(*self._without_padding(*self._gaussians())[0])
+            return functional.foreach_gaussian_kl_divergence(
+                *self._without_padding(*self._gaussians("kl_divergence"))[0]
+            )
         except (RuntimeError, TypeError, ValueError):
             self._explain()
             raise
 
-    def gaussians(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def extra_repr(self) -> str:
+        num_weights = sum(rho.numel() for rho in look_up(self.rho, self._weights, parametrized=True))
+        parts = [f"{len(self._names)} tensors of {num_weights:,} weights are Gaussian"]
+        for name, prior in (("mu_prior", self.mu_prior), ("std_prior", self.std_prior)):
+            if isinstance(prior, Tensor) and not prior.is_meta:
+                parts.append(f"{name}={prior.item():g}")
+            else:
+                parts.append(f"{name} of each")
+        return ", ".join(parts)
+
+    def named_gaussians(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, mu, rho) of each weight; the name is the plain module's."""
-        mus, rhos = self._gaussians()
+        mus, rhos = self._gaussians("named_gaussians")
         return zip(self._names, mus, rhos)
 
     def num_params(self) -> int:
         """Number of Gaussian weights, without padding rows."""
-        mus, _ = self._gaussians()
+        mus, _ = self._gaussians("num_params")
         return sum(mu.numel() - (mu[0].numel() if i in self._padding else 0) for i, mu in enumerate(mus))
 
-    def parameter_groups(
+    def param_groups(
         self,
         mu: Mapping[str, Any] | None = None,
         rho: Mapping[str, Any] | None = None,
@@ -381,7 +474,7 @@ class BayesianModule(Freezable):
         Returns:
             The groups that have parameters.
         """
-        mus, _ = self._gaussians()
+        mus, _ = self._gaussians("param_groups")
         rhos = list(self.rho.parameters())  # of a parametrized rho, what it is computed from
         known = {id(parameter) for parameter in [*mus, *rhos]}
         others = [parameter for parameter in self.parameters() if id(parameter) not in known]
@@ -395,10 +488,8 @@ class BayesianModule(Freezable):
         Args:
             key: [2]; None draws one from torch's generator, or takes the frozen one.
         """
-        mus, rhos = self._gaussians()
-        key = self._choose_key(None, key, rhos[0])
-        if key.shape != (2,):
-            raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
+        mus, rhos = self._gaussians("sample_module")
+        key = self._choose_one_key(key, rhos[0])
         module = self.mean_module()
         for parameter, x in zip(look_up(module, self._weights), self._draw(mus, rhos, key)[0]):
             parameter.copy_(x)
@@ -407,5 +498,5 @@ class BayesianModule(Freezable):
     def mean_module(self) -> nn.Module:
         """A plain copy of the module with the mean of all weights, mu."""
         with self._turns():
-            self._check_turn()
+            self._check_turn("mean_module")
             return deep_copy(self.module)

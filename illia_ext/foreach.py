@@ -4,9 +4,9 @@ The tensors share one stream: each starts at the first Philox block that those b
 serve all that is rare: gradients to priors, forward mode, torch.func, second derivatives and DTensors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from itertools import accumulate, islice
+from itertools import accumulate, groupby, islice
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from illia_ext.ops import op
 from illia_ext.random import advance
 from illia_ext.terms import save
 
-__all__ = ["DECOMPOSED", "kl_divergence", "sample_and_log_prob"]
+__all__ = ["DECOMPOSED", "Apart", "RepeatableDraw", "kl_divergence", "sample_and_log_prob"]
 
 _Tensors = Sequence[Tensor]
 
@@ -160,6 +160,89 @@ def _record_sample_and_log_prob(*lists_and_key: Any, **options: Any) -> tuple[li
 
 def _record_kl_divergence(*lists: Any) -> Tensor:
     return ForeachGaussianKLDivergence.apply(lists, *[tensor for tensors in lists for tensor in tensors])
+
+
+class Apart(torch.autograd.Function):
+    """From [S, *shape] of each weight, tensors [*shape] of their own: all weights of a sample, then of the next.
+
+    No views, so that a module may change them in place as it may change those of a single call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *samples: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            x.new_empty(0).set_(x.untyped_storage(), part.storage_offset(), part.shape, part.stride())
+            for parts in zip(*(x.unbind() for x in samples))
+            for x, part in zip(samples, parts)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, ...]:
+        num_weights = len(ctx.needs_input_grad)
+        return tuple(torch.stack([*map(dense, grads[i::num_weights])]) for i in range(num_weights))  # type: ignore
+
+
+def _runs(grads: Sequence[Tensor | None]) -> Iterator[slice]:
+    """The tensors that have a gradient, where several follow each other as one slice."""
+    for has_gradient, group in groupby(range(len(grads)), lambda k: grads[k] is not None):
+        if has_gradient:
+            run = list(group)
+            yield slice(run[0], run[-1] + 1)
+
+
+class RepeatableDraw(torch.autograd.Function):
+    """Reverse mode that may run several times, each time for the tensors that have a gradient then.
+
+    Each reentrant checkpoint reaches the draw by a backward pass of its own. So mu, rho and priors are kept beside
+    autograd's saved tensors, which go after the first pass, and their versions are compared here.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, lists: Any, key: Tensor, dtype: Any, note_backward: Callable[[], None], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        with below_autograd():
+            x, log_prob = _sample_and_log_prob(*lists, key, dtype=dtype)
+        ctx.set_materialize_grads(False)
+        ctx.lists, ctx.key, ctx.dtype, ctx.note_backward = lists, key, dtype, note_backward
+        ctx.versions = [tensor._version for tensor in tensors]
+        return *x, log_prob
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = [tensor for tensors in ctx.lists for tensor in tensors]
+        if [tensor._version for tensor in tensors] != ctx.versions:
+            raise RuntimeError(
+                "mu, rho, mu_prior or std_prior has been changed in place, as by an optimizer's step, since the sample "
+                "was drawn; run backward before"
+            )
+        ctx.note_backward()
+        grad_x, grad_log_prob = [dense(grad) for grad in grads[:-1]], grads[-1]
+        wanted = ctx.needs_input_grad[4:]
+        if any(wanted[2 * len(ctx.lists[0]) :]):
+            return *[None] * 4, *RepeatableDraw.draw_again(ctx, wanted, [*grad_x, grad_log_prob])
+        mu, rho, *priors = ctx.lists
+        keys = _move_keys(mu, ctx.key)
+        found: list[Tensor | None] = [None] * len(tensors)
+        for run in [slice(0, len(mu))] if grad_log_prob is not None else _runs(grad_x):
+            part = [prior if len(prior) == 1 else prior[run] for prior in priors]
+            arguments = grad_x[run], grad_log_prob, mu[run], rho[run], *part, keys[run.start]
+            found[run], found[run.start + len(mu) : run.stop + len(mu)] = _apply_sample_and_log_prob_backward(
+                *arguments
+            )
+        return *[None] * 4, *found
+
+    @staticmethod
+    def draw_again(ctx: Any, wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """With gradients to priors: what is rare is drawn again, by the op and its own derivatives."""
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensors in ctx.lists for tensor in tensors]
+            remaining = iter(leaves)
+            lists = [list(islice(remaining, len(tensors))) for tensors in ctx.lists]
+            x, log_prob = sample_and_log_prob(*lists, ctx.key, dtype=ctx.dtype)
+        outputs, given = zip(*((o, g) for o, g in zip([*x, log_prob], grads) if g is not None))
+        found = torch.autograd.grad(outputs, leaves, given, allow_unused=True)
+        return tuple(grad if is_wanted else None for grad, is_wanted in zip(found, wanted))
 
 
 sample_and_log_prob = composite(_sample_and_log_prob, _decomposed_sample_and_log_prob, _record_sample_and_log_prob)

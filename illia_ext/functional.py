@@ -14,7 +14,7 @@ tensors that do not fit together; the message names the argument and shows its v
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 import illia_ext.autocast  # noqa: F401  (the dtype of a sample under autocast)
 from illia_ext import foreach
+from illia_ext._expose import is_traced
 from illia_ext.autograd import GaussianKLDivergence, GaussianLogProb, GaussianSample, GaussianSampleAndLogProb
 
 __all__ = [
@@ -257,6 +258,32 @@ def foreach_gaussian_sample_and_log_prob(
     except RuntimeError:
         _explain_each(mu=mu, rho=rho, mu_prior=mu_prior, std_prior=std_prior, key=key)
         raise
+
+
+def repeatable_draw(
+    mu: Sequence[Tensor],
+    rho: Sequence[Tensor],
+    mu_prior: Tensor | Sequence[Tensor],
+    std_prior: Tensor | Sequence[Tensor],
+    key: Tensor,
+    dtype: torch.dtype,
+    note_backward: Callable[[], None],
+) -> tuple[list[Tensor], Tensor]:
+    """`foreach_gaussian_sample_and_log_prob` whose backward may run several times, which it notes by a call each time.
+
+    A compiled program, a transform of torch.func and forward mode have the op itself.
+    """
+    if not torch.is_grad_enabled() or is_traced():
+        return foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype)
+    lists = [list(mu), list(rho), _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)]
+    try:
+        *x, log_prob = foreach.RepeatableDraw.apply(
+            lists, key, dtype, note_backward, *[tensor for tensors in lists for tensor in tensors]
+        )
+    except RuntimeError:
+        _explain_each(mu=lists[0], rho=lists[1], mu_prior=lists[2], std_prior=lists[3], key=key)
+        raise
+    return x, log_prob
 
 
 def foreach_gaussian_kl_divergence(

@@ -7,15 +7,18 @@ from torch import Tensor
 
 from illia_ext.functional import check_finite
 
-__all__ = ["elbo", "mutual_information", "predictive_entropy"]
+__all__ = ["elbo_loss", "mutual_information", "predictive_entropy"]
 
 
-def elbo(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float = 1.0) -> Tensor:
-    """The loss of variational inference for one data point: nll + kl_weight * log_prob / num_data.
+def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float = 1.0) -> Tensor:
+    """Minus the evidence lower bound (ELBO) per data point, to be minimised: nll + kl_weight * log_prob / num_data.
 
-    The negative evidence lower bound of a whole data set is its summed negative log likelihood + KL(q || p). nll is a
-    mean over data points, log_prob a sum over weights, so the bound divided by num_data has this form, and its
-    expectation does not depend on the size of a batch.
+    The negative ELBO of a whole data set is its summed negative log likelihood + KL(q || p). nll is a mean over data
+    points, log_prob a sum over weights, so divided by num_data it has this form, and its expectation does not depend on
+    the size of a batch.
+
+        output, log_prob = bnn(inputs)
+        elbo_loss(cross_entropy(output, labels), log_prob, num_data=60000).backward()
 
     Args:
         nll: negative log likelihood, the mean over the batch: a scalar, or [S] for S samples of the weights.
@@ -52,8 +55,11 @@ def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError(f"logits: expected a tensor, got {logits!r}")
     if not logits.is_floating_point():
         raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
-    if logits.dim() < 2 or 0 in (logits.shape[0], logits.shape[-1]):
-        raise ValueError(f"logits: expected shape [num_samples, ..., classes], got {list(logits.shape)}")
+    if logits.dim() < 3 or 0 in (logits.shape[0], logits.shape[-1]):
+        raise ValueError(
+            f"logits: expected shape [S, N, C], samples of the weights first, got {list(logits.shape)}; write "
+            "[S, 1, C] for one input, and take samples, not their mean: bnn.predict(inputs).samples"
+        )
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     # finite, so that a class of probability 0 adds 0, with a gradient of 0
     each = logits.log_softmax(-1, dtype=dtype).clamp(min=torch.finfo(dtype).min)
@@ -64,10 +70,10 @@ def predictive_entropy(logits: Tensor) -> Tensor:
     """Entropy of the mean of the samples' class probabilities: all that a prediction is unsure of.
 
     Args:
-        logits: [S, ..., classes], of S samples of the weights.
+        logits: [S, N, ..., C] for S samples of the weights, N inputs and C classes: logits, not probabilities.
 
     Returns:
-        [...], in nats, from 0 to log(classes).
+        [N, ...], in nats, from 0 to log(C).
 
     Source: Gal, "Uncertainty in deep learning" (2016).
     """
@@ -82,10 +88,10 @@ def mutual_information(logits: Tensor) -> Tensor:
     mixture: small numbers stay exact, which that difference of large ones would lose.
 
     Args:
-        logits: [S, ..., classes], of S samples of the weights.
+        logits: [S, N, ..., C] for S samples of the weights, N inputs and C classes: logits, not probabilities.
 
     Returns:
-        [...], in nats, from 0 to log(min(S, classes)).
+        [N, ...], in nats, from 0 to log(min(S, C)).
 
     Source: Houlsby et al., "Bayesian active learning for classification and preference learning" (2011), BALD.
     """

@@ -37,7 +37,7 @@ Rows = dict[int, Tensor]
 
 def _takes(select: Select, known: set[str]) -> Callable[[str, nn.Parameter], bool]:
     if select is None:
-        return lambda name, parameter: True
+        return lambda name, parameter: parameter.requires_grad
     if callable(select):
         return select
     if isinstance(select, str) or not isinstance(select, Iterable):
@@ -183,7 +183,10 @@ def selected_names(module: nn.Module, select: Select, own_draws: tuple[type, ...
     ]
     if not taken:
         there = [name for name, _ in module.named_parameters()]
-        raise ValueError(f"select: expected at least one parameter, got none of {there} of {type(module).__name__}")
+        which = " that requires a gradient" if select is None else ""
+        raise ValueError(
+            f"select: expected at least one parameter{which}, got none of {there} of {type(module).__name__}"
+        )
     names = {id(parameter): name for name, parameter in taken}
     _refuse_own_draws(module, names, select is not None and not callable(select), own_draws)
     _check_attributes(module, names)
@@ -259,7 +262,7 @@ def reset(module: nn.Module, names: Sequence[str]) -> None:
             draw = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
             if draw is None:
                 message = f"{type(part).__name__} {path!r}, which holds {owners[path]}, has no reset_parameters"
-                raise ValueError(f"fresh: {message}; leave it out by select")
+                raise ValueError(f"reset_parameters: {message}; leave it out by select")
             draw()
 
 

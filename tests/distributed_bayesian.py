@@ -1,6 +1,7 @@
 """Checks of BayesianModule on several processes: DDP, and FSDP2 with its checkpoints."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -76,6 +77,46 @@ def fsdp_shards_a_bayesian_module(world: World) -> None:
     register_fsdp_forward_method(sharded, "mean_forward")
     # products of weights that lie elsewhere in memory: their sums may be taken in another order
     torch.testing.assert_close(sharded.mean_forward(data[0]), whole.mean_forward(data[0]), rtol=1e-12, atol=1e-12)
+
+
+class Blocked(nn.Module):
+    """A loss inside `sampled()`; by forward, as DDP calls it, or by a method, as FSDP2 may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bnn = make_network()
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        with self.bnn.sampled(make_key(1, device="cpu")) as log_prob:
+            return nn.functional.cross_entropy(self.bnn.module(features), labels) + log_prob / 100
+
+    loss = forward
+
+
+@check(2)
+def ddp_and_fsdp_reduce_the_gradients_of_a_block(world: World) -> None:
+    """In the forward pass of the module that DDP wraps, in a method that FSDP2 knows; without a warning."""
+    features, labels = make_data(torch.float64)
+    part = slice(world.rank, None, world.size)
+    alone, replicated, sharded = Blocked(), Blocked(), Blocked()
+    fully_shard(sharded)
+    register_fsdp_forward_method(sharded, "loss")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="sampled")
+        wrapped = DistributedDataParallel(replicated)  # which reduces as long as it lives
+        wrapped(features[part], labels[part]).backward()
+        sharded.loss(features[part], labels[part]).backward()
+    with pytest.warns(UserWarning, match="sampled: no forward pass of DistributedDataParallel is active"):
+        alone(features, labels).backward()
+    for ours, shards, expected in zip(replicated.parameters(), sharded.parameters(), alone.parameters()):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(shards.grad.full_tensor(), expected.grad, rtol=1e-12, atol=1e-12)
+    sharded.reshard()
+    with (
+        pytest.raises(RuntimeError, match="sampled: the parameters are sharded; open the block where FSDP2 holds them"),
+        sharded.bnn.sampled(),
+    ):
+        pass
 
 
 @check(2)

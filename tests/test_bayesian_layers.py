@@ -110,7 +110,7 @@ def test_the_mean_and_a_sample(name: str) -> None:
     drawn = {}
     log_prob = torch.zeros((), dtype=torch.float64, device=DEVICE)
     key = make_key(3, 5)
-    names, mus, rhos = zip(*bayesian.gaussians())
+    names, mus, rhos = zip(*bayesian.named_gaussians())
     for weight, mu, rho, one in zip(names, mus, rhos, move_keys(mus, key)):
         drawn[weight], its_log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *PRIOR, one)
         log_prob = log_prob + its_log_prob
@@ -132,7 +132,7 @@ def test_gradients(name: str) -> None:
     key = make_key(7)
     weigh(bayesian(*inputs, key=key)[0]).backward()
     weigh(layer(*inputs)).backward()
-    names, mus, rhos = zip(*bayesian.gaussians())
+    names, mus, rhos = zip(*bayesian.named_gaussians())
     for (weight, parameter), mu, rho, one in zip(layer.named_parameters(), mus, rhos, move_keys(mus, key)):
         torch.testing.assert_close(mu.grad, parameter.grad, rtol=1e-10, atol=1e-10, msg=weight)
         expected = mu.grad * noise(one, mu) * rho.sigmoid()

@@ -141,7 +141,7 @@ def test_a_parametrized_rho() -> None:
     with torch.no_grad():
         expected.rho.get_parameter("0.weight").clamp_(max=-2.0)
     assert_equal(bayesian, expected)
-    groups = bayesian.parameter_groups()
+    groups = bayesian.param_groups()
     torch.optim.SGD(groups, lr=0.1)
     original = bayesian.rho.get_submodule("0").parametrizations.weight.original
     assert any(parameter is original for parameter in groups[1]["params"])
@@ -162,7 +162,7 @@ def test_a_parametrized_prior(shared: bool) -> None:
     torch.testing.assert_close(bayesian.kl_divergence(), make(std_prior=0.5).kl_divergence())
     bayesian(inputs(), key=KEYS)[1].sum().backward()
     assert owner.parametrizations[name].original.grad.any()
-    assert len(bayesian.parameter_groups()[-1]["params"]) == (1 if shared else 6)
+    assert len(bayesian.param_groups()[-1]["params"]) == (1 if shared else 6)
 
 
 def test_a_parametrized_mu_is_refused() -> None:

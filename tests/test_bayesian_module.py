@@ -43,15 +43,15 @@ def test_it_holds_one_mu_and_one_rho(device: torch.device) -> None:
     network = make_network(device)
     network[3].bias.requires_grad_(False)
     before = copy.deepcopy(network)
-    bayesian = BayesianModule(network)
     names = [name for name, _ in network.named_parameters()]
+    bayesian = BayesianModule(network, select=names)
     assert [name for name, _ in bayesian.named_parameters()] == [
         f"{t}.{name}" for t in ("module", "rho") for name in names
     ]
     statistics = [f"module.{name}" for name, _ in network.named_buffers()]
     parameters = [name for name, _ in bayesian.named_parameters()]
     assert bayesian.state_dict().keys() == {"mu_prior", "std_prior", "_extra_state", *parameters, *statistics}
-    for name, mu, rho in bayesian.gaussians():
+    for name, mu, rho in bayesian.named_gaussians():
         parameter = network.get_parameter(name)
         assert mu is bayesian.module.get_parameter(name) and rho is bayesian.rho.get_parameter(name)
         assert type(mu) is type(rho) is nn.Parameter
@@ -101,9 +101,9 @@ def test_priors(priors: tuple[Any, Any], device: torch.device) -> None:
     """The sums over single calls; these round each tensor's part of at most the whole: 6 tensors, 2^-21."""
     network = make_network(device)
     bayesian = BayesianModule(network, *priors, rho_init=-1.0)
-    keys = move_keys([mu for _, mu, _ in bayesian.gaussians()], make_key(1))
+    keys = move_keys([mu for _, mu, _ in bayesian.named_gaussians()], make_key(1))
     kl_divergence = log_prob = torch.zeros((), device=device)
-    for (name, mu, rho), key in zip(bayesian.gaussians(), keys):
+    for (name, mu, rho), key in zip(bayesian.named_gaussians(), keys):
         prior = [value(name, network.get_parameter(name).detach()) if callable(value) else value for value in priors]
         kl_divergence = kl_divergence + functional.gaussian_kl_divergence(mu, rho, *prior)
         log_prob = log_prob + functional.gaussian_sample_and_log_prob(mu, rho, *prior, key)[1]
@@ -118,7 +118,7 @@ def test_learned_priors(device: torch.device) -> None:
     bayesian = BayesianModule(make_network(device), mu_prior, lambda name, _: std_prior if "bias" in name else 0.5)
     bayesian(make_inputs(device))[1].backward()
     assert mu_prior.grad.any() and std_prior.grad.any()
-    assert list(map(id, bayesian.parameter_groups()[-1]["params"])) == [id(mu_prior), id(std_prior)]
+    assert list(map(id, bayesian.param_groups()[-1]["params"])) == [id(mu_prior), id(std_prior)]
 
 
 def test_one_prior_is_one_tensor(bayesian: BayesianModule) -> None:
@@ -152,7 +152,7 @@ def test_weights_changed_later(change: Any, message: str, cpu: torch.device) -> 
 
 def test_a_weight_replaced_in_kind(bayesian: BayesianModule, device: torch.device) -> None:
     replace(bayesian, torch.zeros(4, 3, device=device))
-    assert next(mu for _, mu, _ in bayesian.gaussians()) is bayesian.module[0].weight
+    assert next(mu for _, mu, _ in bayesian.named_gaussians()) is bayesian.module[0].weight
     bayesian(make_inputs(device))[0].sum().backward()
     assert bayesian.module[0].weight.grad is not None
 
@@ -210,15 +210,15 @@ def test_what_frozen_weights_refuse(bayesian: BayesianModule, device: torch.devi
 
 def test_parameter_groups(device: torch.device) -> None:
     bayesian = BayesianModule(make_network(device), select=["0.weight", "3.weight"])
-    groups = bayesian.parameter_groups(mu={"lr": 1e-3}, rho={"lr": 1e-2, "weight_decay": 0.5})
+    groups = bayesian.param_groups(mu={"lr": 1e-3}, rho={"lr": 1e-2, "weight_decay": 0.5})
     found = [({id(parameter) for parameter in group.pop("params")}, group) for group in groups]
-    rest = {id(p) for p in bayesian.module.parameters()} - {id(mu) for _, mu, _ in bayesian.gaussians()}
+    rest = {id(p) for p in bayesian.module.parameters()} - {id(mu) for _, mu, _ in bayesian.named_gaussians()}
     assert found == [
-        ({id(mu) for _, mu, _ in bayesian.gaussians()}, {"lr": 1e-3}),
-        ({id(rho) for _, _, rho in bayesian.gaussians()}, {"lr": 1e-2, "weight_decay": 0.5}),
+        ({id(mu) for _, mu, _ in bayesian.named_gaussians()}, {"lr": 1e-3}),
+        ({id(rho) for _, _, rho in bayesian.named_gaussians()}, {"lr": 1e-2, "weight_decay": 0.5}),
         (rest, {}),
     ]
-    assert len(BayesianModule(make_network(device)).parameter_groups()) == 2  # no empty group
+    assert len(BayesianModule(make_network(device)).param_groups()) == 2  # no empty group
 
 
 @parametrize("make_copy", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module)), AveragedModel])

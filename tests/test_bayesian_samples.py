@@ -229,7 +229,7 @@ LAZY: dict[str, Callable[[Custom], Any]] = {
 @parametrize("lazy", LAZY.values(), ids=LAZY)
 def test_an_output_that_would_compute_later_is_refused(lazy: Callable[[Custom], Any], num_samples: int | None) -> None:
     bayesian = make(lambda module, hidden: lazy(module))
-    message = r"output: expected tensors, got \w+, which holds \w+, .* with mu in place of the sample. Let the"
+    message = r"output: expected tensors, got \w+, which holds \w+, .* with mu in place of the sample. Compute inside"
     with pytest.raises(TypeError, match=message):
         bayesian(INPUTS, num_samples=num_samples)
     assert all(type(parameter) is nn.Parameter for parameter in bayesian.parameters())

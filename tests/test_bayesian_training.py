@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
-from illia_ext import BayesianModule, elbo
+from illia_ext import BayesianModule, elbo_loss
 
 parametrize = pytest.mark.parametrize
 
@@ -66,17 +66,17 @@ def test_the_posterior_of_a_linear_regression(device: torch.device) -> None:
     features = (features * math.sqrt(num_data)).to(device)
     labels = features @ torch.tensor([[0.5], [-0.25], [0.0]], dtype=torch.float64, device=device)
     bayesian = BayesianModule(nn.Linear(3, 1, bias=False, device=device, dtype=torch.float64), 0.0, std_prior)
-    optimizer = torch.optim.Adam(bayesian.parameter_groups(mu={"lr": 0.02}, rho={"lr": 0.05}))
+    optimizer = torch.optim.Adam(bayesian.param_groups(mu={"lr": 0.02}, rho={"lr": 0.05}))
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=300)
     torch.manual_seed(0)
     for _ in range(300):
         outputs, log_prob = bayesian(features, num_samples=64)
         nll = (outputs - labels).square().mean((1, 2)) / 2  # of noise with variance 1, up to a constant
         optimizer.zero_grad()
-        elbo(nll, log_prob, num_data).backward()
+        elbo_loss(nll, log_prob, num_data).backward()
         optimizer.step()
         scheduler.step()
-    ((_, mu, rho),) = bayesian.gaussians()
+    ((_, mu, rho),) = bayesian.named_gaussians()
     precision = num_data + 1 / std_prior**2
     expected = (features.T @ labels / precision).T
     sigma = nn.functional.softplus(rho)

@@ -8,7 +8,7 @@ import torch
 from helpers import FLOAT_DTYPES
 from torch import Tensor
 
-from illia_ext import elbo, mutual_information, predictive_entropy
+from illia_ext import elbo_loss, mutual_information, predictive_entropy
 
 parametrize = pytest.mark.parametrize
 
@@ -16,9 +16,9 @@ parametrize = pytest.mark.parametrize
 @parametrize(("nll", "log_prob"), [(2.0, 30.0), ([1.0, 3.0], [20.0, 40.0]), (2.0, [20.0, 40.0]), ([1.0, 3.0], 30.0)])
 def test_elbo(nll: Any, log_prob: Any, device: torch.device) -> None:
     nll, log_prob = torch.tensor(nll, device=device), torch.tensor(log_prob, device=device)
-    assert elbo(nll, log_prob, 60).item() == 2.5
-    assert elbo(nll, log_prob, 60, kl_weight=0.5).item() == 2.25
-    assert elbo(nll, log_prob, 60, kl_weight=0).item() == 2.0
+    assert elbo_loss(nll, log_prob, 60).item() == 2.5
+    assert elbo_loss(nll, log_prob, 60, kl_weight=0.5).item() == 2.25
+    assert elbo_loss(nll, log_prob, 60, kl_weight=0).item() == 2.0
 
 
 @parametrize(
@@ -41,7 +41,7 @@ def test_elbo(nll: Any, log_prob: Any, device: torch.device) -> None:
 )
 def test_bad_losses(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        elbo(*arguments, 10)
+        elbo_loss(*arguments, 10)
 
 
 @parametrize(
@@ -57,7 +57,7 @@ def test_bad_losses(arguments: Any, error: type[Exception], message: str) -> Non
 )
 def test_bad_weights(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        elbo(torch.ones(()), torch.ones(()), *arguments)
+        elbo_loss(torch.ones(()), torch.ones(()), *arguments)
 
 
 def by_definition(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,11 +78,11 @@ def test_against_the_definitions(dtype: torch.dtype, device: torch.device) -> No
 
 
 def test_extremes(device: torch.device) -> None:
-    sure = torch.tensor([[1e4, 0.0, -1e4]], device=device)
-    split = torch.stack([sure[0], sure[0].flip(0)])
+    sure = torch.tensor([[[1e4, 0.0, -1e4]]], device=device)
+    split = torch.cat([sure, sure.flip(-1)])
     for logits, entropy, information in (
         (sure, 0.0, 0.0),
-        (torch.zeros(4, 3, device=device), math.log(3), 0.0),
+        (torch.zeros(4, 1, 3, device=device), math.log(3), 0.0),
         (split, math.log(2), math.log(2)),
         (split * torch.inf, math.nan, math.nan),
     ):
@@ -93,20 +93,20 @@ def test_extremes(device: torch.device) -> None:
 def test_small_information(device: torch.device) -> None:
     """For nearly equal samples p (1 - p) / 2 times the variance of their logits: 1.25e-9, of which a difference of
     entropies around 0.7 would keep nothing in float32. A rounding of log p, 6e-8, is 1e-3 of a ratio of 5e-5."""
-    logits = torch.tensor([[0.0, 1e-4], [0.0, -1e-4]], device=device)
+    logits = torch.tensor([[[0.0, 1e-4]], [[0.0, -1e-4]]], device=device)
     assert mutual_information(logits).item() == pytest.approx(1.25e-9, rel=1e-2)
 
 
 def test_a_class_that_cannot_be(device: torch.device) -> None:
     """Masked by -inf, in some samples or in all: no part of the sum, and no NaN in the gradients."""
-    logits = torch.tensor([[1.0, 2.0, -torch.inf, -torch.inf], [0.5, 0.1, 0.0, -torch.inf]], device=device)
+    logits = torch.tensor([[[1.0, 2.0, -torch.inf, -torch.inf]], [[0.5, 0.1, 0.0, -torch.inf]]], device=device)
     logits.requires_grad_()
     expected = by_definition(logits.detach())
     for measure, value in zip((predictive_entropy, mutual_information), expected):
         ours = measure(logits)
         assert ours.item() == pytest.approx(value.item(), abs=1e-6)
         (grad,) = torch.autograd.grad(ours, logits)
-        assert grad.isfinite().all() and grad[:, :2].all()
+        assert grad.isfinite().all() and grad[..., :2].all()
 
 
 @parametrize("measure", [predictive_entropy, mutual_information])
@@ -115,9 +115,10 @@ def test_a_class_that_cannot_be(device: torch.device) -> None:
     [
         ([1.0], TypeError, "logits: expected a tensor"),
         (torch.ones(2, 3, dtype=torch.int64), TypeError, "logits: expected a floating dtype, got torch.int64"),
-        (torch.ones(3), ValueError, r"logits: expected shape \[num_samples, ..., classes\], got \[3\]"),
-        (torch.ones(0, 3), ValueError, r"logits: expected shape .* got \[0, 3\]"),
-        (torch.ones(3, 0), ValueError, r"logits: expected shape .* got \[3, 0\]"),
+        (torch.ones(3), ValueError, r"logits: expected shape \[S, N, C\], .* got \[3\]"),
+        (torch.ones(5, 3), ValueError, r"logits: .* got \[5, 3\]; write \[S, 1, C\] for one input, .* samples, not"),
+        (torch.ones(0, 2, 3), ValueError, r"logits: expected shape .* got \[0, 2, 3\]"),
+        (torch.ones(3, 2, 0), ValueError, r"logits: expected shape .* got \[3, 2, 0\]"),
     ],
 )
 def test_bad_logits(measure: Any, logits: Any, error: type[Exception], message: str) -> None:

@@ -37,7 +37,7 @@ def make_network() -> nn.Sequential:
 
 
 def names_of(bayesian: BayesianModule) -> list[str]:
-    return [name for name, _, _ in bayesian.gaussians()]
+    return [name for name, _, _ in bayesian.named_gaussians()]
 
 
 @parametrize(
@@ -80,7 +80,9 @@ def test_tied_weights(select: Any, expected: list[str], device: torch.device) ->
     assert sampled.again.weight is sampled.first.weight
     assert same_bits(output, sampled(inputs))
     assert bayesian.module.shared is bayesian.module.first
-    assert bayesian.module.first.weight is next(mu for name, mu, _ in bayesian.gaussians() if name == "first.weight")
+    assert bayesian.module.first.weight is next(
+        mu for name, mu, _ in bayesian.named_gaussians() if name == "first.weight"
+    )
 
 
 def test_a_tie_that_was_cut(device: torch.device) -> None:
@@ -151,7 +153,7 @@ class Foreign(nn.Module):
 )
 def test_bad_modules(module: Any, error: type[Exception], message: str, cpu: object) -> None:
     with pytest.raises(error, match=message):
-        BayesianModule(module)
+        BayesianModule(module, select=lambda name, parameter: True)
 
 
 @parametrize(
@@ -260,22 +262,52 @@ def test_a_weight_that_is_computed_by_a_hook(change: Callable[[nn.Module], objec
     assert (BayesianModule(prune.remove(plain, "weight")).module.weight == 0).sum() == 2
 
 
+def test_frozen_parameters_stay_plain() -> None:
+    """As of a LoRA model's base; select may name them."""
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    network[0].requires_grad_(False)
+    bayesian = BayesianModule(network)
+    assert names_of(bayesian) == ["1.weight", "1.bias"]
+    assert not bayesian.module[0].weight.requires_grad
+    assert names_of(BayesianModule(network, select=["0.weight"])) == ["0.weight"]
+    message = r"select: expected at least one parameter that requires a gradient, got none of \['0.weight'"
+    with pytest.raises(ValueError, match=message):
+        BayesianModule(network.requires_grad_(False))
+
+
+def test_without_a_copy() -> None:
+    """The module's own parameters are mu, in their memory; what is frozen has no second copy anywhere."""
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    network[0].requires_grad_(False)
+    parameters = list(network.parameters())
+    bayesian = BayesianModule(network, copy=False, rho_init=-1.0)
+    assert bayesian.module is network
+    assert [mu for _, mu, _ in bayesian.named_gaussians()] == parameters[2:]
+    bayesian(torch.ones(1, 3))[0].sum().backward()
+    assert parameters[2].grad is not None and parameters[0].grad is None
+    assert all(map(lambda ours, own: ours is own, network.parameters(), parameters))
+    with pytest.raises(ValueError, match="reset_parameters: expected False with copy=False"):
+        BayesianModule(network, copy=False, reset_parameters=True)
+
+
 def test_a_rho_out_of_range(cpu: object) -> None:
     with pytest.raises(ValueError, match=r"rho_init of 0.weight: expected a number in the range of torch.float16, got"):
         BayesianModule(make_network().half(), rho_init=-1e6)
 
 
-def test_fresh_weights() -> None:
+def test_reset_parameters() -> None:
     """Selected submodules draw anew, and attention by its own way; the module that was given keeps its weights."""
     network = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "last": nn.Linear(4, 2)})
     for parameter in network.parameters():
         nn.init.constant_(parameter, 0.5)
-    bayesian = BayesianModule(network, select=lambda name, _: "last" not in name, fresh=True)
+    bayesian = BayesianModule(network, select=lambda name, _: "last" not in name, reset_parameters=True)
     assert all((parameter == 0.5).all() for parameter in [*network.parameters(), *bayesian.module["last"].parameters()])
     assert bayesian.module["attention"].in_proj_weight.unique().numel() > 1
     assert not bayesian.module["attention"].out_proj.bias.any()  # attention sets it after its layer has drawn it
-    with pytest.raises(ValueError, match=r"fresh: ParameterList 'held', which holds held.0, has no reset_parameters"):
-        BayesianModule(Holder(torch.ones(2)), fresh=True)
+    with pytest.raises(
+        ValueError, match=r"reset_parameters: ParameterList 'held', which holds held.0, has no reset_parameters"
+    ):
+        BayesianModule(Holder(torch.ones(2)), reset_parameters=True)
 
 
 @parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -284,7 +316,7 @@ def test_relative_rho(dtype: torch.dtype, device: torch.device) -> None:
     weight = torch.tensor([1e-9, -1e-4, 0.3, -2.0, 500.0], dtype=dtype, device=device)
     layer = Holder(weight)
     bayesian = BayesianModule(layer, rho_init=relative_rho(0.1, smallest=1e-12))
-    ((_, _, rho),) = bayesian.gaussians()
+    ((_, _, rho),) = bayesian.named_gaussians()
     expected = (0.1 * weight.double().abs()).clamp(min=1e-12)
     ours = nn.functional.softplus(rho.double(), threshold=60)
     bound = 4 * torch.finfo(dtype).eps * rho.double().abs().clamp(min=1) * expected.clamp(max=1) + 1e-7 * expected

@@ -101,7 +101,7 @@ def wholes(num_keys: int, scores: Scores) -> None:
     log_prob = bnn(torch.zeros(1, 7), key=keys_for(num_keys, 22))[1].double()
     parts = [
         Case(name, (mu.detach().flatten(), rho.detach().flatten(), torch.tensor([0.0]), torch.tensor([0.3])))
-        for name, mu, rho in bnn.gaussians()
+        for name, mu, rho in bnn.named_gaussians()
     ]
     variance = sum(part.theory()["log_prob"].variance.sum() for part in parts)
     kl = sum(part.closed_form()[0] for part in parts)

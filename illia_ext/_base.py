@@ -1,0 +1,192 @@
+"""What a BayesianModule is apart from its Gaussians: on guard while samples stand in it, and frozen to a key or not."""
+
+import functools
+import gc
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.compiler import is_compiling
+from torch.nn.parallel import DistributedDataParallel
+
+from illia_ext._in_place import Targets, Turns, kept_tensors
+from illia_ext.random import draw_key, split
+
+__all__ = ["GuardedModule", "with_signature"]
+
+
+@functools.cache
+def with_signature(base: type, module: type) -> Any:
+    """A subclass of `base` whose forward shows the arguments of that of `module`, as trainers and editors read them."""
+    own = inspect.signature(base.forward).parameters  # type: ignore[attr-defined]
+    wrapped = inspect.signature(module.forward).parameters  # type: ignore[attr-defined]
+    options = [own[name] for name in ("num_samples", "key") if name not in wrapped]
+    rest = [p for p in wrapped.values() if p.kind is p.VAR_KEYWORD]
+    arguments = [*(p for p in wrapped.values() if p not in rest), *options, *rest]
+    plain: Any = base.forward  # type: ignore[attr-defined]
+    forward = FunctionType(plain.__code__, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__)
+    forward.__kwdefaults__, forward.__doc__ = plain.__kwdefaults__, plain.__doc__
+    forward.__qualname__, forward.__module__ = plain.__qualname__, plain.__module__
+    forward.__signature__ = inspect.Signature(arguments, return_annotation=tuple[Any, Tensor])  # type: ignore
+    members = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__}
+    return type(base.__name__, (base,), {**members, "_made_for": (base, module), "__doc__": base.__doc__})
+
+
+def _new(base: type, module: type) -> Any:
+    kind = with_signature(base, module)
+    return kind.__new__(kind)
+
+
+class GuardedModule(nn.Module):
+    """Draws by `frozen_key` while `frozen`; both are kept in the state_dict, as extra state.
+
+    `_call` is the method in the course of which samples stand in the places of parameters; see `Turns`.
+    """
+
+    module: nn.Module
+    frozen_key: Tensor
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._turns = Turns()
+        self._targets: Targets = []
+        self._looked_in: set[bool] = set()
+        self._knows_processes = False
+        # of a fixed size, and written in place, as DDP and AveragedModel expect of buffers
+        device = torch.device("cpu") if device.type == "meta" else device
+        self.register_buffer("frozen_key", torch.zeros(2, dtype=torch.int64, device=device), persistent=False)
+        self.frozen = False
+
+    def _check_turn(self, what: str) -> None:
+        """Before mu is read, in whose places a sample stands within a call or block, or since an interrupted one."""
+        if is_compiling() or not self._turns.owners:
+            return
+        self._turns.wait(what)
+        if not self._turns.owners:
+            return
+        frame: Any = inspect.currentframe()
+        while frame := frame.f_back:
+            if frame.f_code is self._call.__func__.__code__ and frame.f_locals["self"] is self:  # type: ignore
+                raise RuntimeError("module: calls its own BayesianModule, while a sample stands in its weights")
+        self._turns.take_away()
+
+    @contextmanager
+    def mu_in_place(self, what: str) -> Iterator[None]:
+        """For methods of nn.Module that read or write the parameters where they are."""
+        with self._turns():
+            self._check_turn(what)
+            yield
+
+    @contextmanager
+    def _look_for_caches(self) -> Iterator[None]:
+        """Once in training and once in evaluation: tensors that the modules with Gaussian weights keep."""
+        if self.module.training in self._looked_in:
+            yield
+            return
+        before = dict(kept_tensors(self.module, self._targets))
+        yield
+        self._looked_in.add(self.module.training)
+        for place in {place for tensor, place in kept_tensors(self.module, self._targets) if tensor not in before}:
+            warnings.warn(
+                f"{place}: the module keeps a tensor of this call. If it is made of a weight and used again, later "
+                "samples and mean_forward get this sample's: clear it before each call",
+                stacklevel=2,
+            )
+
+    def _check_processes(self, rho: Tensor) -> None:
+        """A block belongs where parameters are whole and gradients are reduced: warns once."""
+        if hasattr(rho, "device_mesh"):
+            raise RuntimeError(
+                "sampled: the parameters are sharded; open the block where FSDP2 holds them whole, in a method given "
+                "to register_fsdp_forward_method"
+            )
+        if is_compiling() or self._knows_processes:
+            return
+        if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+            return
+        self._knows_processes = True
+        fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+        sharded = [each for each in gc.get_objects() if issubclass(type(each), fsdp.FSDPModule)] if fsdp else []
+        if any(self in module.modules() for module in sharded) or DistributedDataParallel._get_active_ddp_module():
+            return
+        warnings.warn(
+            "sampled: no forward pass of DistributedDataParallel is active, so gradients stay on this rank; open the "
+            "block in the forward of the module that it wraps",
+            stacklevel=4,
+        )
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of every nn.Module; inside `sampled()` too, they are mu and rho."""
+        mus = self._turns.originals()
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            yield name, mus.get(id(parameter), parameter)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of every nn.Module; refused inside `sampled()`."""
+        with self.mu_in_place("state_dict"):
+            return super().state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with self.mu_in_place("load_state_dict"):
+            super()._load_from_state_dict(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        with self.mu_in_place("deepcopy and pickle"):
+            reduced = super().__reduce_ex__(protocol)
+        # a class that is made for a module is made again
+        return (_new, vars(type(self))["_made_for"], *reduced[2:]) if "_made_for" in vars(type(self)) else reduced
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GuardedModule":
+        """The key keeps its value, which the meta device has no place for and to_empty leaves unset."""
+        key = self.frozen_key
+        with self.mu_in_place("to"):
+            super()._apply(fn, recurse)
+        if self.frozen_key.is_meta:
+            self.frozen_key = key
+        else:
+            self.frozen_key.copy_(key)
+        return self
+
+    def _nested(self) -> list["GuardedModule"]:
+        return [part for part in self.modules() if part is not self and isinstance(part, GuardedModule)]
+
+    def freeze(self, key: Tensor | None = None) -> None:
+        """Every call gives the sample of one key from now on, until `unfreeze`; kept in the state_dict.
+
+        Those inside are frozen too, number i of them to `fold_in(key, i)`.
+
+        Args:
+            key: [2]; None draws one from torch's generator.
+        """
+        if key is None:
+            key = draw_key(device=self.frozen_key.device)
+        nested = self._nested()
+        keys = split(key, len(nested))
+        if key.shape != (2,):
+            raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
+        for part, part_key in zip([self, *nested], [key, *keys]):
+            with part.mu_in_place("freeze"):
+                part.frozen_key.copy_(part_key)
+                part.frozen = True
+
+    def unfreeze(self) -> None:
+        """Every call draws again."""
+        for part in [self, *self._nested()]:
+            part.frozen = False
+
+    def get_extra_state(self) -> Tensor:
+        """[3], int64: whether the weights are frozen, and the key's two words; of one shape, frozen or not."""
+        return torch.cat([self.frozen_key.new_full([1], self.frozen), self.frozen_key])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if not state.is_meta:  # which has no values
+            self.frozen_key.copy_(state[1:])
+            self.frozen = bool(state[0])
