@@ -89,10 +89,9 @@ class BayesianModule(GuardedModule):
 
     Functions of a parameter are given it detached: `mu_prior=lambda name, weight: weight` is a fixed prior. FSDP2's
     `fully_shard` takes the BayesianModule as a whole, no part of it; methods beside forward need
-    `register_fsdp_forward_method`. Parts with Gaussian weights may be checkpointed inside `sampled()`, other parts always.
-    The row `padding_idx` of an embedding is no weight: it is neither drawn nor counted, and stays as it is in mu, also
-    for a layer that is tied to the embedding. To compile calls with several samples use `bnn.module.compile()`: one graph
-    for any number of them.
+    `register_fsdp_forward_method`. Parts with Gaussian weights may be checkpointed inside `sampled()`, other parts
+    always. The row `padding_idx` of an embedding is no weight: it is neither drawn nor counted, and stays as it is in
+    mu, also for a layer that is tied to it. To compile several samples use `bnn.module.compile()`: one graph for all.
 
     Raises:
         TypeError: no nn.Module, or one by TorchScript; a parameter that is not float32, float64, float16 or bfloat16;
