@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.compiler import is_compiling
 from torch.nn.parallel import DistributedDataParallel
 
-from illia_ext._in_place import Targets, Turns, kept_tensors
+from illia_ext._in_place import Turns, kept_tensors
 from illia_ext.random import draw_key, split
 
 __all__ = ["GuardedModule", "with_signature"]
@@ -55,7 +55,7 @@ class GuardedModule(nn.Module):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._turns = Turns()
-        self._targets: Targets = []
+        self._targets: list[tuple[tuple[str, ...], list[tuple[str, int]]]] = []
         self._looked_in: set[bool] = set()
         self._knows_processes = False
         # of a fixed size, and written in place, as DDP and AveragedModel expect of buffers

@@ -143,7 +143,6 @@ class BayesianModule(GuardedModule):
         self._ties = [(alias, places([alias]), i) for alias, i in ties]
         # where samples go: a module that stands at two places is given its weights once
         index = {alias: i for i, aliases in enumerate(names.values()) for alias in aliases}
-        self._targets: list[tuple[tuple[str, ...], list[tuple[str, int]]]] = []
         for path, part in self.module.named_modules():
             prefix = f"{path}." if path else ""
             here = [(leaf, index[prefix + leaf]) for leaf, _ in part._parameters.items() if prefix + leaf in index]
@@ -178,7 +177,7 @@ class BayesianModule(GuardedModule):
             raise
         for tensor, (alias, _, i) in zip(tied, self._ties):
             if tensor is not mus[i]:
-                message = f"expected the parameter module.{self._names[i]}, to which it was tied, got another"
+                message = f"expected to be tied to module.{self._names[i]}, got another parameter"
                 raise RuntimeError(
                     f"module.{alias}: {message}; tie them again, also after load_state_dict(assign=True)"
                 )
