@@ -23,13 +23,17 @@ __all__ = ["GuardedModule", "with_signature"]
 
 @functools.cache
 def with_signature(base: type, module: type) -> Any:
-    """A subclass of `base` whose forward shows the arguments of that of `module`, as trainers and editors read them."""
-    own = inspect.signature(base.forward).parameters  # type: ignore[attr-defined]
-    wrapped = inspect.signature(module.forward).parameters  # type: ignore[attr-defined]
-    options = [own[name] for name in ("num_samples", "key") if name not in wrapped]
-    rest = [p for p in wrapped.values() if p.kind is p.VAR_KEYWORD]
-    arguments = [*(p for p in wrapped.values() if p not in rest), *options, *rest]
-    plain: Any = base.forward  # type: ignore[attr-defined]
+    """A subclass of `base` whose forward shows the arguments of that of `module`, as trainers and editors read them.
+
+    `base` itself where the latter is no function, or one whose arguments are not known.
+    """
+    plain, wrapped = inspect.getattr_static(base, "forward"), inspect.getattr_static(module, "forward", None)
+    if not isinstance(wrapped, FunctionType):
+        return base
+    own, shown = inspect.signature(plain).parameters, inspect.signature(wrapped).parameters
+    options = [own[name] for name in ("num_samples", "key") if name not in shown]
+    rest = [p for p in shown.values() if p.kind is p.VAR_KEYWORD]
+    arguments = [*(p for p in shown.values() if p not in rest), *options, *rest]
     forward = FunctionType(plain.__code__, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__)
     forward.__kwdefaults__, forward.__doc__ = plain.__kwdefaults__, plain.__doc__
     forward.__qualname__, forward.__module__ = plain.__qualname__, plain.__module__

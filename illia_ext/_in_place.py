@@ -1,6 +1,7 @@
 """The tensors of a module by their places, and samples that stand in the places of its parameters for a while."""
 
 import copy
+import inspect
 import os
 import threading
 import weakref
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
 from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils import checkpoint
 
 from illia_ext._contents import reach
 
@@ -92,6 +94,10 @@ def look_up(root: nn.Module, places: Places, parametrized: bool = False) -> list
     return tensors
 
 
+class Token:
+    """Something to refer to weakly."""
+
+
 class Turns:
     """`with turns():` a thread is alone with a module, in which its samples may stand; a copy has turns of its own."""
 
@@ -102,8 +108,23 @@ class Turns:
         self.ended = threading.Condition(self.lock)  # notified when a block ends
         self.owners: list[_Owner] = []  # the modules in which samples stand, put there by this thread:
         self.thread = 0
-        self.is_block = False  # whether they stand there until a block ends, and not for a call
+        self.block: weakref.ref[Any] | None = None  # a token that lives as long as the block whose samples they are
         Turns.instances.add(self)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Turns":
+        """Those of a module that is not copied, which several BayesianModules may hold."""
+        return _shared.setdefault(module, cls())
+
+    @property
+    def is_block(self) -> bool:
+        return self.block is not None and self.block() is not None
+
+    def begin_block(self) -> object:
+        """Returns a token for the block to hold; should it end without its end, by an interruption, so does that."""
+        token = Token()
+        self.thread, self.block = threading.get_ident(), weakref.ref(token)
+        return token
 
     def __call__(self) -> AbstractContextManager[Any]:
         return nullcontext() if is_compiling() else self.lock  # a compiled program moves no parameter
@@ -122,14 +143,16 @@ class Turns:
                     f"{what}: refused while `sampled()` holds a sample in bnn.module; use bnn.module there, or end the "
                     "block first"
                 )
-            self.ended.wait()
+            self.ended.wait(timeout=0.1)
 
     def end_block(self) -> None:
         """By any thread: a generator may go on in another one."""
         with self.lock:
-            self.take_away()
-            self.is_block = False
-            self.ended.notify_all()
+            try:
+                self.take_away()
+            finally:
+                self.block = None
+                self.ended.notify_all()
 
     def originals(self) -> dict[int, Any]:
         """In a block, by the identity of each sample, the parameter in whose place it stands."""
@@ -151,12 +174,15 @@ class Turns:
             raise
 
 
+_shared: "weakref.WeakKeyDictionary[nn.Module, Turns]" = weakref.WeakKeyDictionary()
+
+
 def _after_fork() -> None:
     """A child has no thread that would end its turn: it ends here, and the samples that it has put in place go."""
     for turns in list(Turns.instances):
         if turns.thread != threading.get_ident():
             turns.take_away()
-            turns.is_block = False
+            turns.block = None
         if turns.lock.acquire(blocking=False):  # free, or of the thread that forks
             turns.lock.release()
         else:
@@ -168,23 +194,25 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class Watch:
-    """Notices a checkpointed part that reads a sample. Backward computes it again, when mu may stand there instead.
+    """Notices checkpointed parts that read a sample. Backward computes these again, when mu may stand there instead.
 
-    After a call that is so, and the part is refused. In a block, backward may run first: then nothing is owed.
+    After a call that is so, and the part is refused. In a block backward may come first: `owed` names what it left.
     """
 
     def __init__(self, is_block: bool = False) -> None:
-        self.is_block, self.owed = is_block, ""
+        self.is_block = is_block
+        self._parts: dict[int, tuple[weakref.ref[Any], str]] = {}
         self.is_recorded = torch.is_grad_enabled()
         self.outer_hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
 
-    def pay(self) -> None:
-        self.owed = ""
-
-    def notice(self, path: tuple[str, ...], leaf: str) -> None:
+    def look(self, path: tuple[str, ...], leaf: str) -> None:
+        """The weight `leaf` of the module at `path` is read."""
+        part = self._checkpoint()
+        if part is None:
+            return
         name = ".".join(["module", *path, leaf])
         if self.is_block:
-            self.owed = name
+            self._parts[id(part)] = weakref.ref(part), name
             return
         raise RuntimeError(
             f"{name}: a checkpointed part reads this Gaussian weight, and backward would compute the part again with "
@@ -194,23 +222,48 @@ class Watch:
             "forward, pass it the weight as an argument"
         )
 
-    def sees_checkpoint(self) -> bool:
+    def _checkpoint(self) -> Any:
+        """What stands for the checkpointed part that is being computed for the first time; None outside of one."""
         if is_compiling() or not self.is_recorded:  # Dynamo looks here, also where it calls this while it traces
-            return False
+            return None
         # use_reentrant=True is an autograd.Function, in whose forward both modes are off; no_grad leaves the second on
         if not torch.is_grad_enabled():
-            return not torch._C._is_fwd_grad_enabled() and not torch.is_inference_mode_enabled()
+            if torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled():
+                return None
+            frame: Any = inspect.currentframe()
+            while frame := frame.f_back:
+                for value in frame.f_locals.values():
+                    if isinstance(value, torch.autograd.function.BackwardCFunction):
+                        return value
+            return self
         # use_reentrant=False works by hooks on saved tensors, under which others may lie
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
         if hooks is None or hooks == self.outer_hooks:
-            return False
-        if hooks[0].__module__ == "torch.utils.checkpoint":
-            return True
+            return None
+        if hooks[0].__module__ == checkpoint.__name__:
+            held = [cell.cell_contents for cell in hooks[0].__closure__ or ()]
+            return next((value for value in held if isinstance(value, checkpoint._CheckpointFrame)), None)
         torch._C._autograd._pop_saved_tensors_default_hooks()
         try:
-            return self.sees_checkpoint()
+            return self._checkpoint()
         finally:
             torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
+
+    def owed(self) -> str:
+        """A weight that a part has read which backward may still compute again; empty if there is none.
+
+        A part of use_reentrant=False goes with the tensors of its graph, the node of the other kind only frees them.
+        """
+        for reference, name in self._parts.values():
+            part = reference()
+            if isinstance(part, checkpoint.CheckpointFunction._backward_cls):
+                try:
+                    part = part.saved_tensors or None
+                except RuntimeError:
+                    part = None
+            if part is not None:
+                return name
+        return ""
 
 
 class _Parameters(dict[str, Any]):
@@ -223,12 +276,11 @@ class _Parameters(dict[str, Any]):
         self._samples, self._path, self._watch = samples, path, watch
 
     def _look(self) -> None:
-        if self._watch.sees_checkpoint():
-            self._watch.notice(self._path, next(iter(self._samples)))
+        self._watch.look(self._path, next(iter(self._samples)))
 
     def __getitem__(self, leaf: str) -> Any:
-        if leaf in self._samples and self._watch.sees_checkpoint():
-            self._watch.notice(self._path, leaf)
+        if leaf in self._samples:
+            self._watch.look(self._path, leaf)
         return dict.__getitem__(self, leaf)
 
     def get(self, leaf: str, default: Any = None) -> Any:
@@ -275,9 +327,7 @@ class _Owner:
             vars(self.module)["_parameters"] = table
             return
         leaf = self.leaves[0][0]
-        self.scripted._forward_pre_hooks[id(self)] = lambda *_: (
-            watch.notice(self.path, leaf) if watch.sees_checkpoint() else None
-        )
+        self.scripted._forward_pre_hooks[id(self)] = lambda *_: watch.look(self.path, leaf)
         for leaf, sample in here.items():
             self.parameters[leaf] = sample
 
@@ -304,12 +354,20 @@ def put_in_place(turns: Turns, root: nn.Module, targets: Targets, samples: Seque
 
 
 def kept_tensors(root: nn.Module, targets: Targets) -> Iterator[tuple[Tensor, str]]:
-    """Tensors in plain attributes of the modules that have Gaussian weights, and where they are."""
-    for path, _ in targets:
-        for name, value in vars(_owner(root, path)).items():
-            if name not in ("_parameters", "_buffers", "_modules", *FLAT_WEIGHTS):
-                where = ".".join(["module", *path, name])
-                yield from ((item, where) for item in reach(value) if isinstance(item, Tensor))
+    """Tensors in attributes and buffers that may be made of Gaussian weights, and where they are.
+
+    Of the modules that have such weights all tensors, of others those that require a gradient.
+    """
+    owners = {path for path, _ in targets}
+    for path, part in root.named_modules():
+        own = {name: value for name, value in vars(part).items() if name not in ("_parameters", "_buffers", "_modules")}
+        is_owner = (tuple(path.split(".")) if path else ()) in owners
+        for name, value in {**own, **part._buffers}.items():
+            if name not in FLAT_WEIGHTS:
+                tensors = [
+                    item for item in reach(value) if isinstance(item, Tensor) and (is_owner or item.requires_grad)
+                ]
+                yield from ((tensor, f"module.{path}.{name}".replace("..", ".")) for tensor in tensors)
 
 
 @contextmanager

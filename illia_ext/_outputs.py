@@ -1,7 +1,7 @@
 """The outputs of a module for several samples of its weights, in one."""
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,16 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from illia_ext._contents import reach
 
-__all__ = ["PLAIN_VALUES", "PerSample", "join_samples", "mean", "refuse_lazy"]
+__all__ = ["PLAIN_VALUES", "PerSample", "Prediction", "join_samples", "mean", "refuse_lazy"]
 
 PLAIN_VALUES = (type(None), bool, int, float, str)
+
+
+class Prediction(NamedTuple):
+    """The outputs for each sample of the weights, [S, ...], and their mean."""
+
+    mean: Any
+    samples: Any
 
 
 class PerSample(tuple[Any, ...]):

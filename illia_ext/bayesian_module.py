@@ -3,16 +3,18 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.nn.utils import parametrize
 
 from illia_ext import functional
 from illia_ext._base import GuardedModule, with_signature
 from illia_ext._expose import is_watched
 from illia_ext._in_place import (
+    Turns,
     Watch,
     deep_copy,
     look_up,
@@ -21,7 +23,7 @@ from illia_ext._in_place import (
     put_in_place,
     tree,
 )
-from illia_ext._outputs import join_samples, mean, refuse_lazy
+from illia_ext._outputs import Prediction, join_samples, mean, refuse_lazy
 from illia_ext._vmap import at_once
 from illia_ext.distributions import DistributionModule
 from illia_ext.foreach import Apart
@@ -44,19 +46,7 @@ __all__ = ["BayesianModule", "Prediction"]
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _TRANSFORM = "transform of predict"  # no argument of a module has this name
 
-
-def _identity(output: Any) -> Any:
-    return output
-
-
 _BY_POSITION = "an argument `key` or `num_samples` of the module's own goes by position"
-
-
-class Prediction(NamedTuple):
-    """The outputs for each sample of the weights, [S, ...], and their mean."""
-
-    mean: Any
-    samples: Any
 
 
 class BayesianModule(GuardedModule):
@@ -137,6 +127,8 @@ class BayesianModule(GuardedModule):
         super().__init__(look_up(module, places([next(iter(names))]))[0].device)
         self.chunk_size = chunk_size
         self.module = deep_copy(module) if copy else module
+        if not copy:
+            self._turns = Turns.of(module)
         self._names = list(names)
         self._weights = places(names)
         ties = [(alias, i) for i, aliases in enumerate(names.values()) for alias in aliases[1:]]
@@ -163,7 +155,9 @@ class BayesianModule(GuardedModule):
                 self.register_buffer(argument, prior)
             else:
                 self.add_module(argument, tree(prior))
-        self.__class__ = with_signature(type(self), type(self.module))  # type: ignore
+        if type(self).forward is BayesianModule.forward and "forward" not in vars(self.module):
+            kind = parametrize.type_before_parametrizations(self.module)
+            self.__class__ = with_signature(type(self), kind)  # type: ignore
 
     def _gaussians(self, what: str) -> tuple[list[Tensor], list[Tensor]]:
         """mu and rho as they are now: FSDP, torch.func or a user may have put other tensors in their places."""
@@ -256,16 +250,14 @@ class BayesianModule(GuardedModule):
         return key
 
     def _draw(
-        self, mus: list[Tensor], rhos: list[Tensor], key: Tensor, watch: Watch | None = None
+        self, mus: list[Tensor], rhos: list[Tensor], key: Tensor, is_repeatable: bool = False
     ) -> tuple[list[Tensor], Tensor]:
-        """With a watch, by a draw whose backward may run several times, and tells it."""
+        """`is_repeatable`: by a draw whose backward may run several times."""
         try:
             # the dtype said: under autocast the weights of norms stay as they are, other ops narrow theirs
             arguments, rows = self._without_padding(mus, rhos)
-            if watch is None:
-                x, log_prob = functional.foreach_gaussian_sample_and_log_prob(*arguments, key, rhos[0].dtype)
-            else:
-                x, log_prob = functional.repeatable_draw(*arguments, key, rhos[0].dtype, watch.pay)
+            draw = functional.repeatable_draw if is_repeatable else functional.foreach_gaussian_sample_and_log_prob
+            x, log_prob = draw(*arguments, key, rhos[0].dtype)
             return put_back(x, rows, len(mus)) if rows else x, log_prob
         except (RuntimeError, TypeError, ValueError):
             self._explain()
@@ -288,20 +280,22 @@ class BayesianModule(GuardedModule):
 
     @contextmanager
     def sampled(self, key: Tensor | None = None) -> Iterator[Tensor]:
-        """Inside the block, bnn.module is one sample of the weights: call it, its parts, its methods, or hand it over.
+        """Inside the block, bnn.module is one sample of the weights: call it, its parts, its methods, or pass it on.
 
             with bnn.sampled() as log_prob:
                 loss = criterion(bnn.module(inputs), targets)
                 elbo_loss(loss, log_prob, num_data).backward()
 
-        No weight is copied, and mu stands in its places again at the end, after an exception too. `bnn` stays the
-        distribution: its parameters() are mu and rho, zero_grad() and clipping see these. What would read or write mu
-        in its places is refused: bnn(x), state_dict, load_state_dict, to, deepcopy, pickle, kl_divergence, freeze.
-        Parts of bnn.module may be checkpointed, if backward runs inside the block; without checkpoints it may also run
-        later. log_prob may be used several times, as in micro-batches. Other threads wait until the block ends, which a
-        suspended generator puts off.
+        Nothing is copied, and the parameters are back in place at the end, after an exception too. `bnn` stays the
+        distribution: its parameters() are mu and rho, for zero_grad() and clipping (those of a module around it are the
+        sample). bnn(x), state_dict, load_state_dict, to, deepcopy, pickle, kl_divergence and freeze are refused. What
+        is lazy must be computed inside; what is set or loaded into bnn.module is lost.
 
-        Under DDP the block belongs into the forward of the module that DDP wraps, under FSDP2 into a method given to
+        Parts of bnn.module may be checkpointed, if backward runs inside the block; without checkpoints it may also run
+        later. log_prob may be used several times, as in micro-batches; where rho or a prior is parametrized, by
+        retain_graph=True. Other threads wait for the end of the block, which a suspended generator puts off.
+
+        Under DDP the block belongs in the forward of the module that DDP wraps, under FSDP2 in a method given to
         `register_fsdp_forward_method`: there parameters are whole and gradients are reduced.
 
         Args:
@@ -312,7 +306,7 @@ class BayesianModule(GuardedModule):
 
         Raises:
             RuntimeError: inside another block or call of this module; parameters that are sharded; at the end, if a
-                checkpointed part has read a weight and no backward pass followed.
+                checkpointed part has read a weight and has not been differentiated.
         """
         mus, rhos = self._gaussians("sampled")
         self._check_processes(rhos[0])
@@ -322,21 +316,22 @@ class BayesianModule(GuardedModule):
             with parameters_replaced(self.module, self._targets, weights):
                 yield log_prob
             return
+        weights, log_prob = self._draw(mus, rhos, key, is_repeatable=True)
         watch = Watch(is_block=True)
-        weights, log_prob = self._draw(mus, rhos, key, watch)
         with self._turns():
             self._check_turn("sampled")
-            self._turns.is_block = True
-            put_in_place(self._turns, self.module, self._targets, weights, watch)
-        with self._look_for_caches():
-            try:
+            token = self._turns.begin_block()
+        try:
+            with self._look_for_caches():
+                put_in_place(self._turns, self.module, self._targets, weights, watch)
                 yield log_prob
-            finally:
-                self._turns.end_block()
-        if watch.owed:
+        finally:
+            self._turns.end_block()
+            del token
+        if name := watch.owed():
             raise RuntimeError(
-                f"{watch.owed}: a checkpointed part has read this Gaussian weight, and no backward pass has run since; "
-                "run it inside the block: backward computes the part again, and then mu stands there"
+                f"{name}: a checkpointed part has read this Gaussian weight, and has not been differentiated inside "
+                "the block; run backward there, without retain_graph: later it would compute the part again with mu"
             )
 
     def forward(
@@ -363,7 +358,7 @@ class BayesianModule(GuardedModule):
         """
         mus, rhos = self._gaussians("bnn(x)")
         key = self._choose_key(num_samples, key, rhos[0])
-        call = partial(self._call, args, kwargs, kwargs.pop(_TRANSFORM, _identity))
+        call = partial(self._call, args, kwargs, kwargs.pop(_TRANSFORM, lambda output: output))
         if key.dim() != 2:
             weights, log_prob = self._draw(mus, rhos, key)
             output = call(weights)
@@ -419,7 +414,9 @@ class BayesianModule(GuardedModule):
             raise ValueError(f"key: expected shape [num_samples, 2], got {list(key.shape)}")
         if transform is not None and not callable(transform):
             raise TypeError(f"transform: expected a function of the module's output, got {transform!r}")
-        samples, _ = self(*args, num_samples=num_samples, key=key, **kwargs, **{_TRANSFORM: transform or _identity})
+        if transform is not None:
+            kwargs[_TRANSFORM] = transform
+        samples, _ = self(*args, num_samples=num_samples, key=key, **kwargs)
         return Prediction(mean(samples), samples)
 
     def mean_forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -439,13 +436,16 @@ class BayesianModule(GuardedModule):
             raise
 
     def extra_repr(self) -> str:
-        num_weights = sum(rho.numel() for rho in look_up(self.rho, self._weights, parametrized=True))
+        rhos = look_up(self.rho, self._weights, parametrized=True)
+        num_weights = sum(rho.numel() - (rho[0].numel() if i in self._padding else 0) for i, rho in enumerate(rhos))
         parts = [f"{len(self._names)} tensors of {num_weights:,} weights are Gaussian"]
         for name, prior in (("mu_prior", self.mu_prior), ("std_prior", self.std_prior)):
-            if isinstance(prior, Tensor) and not prior.is_meta:
-                parts.append(f"{name}={prior.item():g}")
+            if isinstance(prior, nn.Module):
+                parts.append(f"{name}: each weight's own")
+            elif prior.requires_grad or prior.is_meta:
+                parts.append(f"{name}: {'learned' if prior.requires_grad else 'unknown'}")
             else:
-                parts.append(f"{name} of each")
+                parts.append(f"{name}={prior.item():g}")
         return ", ".join(parts)
 
     def named_gaussians(self) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -475,7 +475,7 @@ class BayesianModule(GuardedModule):
         mus, _ = self._gaussians("param_groups")
         rhos = list(self.rho.parameters())  # of a parametrized rho, what it is computed from
         known = {id(parameter) for parameter in [*mus, *rhos]}
-        others = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        others = [each for each in self.parameters() if id(each) not in known and each.requires_grad]
         groups = ((mus, mu), (rhos, rho), (others, rest))
         return [dict(params=parameters, **(options or {})) for parameters, options in groups if parameters]
 

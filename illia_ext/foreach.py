@@ -198,13 +198,11 @@ class RepeatableDraw(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, lists: Any, key: Tensor, dtype: Any, note_backward: Callable[[], None], *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, lists: Any, key: Tensor, dtype: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         with below_autograd():
             x, log_prob = _sample_and_log_prob(*lists, key, dtype=dtype)
         ctx.set_materialize_grads(False)
-        ctx.lists, ctx.key, ctx.dtype, ctx.note_backward = lists, key, dtype, note_backward
+        ctx.lists, ctx.key, ctx.dtype = lists, key, dtype
         ctx.versions = [tensor._version for tensor in tensors]
         return *x, log_prob
 
@@ -216,11 +214,10 @@ class RepeatableDraw(torch.autograd.Function):
                 "mu, rho, mu_prior or std_prior has been changed in place, as by an optimizer's step, since the sample "
                 "was drawn; run backward before"
             )
-        ctx.note_backward()
         grad_x, grad_log_prob = [dense(grad) for grad in grads[:-1]], grads[-1]
-        wanted = ctx.needs_input_grad[4:]
+        wanted = ctx.needs_input_grad[3:]
         if any(wanted[2 * len(ctx.lists[0]) :]):
-            return *[None] * 4, *RepeatableDraw.draw_again(ctx, wanted, [*grad_x, grad_log_prob])
+            return *[None] * 3, *RepeatableDraw.draw_again(ctx, wanted, [*grad_x, grad_log_prob])
         mu, rho, *priors = ctx.lists
         keys = _move_keys(mu, ctx.key)
         found: list[Tensor | None] = [None] * len(tensors)
@@ -230,19 +227,19 @@ class RepeatableDraw(torch.autograd.Function):
             found[run], found[run.start + len(mu) : run.stop + len(mu)] = _apply_sample_and_log_prob_backward(
                 *arguments
             )
-        return *[None] * 4, *found
+        return *[None] * 3, *found
 
     @staticmethod
     def draw_again(ctx: Any, wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """With gradients to priors: what is rare is drawn again, by the op and its own derivatives."""
+        create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensors in ctx.lists for tensor in tensors]
-            remaining = iter(leaves)
-            lists = [list(islice(remaining, len(tensors))) for tensors in ctx.lists]
+            lists = [[tensor.view_as(tensor) for tensor in tensors] for tensors in ctx.lists]
             x, log_prob = sample_and_log_prob(*lists, ctx.key, dtype=ctx.dtype)
         outputs, given = zip(*((o, g) for o, g in zip([*x, log_prob], grads) if g is not None))
-        found = torch.autograd.grad(outputs, leaves, given, allow_unused=True)
-        return tuple(grad if is_wanted else None for grad, is_wanted in zip(found, wanted))
+        inputs = [tensor for tensor, is_wanted in zip([t for tensors in lists for t in tensors], wanted) if is_wanted]
+        found = iter(torch.autograd.grad(outputs, inputs, given, allow_unused=True, create_graph=create_graph))
+        return tuple(next(found) if is_wanted else None for is_wanted in wanted)
 
 
 sample_and_log_prob = composite(_sample_and_log_prob, _decomposed_sample_and_log_prob, _record_sample_and_log_prob)

@@ -14,7 +14,7 @@ tensors that do not fit together; the message names the argument and shows its v
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -267,9 +267,8 @@ def repeatable_draw(
     std_prior: Tensor | Sequence[Tensor],
     key: Tensor,
     dtype: torch.dtype,
-    note_backward: Callable[[], None],
 ) -> tuple[list[Tensor], Tensor]:
-    """`foreach_gaussian_sample_and_log_prob` whose backward may run several times, which it notes by a call each time.
+    """`foreach_gaussian_sample_and_log_prob` whose backward may run several times.
 
     A compiled program, a transform of torch.func and forward mode have the op itself.
     """
@@ -278,7 +277,7 @@ def repeatable_draw(
     lists = [list(mu), list(rho), _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)]
     try:
         *x, log_prob = foreach.RepeatableDraw.apply(
-            lists, key, dtype, note_backward, *[tensor for tensors in lists for tensor in tensors]
+            lists, key, dtype, *[tensor for tensors in lists for tensor in tensors]
         )
     except RuntimeError:
         _explain_each(mu=lists[0], rho=lists[1], mu_prior=lists[2], std_prior=lists[3], key=key)

@@ -3,8 +3,8 @@
 import copy
 import os
 import pickle
+import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -128,14 +128,63 @@ def test_checkpointed_parts(use_reentrant: bool, bayesian: BayesianModule, expec
     with bayesian.sampled(KEY) as log_prob:
         (bayesian.module.loss(inputs()) + log_prob / 10).backward()
     assert_close(grads(bayesian), expected)
-    message = r"module\.blocks\.\d\.0\.\w+: a checkpointed part has read this .*, and no backward pass has run since"
-    with pytest.raises(RuntimeError, match=message), bayesian.sampled(KEY):
-        bayesian.module.loss(inputs())
-    with pytest.raises(RuntimeError, match=message), bayesian.sampled(KEY):
-        bayesian.module.loss(inputs()).backward()
-        bayesian.module.loss(inputs())
+    message = r"module\.blocks\.\d\.0\.\w+: a checkpointed part has read this .*, and has not been differentiated"
+    for leave in UNPAID.values():
+        with pytest.raises(RuntimeError, match=message), bayesian.sampled(KEY) as log_prob:
+            kept = leave(bayesian, log_prob)
+        assert kept is not None
     bayesian.module.run = Network().run
     assert_mu_stands(bayesian, parameters)
+
+
+def differentiated_and_again(bayesian: BayesianModule, log_prob: Tensor) -> Tensor:
+    bayesian.module.loss(inputs()).backward()
+    return bayesian.module.loss(inputs())
+
+
+def two_micro_batches(bayesian: BayesianModule, log_prob: Tensor) -> Tensor:
+    first, second = bayesian.module.loss(inputs()), bayesian.module.loss(inputs())
+    first.backward()
+    return second
+
+
+def only_log_prob(bayesian: BayesianModule, log_prob: Tensor) -> Tensor:
+    loss = bayesian.module.loss(inputs())
+    log_prob.backward()
+    return loss
+
+
+def retained(bayesian: BayesianModule, log_prob: Tensor) -> Tensor:
+    loss = bayesian.module.loss(inputs())
+    loss.backward(retain_graph=True)
+    return loss
+
+
+UNPAID: dict[str, Callable[[BayesianModule, Tensor], Tensor]] = {
+    "no backward": lambda bayesian, _: bayesian.module.loss(inputs()),
+    "differentiated and again": differentiated_and_again,
+    "two micro-batches": two_micro_batches,
+    "log_prob alone": only_log_prob,
+    "retained": retained,
+}
+
+
+@parametrize("use_reentrant", [False, True])
+def test_what_is_owed_by_no_checkpoint(use_reentrant: bool, bayesian: BayesianModule) -> None:
+    """A part without gradients, one whose graph has gone, and one that autograd.grad has differentiated."""
+    run = partial(checkpoint, use_reentrant=use_reentrant)
+    block = bayesian.module.blocks[0]
+    with bayesian.sampled():
+        with torch.no_grad():
+            kept = [run(block, inputs())]
+        at = inputs()
+        if use_reentrant:
+            kept.append(run(block, at))
+            kept[-1].sum().backward()
+        else:
+            kept.append(torch.autograd.grad(run(block, at).sum(), at)[0])
+            run(block, at)  # dropped
+    assert len(kept) == 2
 
 
 @parametrize("learned", [False, True])
@@ -176,6 +225,74 @@ def test_a_step_before_backward_is_refused(bayesian: BayesianModule) -> None:
         bayesian.rho.head.bias.add_(1)
     with pytest.raises(RuntimeError, match="has been changed in place, as by an optimizer's step, since the sample"):
         loss.backward()
+
+
+@parametrize("prior", ["numbers", "learned"])
+def test_second_derivatives(prior: str, cpu: object) -> None:
+    """Of a penalty on gradients, as by a call."""
+    results = []
+    for by_block in (True, False):
+        torch.manual_seed(0)
+        value = nn.Parameter(torch.full((1,), 0.5, dtype=torch.float64)) if prior == "learned" else 0.5
+        bayesian = BayesianModule(nn.Sequential(nn.Linear(4, 3), nn.Tanh()).double(), 0.0, value, -1.0)
+
+        def penalised(output: Tensor, log_prob: Tensor, bayesian: BayesianModule = bayesian) -> Tensor:
+            loss = output.square().sum() + log_prob / 10
+            found = torch.autograd.grad(loss, list(bayesian.parameters()), create_graph=True)
+            return loss + sum(grad.square().sum() for grad in found)
+
+        if by_block:
+            with bayesian.sampled(KEY) as log_prob:
+                penalised(bayesian.module(inputs()), log_prob).backward()
+        else:
+            penalised(*bayesian(inputs(), key=KEY)).backward()
+        results.append(grads(bayesian))
+    assert_close(*results)
+
+
+def test_a_block_that_cannot_begin_is_none(cpu: object) -> None:
+    bayesian = BayesianModule(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)).double())
+    with nn.utils.parametrize.cached(), pytest.raises(RuntimeError, match=r"cached\(\)"), bayesian.sampled():
+        raise AssertionError
+    thread = threading.Thread(target=bayesian, args=(inputs(),), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    bayesian(inputs())
+
+
+def test_an_interrupted_block_is_none(cpu: object) -> None:
+    """At any line of the guard: afterwards the module has its parameters, and calls go on."""
+    bayesian = BayesianModule(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double(), rho_init=-1.0)
+    mean, parameters = bayesian.mean_forward(inputs()), list(bayesian.parameters())
+    lines = 0
+
+    def interrupt_at(place: int) -> Callable[..., Any]:
+        def trace(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal lines
+            if frame.f_code.co_filename.endswith(("_in_place.py", "bayesian_module.py")) and event == "line":
+                lines += 1
+                if lines == place:
+                    raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+    before = sys.gettrace()
+    for place in range(1, 5000):
+        lines = 0
+        sys.settrace(interrupt_at(place))
+        try:
+            with bayesian.sampled(KEY):
+                bayesian.module(inputs())
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        assert same_bits(bayesian.mean_forward(inputs()), mean), place
+        assert all(map(lambda a, b: a is b, bayesian.parameters(), parameters)), place
+    assert 30 < place < 4999
 
 
 REFUSED: dict[str, Callable[[BayesianModule], object]] = {
@@ -348,163 +465,3 @@ def test_traces(bayesian: BayesianModule) -> None:
     first, _ = drawing(inputs())
     torch.manual_seed(3)
     assert same_bits(first, linear(inputs())[0]) and not same_bits(drawing(inputs())[0], first)
-
-
-class Flow:
-    """A lazy output: it computes with the module's weights when it is asked."""
-
-    def __init__(self, mean: Callable[[Tensor], Tensor], context: Tensor) -> None:
-        self.mean, self.context = mean, context
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        return -(x - self.mean(self.context)).square().sum(-1)
-
-
-class Conditional(nn.Linear):
-    def forward(self, context: Tensor) -> Flow:  # type: ignore[override]
-        return Flow(super().forward, context)
-
-
-def test_lazy_outputs(cpu: object) -> None:
-    """Refused of a call; inside a block, and by a transform, they compute with the sample, and reach rho."""
-    torch.manual_seed(0)
-    bayesian = BayesianModule(Conditional(4, 2).double(), rho_init=-1.0)
-    y = torch.ones(6, 2, dtype=torch.float64)
-    with pytest.raises(TypeError, match=r"with mu in place of the sample. Compute inside `with bnn.sampled\(\):`"):
-        bayesian(inputs())
-    keys = make_keys((1, 2), (3, 4), device="cpu")
-    weights = [bayesian.sample_module(key) for key in keys]
-    expected = torch.stack([-(y - nn.functional.linear(inputs(), w.weight, w.bias)).square().sum(-1) for w in weights])
-    with bayesian.sampled(keys[0]):
-        log_prob = bayesian.module(inputs()).log_prob(y)
-        log_prob.sum().backward()
-    torch.testing.assert_close(log_prob, expected[0])
-    assert all(parameter.grad.all() for parameter in bayesian.parameters())
-    prediction = bayesian.predict(inputs(), key=keys, transform=lambda flow: flow.log_prob(y))
-    torch.testing.assert_close(prediction.samples, expected)
-    torch.testing.assert_close(prediction.mean, expected.mean(0))
-
-
-class Language(nn.Module):
-    """A tiny language model with a cache object in its output, and `generate`."""
-
-    class Output:
-        def __init__(self, logits: Tensor) -> None:
-            self.logits, self.cache = logits, [logits]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
-
-    def forward(self, tokens: Tensor) -> Any:
-        return self.Output(self.head(self.embedding(tokens).cumsum(-2).tanh()))
-
-    @torch.no_grad()
-    def generate(self, tokens: Tensor, length: int) -> Tensor:
-        for _ in range(length):
-            tokens = torch.cat([tokens, self(tokens).logits[:, -1:].argmax(-1)], -1)
-        return tokens
-
-
-def test_generate_and_transform_of_a_language_model(cpu: object) -> None:
-    torch.manual_seed(0)
-    bayesian = BayesianModule(Language().double(), rho_init=0.0)
-    tokens, keys = torch.tensor([[1, 2], [3, 4]]), make_keys((1, 2), (3, 4), (5, 6), device="cpu")
-    texts = []
-    for key in keys:
-        with bayesian.sampled(key):
-            texts.append(bayesian.module.generate(tokens, 8))
-        assert torch.equal(texts[-1], bayesian.sample_module(key).generate(tokens, 8))
-    assert len({tuple(text.flatten().tolist()) for text in texts}) == 3
-    prediction = bayesian.predict(tokens, key=keys, transform=lambda output: output.logits.softmax(-1))
-    expected = torch.stack([bayesian.sample_module(key)(tokens).logits.softmax(-1) for key in keys])
-    torch.testing.assert_close(prediction.mean, expected.mean(0))
-
-
-def test_predict_averages_probabilities(cpu: object) -> None:
-    """The softmax of the mean of logits is another number."""
-    torch.manual_seed(0)
-    bayesian = BayesianModule(nn.Linear(4, 3).double(), rho_init=1.0)
-    keys = make_keys(*((i, 0) for i in range(20)), device="cpu")
-    ours = bayesian.predict(inputs(), key=keys, transform=lambda logits: logits.softmax(-1)).mean
-    logits = bayesian.predict(inputs(), key=keys)
-    torch.testing.assert_close(ours, logits.samples.softmax(-1).mean(0))
-    assert (ours - logits.mean.softmax(-1)).abs().max() > 0.05
-    with pytest.raises(TypeError, match="transform: expected a function of the module's output, got 3"):
-        bayesian.predict(inputs(), transform=3)
-
-
-class Adapted(nn.Linear):
-    """A frozen layer with a low-rank adapter."""
-
-    def __init__(self) -> None:
-        super().__init__(32, 32)
-        self.requires_grad_(False)
-        self.a, self.b = nn.Parameter(torch.randn(2, 32) / 6), nn.Parameter(torch.zeros(32, 2))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return super().forward(inputs) + inputs @ self.a.T @ self.b.T
-
-
-@parametrize("use_reentrant", [False, True])
-def test_twenty_steps_of_adapters_under_activation_checkpointing(use_reentrant: bool, cpu: object) -> None:
-    """In place, without a copy of the base: the steps are those without checkpoints."""
-    results = []
-    data = torch.randn(16, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for run in (lambda layer, hidden: layer(hidden), partial(checkpoint, use_reentrant=use_reentrant)):
-        torch.manual_seed(0)
-        network = nn.ModuleList(Adapted() for _ in range(3)).double()
-        base = [layer.weight for layer in network]
-        bayesian = BayesianModule(network, copy=False, std_prior=0.3)
-        assert len(list(bayesian.rho.parameters())) == 6
-        optimizer = torch.optim.Adam(bayesian.param_groups(), lr=1e-2)
-        for _ in range(20):
-            with bayesian.sampled() as log_prob:
-                hidden = data.clone().requires_grad_()
-                for layer in bayesian.module:
-                    hidden = run(layer, hidden).tanh()
-                elbo_loss((hidden - data).square().mean(), log_prob, 1000).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        assert all(layer.weight is weight for layer, weight in zip(network, base))
-        results.append([parameter.detach() for parameter in bayesian.parameters()])
-    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)  # Adam divides by the root of small squares
-
-
-class Caching(nn.Linear):
-    """Keeps what it makes of its weight for later calls in evaluation, as LeViT keeps its attention biases."""
-
-    def __init__(self) -> None:
-        super().__init__(4, 4)
-        self.cache: dict[str, Tensor] = {}
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if self.training:
-            return inputs @ self.weight
-        if "bias" not in self.cache:
-            self.cache["bias"] = self.weight[:1]
-        return inputs + self.cache["bias"]
-
-
-@parametrize("by_block", [False, True])
-def test_caches_are_named_once(by_block: bool, cpu: object) -> None:
-    bayesian = BayesianModule(nn.Sequential(Caching(), nn.Linear(4, 2)))
-
-    def call() -> None:
-        if by_block:
-            with bayesian.sampled():
-                bayesian.module(torch.ones(1, 4))
-        else:
-            bayesian(torch.ones(1, 4))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        call()
-    bayesian.eval()
-    with pytest.warns(
-        UserWarning, match=r"module\.0\.cache: the module keeps a tensor of this call. .* clear it before"
-    ):
-        call()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        call()
