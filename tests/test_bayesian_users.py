@@ -207,6 +207,29 @@ class Caching(nn.Linear):
         return inputs + self.cache["bias"]
 
 
+class Remembering(nn.Module):
+    """Without weights of its own: it keeps what it makes of those inside, in an attribute or a buffer."""
+
+    def __init__(self, in_buffer: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        if in_buffer:
+            self.register_buffer("kept", None)
+        else:
+            self.kept = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.linear.weight.T
+        return inputs @ self.kept
+
+
+@parametrize("in_buffer", [False, True])
+def test_a_cache_of_a_part_of_another(in_buffer: bool, cpu: object) -> None:
+    with pytest.warns(UserWarning, match=r"module\.kept: the module keeps a tensor of this call"):
+        BayesianModule(Remembering(in_buffer))(torch.ones(1, 4))
+
+
 @parametrize("by_block", [False, True])
 def test_caches_are_named_once(by_block: bool, cpu: object) -> None:
     bayesian = BayesianModule(nn.Sequential(Caching(), nn.Linear(4, 2)))
