@@ -6,7 +6,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -87,12 +87,12 @@ class GuardedModule(nn.Module):
             self._check_turn(what)
             yield
 
-    @contextmanager
-    def _look_for_caches(self) -> Iterator[None]:
+    def _look_for_caches(self) -> AbstractContextManager[None]:
         """Once in training and once in evaluation: tensors that the modules with Gaussian weights keep."""
-        if self.module.training in self._looked_in:
-            yield
-            return
+        return nullcontext() if self.module.training in self._looked_in else self._looking_for_caches()
+
+    @contextmanager
+    def _looking_for_caches(self) -> Iterator[None]:
         before = dict(kept_tensors(self.module, self._targets))
         yield
         self._looked_in.add(self.module.training)

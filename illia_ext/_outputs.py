@@ -62,7 +62,7 @@ def mean(samples: Any) -> Any:
 
 def refuse_lazy(output: Any, mus: Collection[Tensor]) -> None:
     """An output that holds a module with Gaussian weights would compute with mu, when the samples have gone."""
-    if is_compiling():
+    if isinstance(output, Tensor) or is_compiling():
         return
     for item in reach([leaf for leaf in tree_leaves(output) if not isinstance(leaf, (Tensor, *PLAIN_VALUES))]):
         if isinstance(item, nn.Module) and not {id(mu) for mu in mus}.isdisjoint(map(id, item.parameters())):
