@@ -6,7 +6,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FunctionType
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.compiler import is_compiling
 from torch.nn.parallel import DistributedDataParallel
 
-from illia_ext._in_place import Turns, kept_tensors
+from illia_ext._in_place import Turns, are_taken, kept_tensors
 from illia_ext.random import draw_key, split
 
 __all__ = ["GuardedModule", "with_signature"]
@@ -69,16 +69,22 @@ class GuardedModule(nn.Module):
 
     def _check_turn(self, what: str) -> None:
         """Before mu is read, in whose places a sample stands within a call or block, or since an interrupted one."""
-        if is_compiling() or not self._turns.owners:
+        if is_compiling():
             return
-        self._turns.wait(what)
-        if not self._turns.owners:
-            return
-        frame: Any = inspect.currentframe()
-        while frame := frame.f_back:
-            if frame.f_code is self._call.__func__.__code__ and frame.f_locals["self"] is self:  # type: ignore
-                raise RuntimeError("module: calls its own BayesianModule, while a sample stands in its weights")
-        self._turns.take_away()
+        if self._turns.owners:
+            self._turns.wait(what)
+        if self._turns.owners:
+            frame: Any = inspect.currentframe()
+            while frame := frame.f_back:
+                if frame.f_code is self._call.__func__.__code__ and frame.f_locals["self"] is self:  # type: ignore
+                    raise RuntimeError("module: calls its own BayesianModule, while a sample stands in its weights")
+            self._turns.take_away()
+        with suppress(KeyError):  # a part that has gone, which others name
+            if are_taken(self.module, self._targets):
+                raise RuntimeError(
+                    f"{what}: refused while another BayesianModule over the same weights holds a sample in them; "
+                    "convert a module once, or copy it"
+                )
 
     @contextmanager
     def mu_in_place(self, what: str) -> Iterator[None]:

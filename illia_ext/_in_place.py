@@ -24,6 +24,7 @@ __all__ = [
     "Targets",
     "Turns",
     "Watch",
+    "are_taken",
     "deep_copy",
     "kept_tensors",
     "look_up",
@@ -204,6 +205,7 @@ class Watch:
         self._parts: dict[int, tuple[weakref.ref[Any], str]] = {}
         self.is_recorded = torch.is_grad_enabled()
         self.outer_hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        self.outer_nodes = [] if torch._C._is_fwd_grad_enabled() else _function_nodes()
 
     def look(self, path: tuple[str, ...], leaf: str) -> None:
         """The weight `leaf` of the module at `path` is read."""
@@ -224,18 +226,13 @@ class Watch:
 
     def _checkpoint(self) -> Any:
         """What stands for the checkpointed part that is being computed for the first time; None outside of one."""
-        if is_compiling() or not self.is_recorded:  # Dynamo looks here, also where it calls this while it traces
+        if not self.is_recorded or is_compiling():  # Dynamo looks here, also where it calls this while it traces
             return None
-        # use_reentrant=True is an autograd.Function, in whose forward both modes are off; no_grad leaves the second on
-        if not torch.is_grad_enabled():
-            if torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled():
-                return None
-            frame: Any = inspect.currentframe()
-            while frame := frame.f_back:
-                for value in frame.f_locals.values():
-                    if isinstance(value, torch.autograd.function.BackwardCFunction):
-                        return value
-            return self
+        # use_reentrant=True is an autograd.Function, whose forward switches forward mode off, whatever the grad mode
+        if not torch._C._is_fwd_grad_enabled() and not torch.is_inference_mode_enabled():
+            nodes = [node for node in _function_nodes() if not any(node is outer for outer in self.outer_nodes)]
+            if nodes or not self.outer_nodes:
+                return nodes[-1] if nodes else self  # a Function with setup_context shows no node
         # use_reentrant=False works by hooks on saved tensors, under which others may lie
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
         if hooks is None or hooks == self.outer_hooks:
@@ -252,22 +249,47 @@ class Watch:
     def owed(self) -> str:
         """A weight that a part has read which backward may still compute again; empty if there is none.
 
-        A part of use_reentrant=False goes with the tensors of its graph, the node of the other kind only frees them.
+        A part of use_reentrant=False goes with the tensors of its graph; the node of the other kind only frees them,
+        and has none without gradients.
         """
         for reference, name in self._parts.values():
             part = reference()
-            if isinstance(part, checkpoint.CheckpointFunction._backward_cls):
+            if isinstance(part, _Node):
                 try:
-                    part = part.saved_tensors or None
-                except RuntimeError:
-                    part = None
+                    has_tensors = bool(part._raw_saved_tensors)
+                except RuntimeError:  # freed
+                    continue
+                if not has_tensors and isinstance(part, checkpoint.CheckpointFunction._backward_cls):
+                    continue
             if part is not None:
                 return name
         return ""
 
 
-class _Parameters(dict[str, Any]):
-    """The parameters of the module at `path` while samples stand among them."""
+_Node = torch.autograd.function.BackwardCFunction
+
+
+def _function_nodes() -> list[Any]:
+    """Those of the autograd.Functions whose forward this thread is in, the innermost first."""
+    nodes = []
+    frame: Any = inspect.currentframe()
+    while frame := frame.f_back:
+        if frame.f_code.co_name == "forward" and frame.f_code.co_argcount:
+            first = frame.f_locals.get(frame.f_code.co_varnames[0])
+            if isinstance(first, _Node):
+                nodes.append(first)
+    return nodes
+
+
+class Standing(dict[str, Any]):
+    """A module's parameters while samples stand among them; a plain dict in copies."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+class _Parameters(Standing):
+    """Of the module at `path`, where each read is looked at."""
 
     def __init__(
         self, parameters: Mapping[str, Any], samples: Mapping[str, Tensor], path: tuple[str, ...], watch: Watch
@@ -298,9 +320,6 @@ class _Parameters(dict[str, Any]):
         self._look()
         return dict(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
 
 FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")  # nn.RNNBase's own list of its parameters
 Targets = Sequence[tuple[tuple[str, ...], Sequence[tuple[str, int]]]]
@@ -323,8 +342,10 @@ class _Owner:
         here = {leaf: samples[i] for leaf, i in self.leaves}
         if self.scripted is None:
             parameters = self.parameters
-            table = _Parameters(parameters, here, self.path, watch) if watch.is_recorded else {**parameters, **here}
-            vars(self.module)["_parameters"] = table
+            if watch.is_recorded:
+                vars(self.module)["_parameters"] = _Parameters(parameters, here, self.path, watch)
+            else:
+                vars(self.module)["_parameters"] = Standing({**parameters, **here})
             return
         leaf = self.leaves[0][0]
         self.scripted._forward_pre_hooks[id(self)] = lambda *_: watch.look(self.path, leaf)
@@ -351,6 +372,11 @@ def put_in_place(turns: Turns, root: nn.Module, targets: Targets, samples: Seque
     turns.owners, turns.thread = [_Owner(root, path, leaves) for path, leaves in targets], threading.get_ident()
     for owner in turns.owners:
         owner.put(samples, watch)
+
+
+def are_taken(root: nn.Module, targets: Targets) -> bool:
+    """Whether samples stand in any of these places."""
+    return any(isinstance(_owner(root, path)._parameters, Standing) for path, _ in targets)
 
 
 def kept_tensors(root: nn.Module, targets: Targets) -> Iterator[tuple[Tensor, str]]:

@@ -52,10 +52,10 @@ _BY_POSITION = "an argument `key` or `num_samples` of the module's own goes by p
 class BayesianModule(GuardedModule):
     """Any module with Gaussian weights, q = N(mu, softplus(rho)^2), and the prior p = N(mu_prior, std_prior^2).
 
-    `self.module` is a copy of the module, whose selected parameters are the mus; `self.rho` holds their rhos under
-    the same names. So a state_dict has `module.<name>` and `rho.<name>`, `bnn.module.load_state_dict` takes the weights
-    of a plain module, and whatever has not been selected stays as it is: buffers, other parameters, modules' hooks. A
-    tied weight is one Gaussian. mu and rho require gradients where the parameter did.
+    `self.module` is a copy of the module (itself with copy=False), whose selected parameters are the mus; `self.rho`
+    holds their rhos under the same names. So a state_dict has `module.<name>` and `rho.<name>`, and
+    `bnn.module.load_state_dict` takes a plain module's weights. What is not selected stays: buffers, other parameters,
+    modules' hooks. A tied weight is one Gaussian. mu and rho require gradients where the parameter did.
 
         bnn = BayesianModule(network)
         output, log_prob = bnn(inputs)
@@ -287,13 +287,14 @@ class BayesianModule(GuardedModule):
                 elbo_loss(loss, log_prob, num_data).backward()
 
         Nothing is copied, and the parameters are back in place at the end, after an exception too. `bnn` stays the
-        distribution: its parameters() are mu and rho, for zero_grad() and clipping (those of a module around it are the
-        sample). bnn(x), state_dict, load_state_dict, to, deepcopy, pickle, kl_divergence and freeze are refused. What
-        is lazy must be computed inside; what is set or loaded into bnn.module is lost.
+        distribution: its parameters() are mu and rho, for zero_grad() and clipping (the parameters() of an enclosing
+        module yield the sample). bnn(x), state_dict, load_state_dict, to, deepcopy, pickle, kl_divergence and freeze
+        are refused. What is lazy must be computed inside; what is set or loaded into bnn.module is lost.
 
         Parts of bnn.module may be checkpointed, if backward runs inside the block; without checkpoints it may also run
-        later. log_prob may be used several times, as in micro-batches; where rho or a prior is parametrized, by
-        retain_graph=True. Other threads wait for the end of the block, which a suspended generator puts off.
+        later. log_prob may be used several times, as in micro-batches; where rho or a prior is parametrized, pass
+        retain_graph=True to all backward passes but the last. Other threads wait until the block ends; a suspended
+        generator keeps it open.
 
         Under DDP the block belongs in the forward of the module that DDP wraps, under FSDP2 in a method given to
         `register_fsdp_forward_method`: there parameters are whole and gradients are reduced.
@@ -331,7 +332,7 @@ class BayesianModule(GuardedModule):
         if name := watch.owed():
             raise RuntimeError(
                 f"{name}: a checkpointed part has read this Gaussian weight, and has not been differentiated inside "
-                "the block; run backward there, without retain_graph: later it would compute the part again with mu"
+                "the block, or its graph is retained: run backward there, for later it would compute the part with mu"
             )
 
     def forward(
@@ -404,7 +405,7 @@ class BayesianModule(GuardedModule):
 
         Returns:
             mean: of the outputs' tensors; None in place of other objects.
-            samples: as of `forward`.
+            samples: as of `forward`, after `transform`.
         """
         if self.frozen:
             raise ValueError("predict: the weights are frozen, so that all samples would be one; unfreeze() them first")
@@ -440,10 +441,9 @@ class BayesianModule(GuardedModule):
         num_weights = sum(rho.numel() - (rho[0].numel() if i in self._padding else 0) for i, rho in enumerate(rhos))
         parts = [f"{len(self._names)} tensors of {num_weights:,} weights are Gaussian"]
         for name, prior in (("mu_prior", self.mu_prior), ("std_prior", self.std_prior)):
-            if isinstance(prior, nn.Module):
-                parts.append(f"{name}: each weight's own")
-            elif prior.requires_grad or prior.is_meta:
-                parts.append(f"{name}: {'learned' if prior.requires_grad else 'unknown'}")
+            if isinstance(prior, nn.Module) or prior.requires_grad or prior.is_meta:
+                kind = "each weight's own" if isinstance(prior, nn.Module) else "unknown"
+                parts.append(f"{name}: {'learned' if isinstance(prior, nn.Parameter) else kind}")
             else:
                 parts.append(f"{name}={prior.item():g}")
         return ", ".join(parts)

@@ -261,3 +261,10 @@ def test_two_distributions_over_one_module(cpu: object) -> None:
     with pytest.raises(RuntimeError, match=r"bnn\(x\): refused while `sampled\(\)`"), first.sampled():
         second(inputs())
     second(inputs())
+    part = BayesianModule(nn.Sequential(network), copy=False)  # has turns of its own
+    for use in (part.kl_divergence, part.state_dict, lambda: part(inputs())):
+        with pytest.raises(RuntimeError, match="another BayesianModule over the same weights"), first.sampled():
+            use()
+        with torch.no_grad(), pytest.raises(RuntimeError, match="another BayesianModule over"), first.sampled():
+            use()
+        use()

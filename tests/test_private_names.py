@@ -51,6 +51,7 @@ NAMES = {
     "torch.nn.modules.module._global_forward_pre_hooks": "it holds the hooks of all modules",
     "torch.nn.functional.has_torch_function": "it asks whether a mode takes the call",
     "torch.nn.parallel.DistributedDataParallel._get_active_ddp_module": "it says whether DDP is in a forward pass",
+    "torch.autograd.function.BackwardCFunction._raw_saved_tensors": "it shows whether a backward pass has freed a node",
     "torch.utils.checkpoint._CheckpointFrame": "it is a part that backward may compute again",
     "torch.utils.checkpoint.CheckpointFunction._backward_cls": "its instances are such parts, of the other kind",
     "torch.nn.utils.stateless._reparametrize_module": "it replaces parameters in a compiled program",
