@@ -25,7 +25,7 @@ __all__ = ["GuardedModule", "with_signature"]
 def with_signature(base: type, module: type) -> Any:
     """A subclass of `base` whose forward shows the arguments of that of `module`, as trainers and editors read them.
 
-    `base` itself where the latter is no function, or one whose arguments are not known.
+    `base` itself where that is no Python function.
     """
     plain, wrapped = inspect.getattr_static(base, "forward"), inspect.getattr_static(module, "forward", None)
     if not isinstance(wrapped, FunctionType):

@@ -95,7 +95,7 @@ def look_up(root: nn.Module, places: Places, parametrized: bool = False) -> list
     return tensors
 
 
-class Token:
+class _Token:
     """Something to refer to weakly."""
 
 
@@ -123,7 +123,7 @@ class Turns:
 
     def begin_block(self) -> object:
         """Returns a token for the block to hold; should it end without its end, by an interruption, so does that."""
-        token = Token()
+        token = _Token()
         self.thread, self.block = threading.get_ident(), weakref.ref(token)
         return token
 
@@ -136,7 +136,7 @@ class Turns:
     def wait(self, what: str) -> None:
         """With the lock held: until the block of another thread ends. In a block of this thread `what` is refused.
 
-        So it is where autograd computes a call again, on a thread of its own: the block's thread waits for that.
+        It is also refused in a backward pass, where autograd computes a call again: the block may wait for that pass.
         """
         while self.is_block:
             if self.thread == threading.get_ident() or torch._C._current_graph_task_id() != -1:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_keys, same_bits
+from helpers import interrupted_at, make_keys, same_bits
 from test_faults_threads import end
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential, create_selective_checkpoint_contexts
@@ -278,30 +278,13 @@ def test_an_interruption_leaves_no_sample() -> None:
     """At any line of the call: the next use of the module has mu, and the parameters are the module's own."""
     bayesian = BayesianModule(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), rho_init=-1.0)
     mean, parameters = bayesian.mean_forward(inputs()), list(map(id, bayesian.parameters()))
-    lines = 0
-
-    def interrupt_at(place: int) -> Callable[..., Any]:
-        def trace(frame: Any, event: str, argument: Any) -> Any:
-            nonlocal lines
-            if frame.f_code.co_filename.endswith("_in_place.py") and event == "line":
-                lines += 1
-                if lines == place:
-                    raise KeyboardInterrupt
-            return trace
-
-        return trace
-
-    before = sys.gettrace()
     for place in range(1, 2000):
-        lines = 0
-        sys.settrace(interrupt_at(place))
         try:
-            bayesian(inputs(), key=KEYS[0])
+            with interrupted_at(place, "_in_place.py"):
+                bayesian(inputs(), key=KEYS[0])
             break
         except KeyboardInterrupt:
             pass
-        finally:
-            sys.settrace(before)
         assert same_bits(bayesian.mean_forward(inputs()), mean), place
         assert list(map(id, bayesian.parameters())) == parameters, place
     assert 30 < place < 1999

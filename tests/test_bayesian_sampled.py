@@ -3,15 +3,13 @@
 import copy
 import os
 import pickle
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
-from helpers import make_key, make_keys, same_bits
+from helpers import interrupted_at, make_key, make_keys, same_bits
 from test_faults_threads import end
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -265,31 +263,13 @@ def test_an_interrupted_block_is_none(cpu: object) -> None:
     """At any line of the guard: afterwards the module has its parameters, and calls go on."""
     bayesian = BayesianModule(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double(), rho_init=-1.0)
     mean, parameters = bayesian.mean_forward(inputs()), list(bayesian.parameters())
-    lines = 0
-
-    def interrupt_at(place: int) -> Callable[..., Any]:
-        def trace(frame: Any, event: str, argument: Any) -> Any:
-            nonlocal lines
-            if frame.f_code.co_filename.endswith(("_in_place.py", "bayesian_module.py")) and event == "line":
-                lines += 1
-                if lines == place:
-                    raise KeyboardInterrupt
-            return trace
-
-        return trace
-
-    before = sys.gettrace()
     for place in range(1, 5000):
-        lines = 0
-        sys.settrace(interrupt_at(place))
         try:
-            with bayesian.sampled(KEY):
+            with interrupted_at(place, "_in_place.py", "bayesian_module.py"), bayesian.sampled(KEY):
                 bayesian.module(inputs())
             break
         except KeyboardInterrupt:
             pass
-        finally:
-            sys.settrace(before)
         assert same_bits(bayesian.mean_forward(inputs()), mean), place
         assert all(map(lambda a, b: a is b, bayesian.parameters(), parameters)), place
     assert 30 < place < 4999
