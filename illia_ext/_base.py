@@ -16,9 +16,11 @@ from torch.compiler import is_compiling
 from torch.nn.parallel import DistributedDataParallel
 
 from illia_ext._in_place import Turns, are_taken, kept_tensors
-from illia_ext.random import draw_key, split
+from illia_ext.random import check_key, count, draw_key
 
 __all__ = ["GuardedModule", "with_signature"]
+
+_BY_POSITION = "an argument `key` or `num_samples` of the module's own goes by position"
 
 
 @functools.cache
@@ -144,9 +146,17 @@ class GuardedModule(nn.Module):
         with self.mu_in_place("state_dict"):
             return super().state_dict(*args, **kwargs)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        missing, _, errors = lists
         with self.mu_in_place("load_state_dict"):
-            super()._load_from_state_dict(*args, **kwargs)
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        plain = [name for name, _ in self.module.named_parameters() if f"{prefix}{name}" in state_dict]
+        if plain and not any(name.startswith(f"{prefix}module.") for name in state_dict):
+            errors.append(
+                f"{plain[0]}: a weight of the plain network; load its state_dict by bnn.module.load_state_dict"
+            )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         with self.mu_in_place("deepcopy and pickle"):
@@ -165,32 +175,59 @@ class GuardedModule(nn.Module):
             self.frozen_key.copy_(key)
         return self
 
-    def _nested(self) -> list["GuardedModule"]:
-        return [part for part in self.modules() if part is not self and isinstance(part, GuardedModule)]
+    def _choose_key(self, num_samples: int | None, key: Tensor | None, rho: Tensor) -> Tensor:
+        if self.frozen:
+            for argument, value in (("num_samples", num_samples), ("key", key)):
+                if value is not None:
+                    raise ValueError(f"{argument}: the weights are frozen; unfreeze() them first, got {value}")
+            return self.frozen_key.to(rho.device)  # elsewhere after load_state_dict(assign=True)
+        if key is None:
+            num_keys = None if num_samples is None else count(num_samples, "num_samples", least=1)
+            key = draw_key(num_keys, device=rho.device, mesh=getattr(rho, "device_mesh", None))
+        elif num_samples is not None:
+            message = f"a key says how many samples to draw, got num_samples={num_samples} too"
+            raise ValueError(f"num_samples: {message}; {_BY_POSITION}")
+        elif not isinstance(key, Tensor):
+            raise TypeError(f"key: expected a tensor, got {key!r}; {_BY_POSITION}")
+        elif key.dtype not in (torch.int64, torch.uint64):
+            raise TypeError(f"key: expected int64 or uint64, got {key.dtype}; {_BY_POSITION}")
+        if key.dim() == 2 and len(key) == 0:
+            raise ValueError("num_samples: must be at least 1, got 0")
+        return key
+
+    def _choose_one_key(self, key: Tensor | None, rho: Tensor) -> Tensor:
+        key = self._choose_key(None, key, rho)
+        if key.shape != (2,):
+            raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
+        return key
 
     def freeze(self, key: Tensor | None = None) -> None:
         """Every call gives the sample of one key from now on, until `unfreeze`; kept in the state_dict.
-
-        Those inside are frozen too, number i of them to `fold_in(key, i)`.
 
         Args:
             key: [2]; None draws one from torch's generator.
         """
         if key is None:
             key = draw_key(device=self.frozen_key.device)
-        nested = self._nested()
-        keys = split(key, len(nested))
-        if key.shape != (2,):
+        if check_key(key).shape != (2,):
             raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
-        for part, part_key in zip([self, *nested], [key, *keys]):
-            with part.mu_in_place("freeze"):
-                part.frozen_key.copy_(part_key)
-                part.frozen = True
+        with self.mu_in_place("freeze"):
+            self.frozen_key.copy_(key)
+            self.frozen = True
 
     def unfreeze(self) -> None:
         """Every call draws again."""
-        for part in [self, *self._nested()]:
-            part.frozen = False
+        self.frozen = False
+
+    def train(self, mode: bool = True) -> "GuardedModule":
+        """As of every nn.Module; warns where frozen weights would be trained with the noise of one key."""
+        if mode and self.frozen:
+            warnings.warn(
+                "train: the weights are frozen, so that every step would draw the same noise; unfreeze() them",
+                stacklevel=2,
+            )
+        super().train(mode)
+        return self
 
     def get_extra_state(self) -> Tensor:
         """[3], int64: whether the weights are frozen, and the key's two words; of one shape, frozen or not."""
@@ -198,5 +235,11 @@ class GuardedModule(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         if not state.is_meta:  # which has no values
+            if state[0] and not self.frozen:
+                warnings.warn(
+                    "load_state_dict: these weights were saved frozen, so that every call gives one sample; "
+                    "unfreeze() them to train or to predict",
+                    stacklevel=2,
+                )
             self.frozen_key.copy_(state[1:])
             self.frozen = bool(state[0])

@@ -1,5 +1,6 @@
 """Any module made Bayesian: its parameters become Gaussians, all drawn in one launch."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +28,7 @@ from illia_ext._outputs import Prediction, join_samples, mean, refuse_lazy
 from illia_ext._vmap import at_once
 from illia_ext.distributions import DistributionModule
 from illia_ext.foreach import Apart
-from illia_ext.random import count, draw_key
+from illia_ext.random import count
 from illia_ext.selection import (
     Initial,
     Rows,
@@ -35,18 +36,18 @@ from illia_ext.selection import (
     initial_rho,
     leave_out,
     make_prior,
+    mean_of_norms,
     padding_rows,
     put_back,
     reset,
     selected_names,
+    shard_like,
 )
 
 __all__ = ["BayesianModule", "Prediction"]
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _TRANSFORM = "transform of predict"  # no argument of a module has this name
-
-_BY_POSITION = "an argument `key` or `num_samples` of the module's own goes by position"
 
 
 class BayesianModule(GuardedModule):
@@ -106,8 +107,8 @@ class BayesianModule(GuardedModule):
     def __init__(
         self,
         module: nn.Module,
-        mu_prior: Initial = 0.0,
-        std_prior: Initial = 0.1,
+        mu_prior: Initial | None = None,
+        std_prior: Initial = 1.0,
         rho_init: Initial = -5.0,
         select: Select = None,
         *,
@@ -119,8 +120,7 @@ class BayesianModule(GuardedModule):
             raise TypeError(f"module: expected an nn.Module, got {module!r}")
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"module: expected a Python module, got {type(module).__name__}, whose weights are fixed")
-        if count(chunk_size, "chunk_size") == 0:
-            raise ValueError("chunk_size: must be at least 1, got 0")
+        count(chunk_size, "chunk_size", least=1)
         if reset_parameters and not copy:
             raise ValueError("reset_parameters: expected False with copy=False, which would overwrite the given module")
         names = selected_names(module, select, (DistributionModule, BayesianModule))
@@ -147,6 +147,8 @@ class BayesianModule(GuardedModule):
         self.rho = tree(
             {name: nn.Parameter(initial_rho(name, mu.detach(), rho_init), mu.requires_grad) for name, mu in mus.items()}
         )
+        if mu_prior is None:
+            mu_prior = mean_of_norms(self.module, self._targets, self._names)
         for argument, value in (("mu_prior", mu_prior), ("std_prior", std_prior)):
             prior = make_prior(argument, value, mus)
             if isinstance(prior, nn.Parameter):
@@ -196,6 +198,8 @@ class BayesianModule(GuardedModule):
             p if isinstance(p, Tensor) else look_up(p, self._weights, parametrized=True)
             for p in (self.mu_prior, self.std_prior)
         )
+        if hasattr(mus[0], "device_mesh"):
+            mu_prior, std_prior = (p if isinstance(p, Tensor) else shard_like(mus, p) for p in (mu_prior, std_prior))
         if not self._padding:
             return (mus, rhos, mu_prior, std_prior), {}
         mu, rows = leave_out(mus, self._padding)
@@ -222,32 +226,6 @@ class BayesianModule(GuardedModule):
                 ours, expected = (getattr(tensor, what, None) for tensor in (mu, rho))
                 if ours != expected:
                     raise RuntimeError(f"module.{name}: expected the {what} of rho.{name}, {expected}, got {ours}")
-
-    def _choose_key(self, num_samples: int | None, key: Tensor | None, rho: Tensor) -> Tensor:
-        if self.frozen:
-            for argument, value in (("num_samples", num_samples), ("key", key)):
-                if value is not None:
-                    raise ValueError(f"{argument}: the weights are frozen; unfreeze() them first, got {value}")
-            return self.frozen_key.to(rho.device)  # elsewhere after load_state_dict(assign=True)
-        if key is None:
-            num_keys = None if num_samples is None else count(num_samples, "num_samples")
-            key = draw_key(num_keys, device=rho.device, mesh=getattr(rho, "device_mesh", None))
-        elif num_samples is not None:
-            message = f"a key says how many samples to draw, got num_samples={num_samples} too"
-            raise ValueError(f"num_samples: {message}; {_BY_POSITION}")
-        elif not isinstance(key, Tensor):
-            raise TypeError(f"key: expected a tensor, got {key!r}; {_BY_POSITION}")
-        elif key.dtype not in (torch.int64, torch.uint64):
-            raise TypeError(f"key: expected int64 or uint64, got {key.dtype}; {_BY_POSITION}")
-        if key.dim() == 2 and len(key) == 0:
-            raise ValueError("num_samples: must be at least 1, got 0")
-        return key
-
-    def _choose_one_key(self, key: Tensor | None, rho: Tensor) -> Tensor:
-        key = self._choose_key(None, key, rho)
-        if key.shape != (2,):
-            raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
-        return key
 
     def _draw(
         self, mus: list[Tensor], rhos: list[Tensor], key: Tensor, is_repeatable: bool = False
@@ -409,6 +387,9 @@ class BayesianModule(GuardedModule):
         """
         if self.frozen:
             raise ValueError("predict: the weights are frozen, so that all samples would be one; unfreeze() them first")
+        if self.training and not is_compiling():
+            message = "predict: the module is in training mode, in which dropout drops and BatchNorm's statistics move"
+            warnings.warn(f"{message}; call eval() first", stacklevel=3)
         if key is None and num_samples is None:
             num_samples = 20
         if isinstance(key, Tensor) and key.dim() == 1:

@@ -156,7 +156,7 @@ class GaussianDistribution(DistributionModule):
             if num_samples is None:
                 return torch.randint(9223372036854775807, [2], generator=None, device=self.mu.device)
             if num_samples < 0:
-                raise ValueError(f"num_samples: expected a non-negative integer, got {num_samples}")
+                raise ValueError(f"num_samples: must be at least 0, got {num_samples}")
             return torch.randint(9223372036854775807, [num_samples, 2], generator=None, device=self.mu.device)
         else:
             num_keys = None if num_samples is None else count(num_samples, "num_samples")

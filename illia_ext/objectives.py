@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from illia_ext._expose import is_watched
 from illia_ext.functional import check_finite
 
 __all__ = ["elbo_loss", "mutual_information", "predictive_entropy"]
@@ -41,6 +42,13 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
     if nll.dim() == log_prob.dim() == 1 and nll.shape != log_prob.shape:
         message = f"expected the samples of log_prob, {list(log_prob.shape)}"
         raise ValueError(f"nll: {message}, got shape {list(nll.shape)}")
+    if 0 in (nll.numel(), log_prob.numel()):
+        raise ValueError("log_prob: expected at least one sample, got none")
+    if log_prob.device.type == "cpu" and not is_watched([log_prob]) and log_prob.isnan().any():
+        raise ValueError(
+            "log_prob: expected numbers, got nan: a weight is nan, or a learned std_prior is no longer positive "
+            "(README shows how it stays so)"
+        )
     if not check_finite("num_data", num_data) > 0:
         raise ValueError(f"num_data: expected a positive number, got {num_data}")
     if not check_finite("kl_weight", kl_weight) >= 0:
@@ -60,6 +68,12 @@ def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
             f"logits: expected shape [S, N, C], samples of the weights first, got {list(logits.shape)}; write "
             "[S, 1, C] for one input, and take samples, not their mean: bnn.predict(inputs).samples"
         )
+    # of a GPU's values a check would wait
+    if logits.device.type == "cpu" and logits.shape[-1] > 1 and not is_watched([logits]):
+        with torch.no_grad():
+            are_probabilities = (logits >= 0).all() and ((logits.sum(-1, dtype=torch.float64) - 1).abs() < 1e-2).all()
+        if are_probabilities:
+            raise ValueError("logits: expected logits, got probabilities (all rows sum to 1); pass their logarithms")
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     # finite, so that a class of probability 0 adds 0, with a gradient of 0
     each = logits.log_softmax(-1, dtype=dtype).clamp(min=torch.finfo(dtype).min)

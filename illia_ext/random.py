@@ -66,15 +66,15 @@ def _as_int64(value: Any, name: str) -> int:
     return number - 2**64 if number >= 2**63 else number
 
 
-def count(value: Any, name: str) -> int:
+def count(value: Any, name: str, least: int = 0) -> int:
     """`value` as a number of things; `name` is the argument that an error names."""
     number = _integer(value, name)
-    if number < 0:
-        raise ValueError(f"{name}: expected a non-negative integer, got {number}")
+    if number < least:
+        raise ValueError(f"{name}: must be at least {least}, got {number}")
     return number
 
 
-def _check_key(key: Tensor) -> Tensor:
+def check_key(key: Tensor) -> Tensor:
     if not isinstance(key, Tensor) or key.dtype not in (torch.int64, torch.uint64):
         got = key.dtype if isinstance(key, Tensor) else repr(key)
         raise TypeError(f"key: expected a tensor of int64 or uint64, got {got}")
@@ -157,7 +157,7 @@ def split(key: Tensor, n: int = 2) -> Tensor:
     Returns:
         int64 tensor of shape [n, *key.shape].
     """
-    key = _check_key(key)
+    key = check_key(key)
     steps = torch.arange(count(n, "n"), device=key.device)
     return _fold(key, steps.reshape([-1, *[1] * (key.dim() - 1)]))
 
@@ -172,7 +172,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     Returns:
         int64 tensor of key's shape.
     """
-    key = _check_key(key)
+    key = check_key(key)
     if not isinstance(data, Tensor):
         return _fold(key, torch.tensor(_as_int64(data, "data"), device=key.device))
     if data.numel() != 1 or data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
@@ -194,5 +194,5 @@ def advance(key: Tensor, blocks: int | torch.SymInt) -> Tensor:
     """
     # int() of a symbol would be a guard
     number: Any = blocks if isinstance(blocks, torch.SymInt) else _as_int64(blocks, "blocks")
-    key = _check_key(key)
+    key = check_key(key)
     return torch.stack([key[..., 0], key[..., 1] + number], dim=-1)

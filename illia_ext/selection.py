@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import islice, pairwise
 from types import FunctionType
 from typing import Any
@@ -23,11 +24,13 @@ __all__ = [
     "initial_rho",
     "leave_out",
     "make_prior",
+    "mean_of_norms",
     "padding_rows",
     "put_back",
     "relative_rho",
     "reset",
     "selected_names",
+    "shard_like",
 ]
 
 Initial = float | Tensor | Callable[[str, Tensor], float | Tensor]
@@ -47,7 +50,10 @@ def _takes(select: Select, known: set[str]) -> Callable[[str, nn.Parameter], boo
         if not isinstance(name, str):
             raise TypeError(f"select: expected names of parameters, got {name!r}")
         if name not in known:
-            raise ValueError(f"select: expected names of parameters of module, got {name!r}")
+            near = get_close_matches(name, known, 5) or sorted(known)[:5]
+            raise ValueError(
+                f"select: expected names of parameters of module, got {name!r}; it has {len(known)}, such as {near}"
+            )
         if names.count(name) > 1:
             raise ValueError(f"select: expected each name once, got {name!r} {names.count(name)} times")
     return lambda name, parameter: name in names
@@ -80,14 +86,17 @@ def _refuse_own_draws(
     """Weights that a module draws by itself; whether a mean and a spread are such, those who name them may know."""
     for path, part in module.named_modules(remove_duplicate=False):
         where = f"{type(part).__name__} {path!r}" if path else type(part).__name__
-        own = part.parameters() if issubclass(type(part), own_draws) else ()
-        for name in (names[id(parameter)] for parameter in own if id(parameter) in names):
-            raise ValueError(f"{name}: {where} draws it by itself; leave it out by select")
+        if issubclass(type(part), own_draws):
+            raise ValueError(
+                f"module: expected plain layers, got {where}, which draws by itself, so that its log_prob would be "
+                "missing from the sum; put a plain layer in its place"
+            )
         alike = () if are_named else (part._parameters[leaf] for leaf in _means_and_spreads(part))
         for name in (names[id(parameter)] for parameter in alike if id(parameter) in names):
             raise ValueError(
                 f"{name}: {where} draws it by itself, as it seems by a mean and a spread of these names; leave both "
-                "out by select, or give select a list of names that has them"
+                "out by select and add that layer's own KL divergence to the loss, or give select a list of names that "
+                "has them"
             )
 
 
@@ -167,7 +176,7 @@ def selected_names(module: nn.Module, select: Select, own_draws: tuple[type, ...
 
     Args:
         select: as of BayesianModule. A tied weight is taken if any of its names is.
-        own_draws: classes whose parameters cannot be selected, because they draw by themselves.
+        own_draws: classes of modules that draw by themselves, which are refused.
 
     Raises:
         TypeError, ValueError: as BayesianModule says.
@@ -266,6 +275,15 @@ def reset(module: nn.Module, names: Sequence[str]) -> None:
             draw()
 
 
+def mean_of_norms(module: nn.Module, targets: Targets, names: Sequence[str]) -> Initial:
+    """The default of mu_prior: 0 for all weights but those of normalisation layers, for which it is their own value."""
+    own: set[str] = set()
+    for path, leaves in targets:
+        if "Norm" in type(module.get_submodule(".".join(path))).__name__:
+            own.update(names[i] for _, i in leaves)
+    return (lambda name, weight: weight if name in own else 0.0) if own else 0.0
+
+
 def make_prior(argument: str, value: Any, mus: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
     """One prior for all weights, or one for each; a number as a tensor, which moves with the module."""
 
@@ -280,8 +298,22 @@ def make_prior(argument: str, value: Any, mus: Mapping[str, Tensor]) -> Tensor |
     return of(value, "all weights", next(iter(mus.values())), torch.Size())
 
 
+def shard_like(mus: Sequence[Any], priors: Sequence[Tensor]) -> list[Tensor]:
+    """The priors of DTensors: FSDP2 leaves buffers whole, of which each rank takes its part."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return [
+        distribute_tensor(prior, mu.device_mesh, mu.placements, src_data_rank=None)
+        if prior.shape == mu.shape and prior.numel() > 1 and not hasattr(prior, "device_mesh")
+        else prior
+        for mu, prior in zip(mus, priors)
+    ]
+
+
 def initial_rho(name: str, parameter: Tensor, rho_init: Initial) -> Tensor:
     """[*shape] of the parameter."""
+    if rho_init is relative_rho:
+        raise TypeError("rho_init: expected relative_rho(delta), such as relative_rho(0.1), got relative_rho itself")
     value: Any = rho_init(name, parameter) if callable(rho_init) else rho_init
     if not isinstance(value, Tensor):
         if abs(check_finite(f"rho_init of {name}", value)) > torch.finfo(parameter.dtype).max:

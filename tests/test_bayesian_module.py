@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from illia_ext import BayesianModule, functional
-from illia_ext.random import draw_key, fold_in
+from illia_ext.random import draw_key
 
 parametrize = pytest.mark.parametrize
 
@@ -44,7 +44,7 @@ def test_it_holds_one_mu_and_one_rho(device: torch.device) -> None:
     network[3].bias.requires_grad_(False)
     before = copy.deepcopy(network)
     names = [name for name, _ in network.named_parameters()]
-    bayesian = BayesianModule(network, select=names)
+    bayesian = BayesianModule(network, 0.0, select=names)
     assert [name for name, _ in bayesian.named_parameters()] == [
         f"{t}.{name}" for t in ("module", "rho") for name in names
     ]
@@ -121,7 +121,8 @@ def test_learned_priors(device: torch.device) -> None:
     assert list(map(id, bayesian.param_groups()[-1]["params"])) == [id(mu_prior), id(std_prior)]
 
 
-def test_one_prior_is_one_tensor(bayesian: BayesianModule) -> None:
+def test_one_prior_is_one_tensor(device: torch.device) -> None:
+    bayesian = BayesianModule(make_network(device), 0.0)
     assert [name for name, _ in bayesian.named_buffers(recurse=False)] == ["frozen_key", "mu_prior", "std_prior"]
     assert bayesian.mu_prior.shape == bayesian.std_prior.shape == (1,)
     assert bayesian.double().std_prior.dtype == torch.float64
@@ -157,39 +158,27 @@ def test_a_weight_replaced_in_kind(bayesian: BayesianModule, device: torch.devic
     assert bayesian.module[0].weight.grad is not None
 
 
-class Nested(nn.Module):
-    """A Bayesian layer inside; forward gives what both draws need."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.inner = nn.Linear(3, 3), BayesianModule(nn.Linear(3, 3), rho_init=-1.0)
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return self.inner(self.first(inputs))
-
-
-def test_freezing(device: torch.device) -> None:
-    """One sample, in nested modules too, without a draw from the generator; state_dicts carry it, strictly."""
-    torch.manual_seed(0)
-    outer = BayesianModule(Nested().to(device), rho_init=-1.0, select=["first.weight"])
+def test_freezing(bayesian: BayesianModule, device: torch.device) -> None:
+    """One sample, without a draw from the generator; state_dicts carry it, strictly."""
     inputs, key = make_inputs(device), make_key(2**62, 7)
-    outer.freeze(key)
+    bayesian.freeze(key)
     state = rng_state(device)
-    (output, inner_log_prob), log_prob = outer(inputs)
+    output, log_prob = bayesian(inputs)
     assert torch.equal(rng_state(device), state)
-    sampled = outer.sample_module()
-    outer.unfreeze()
-    expected, expected_log_prob = outer.module.inner(sampled.first(inputs), key=fold_in(key, 0))
-    assert same_bits(output, expected) and same_bits(inner_log_prob, expected_log_prob)
-    assert not same_bits(outer(inputs)[1], log_prob)
+    sampled = bayesian.sample_module()
+    other = copy.deepcopy(bayesian)
+    bayesian.unfreeze()
+    assert all(map(same_bits, bayesian(inputs, key=key), (output, log_prob)))
+    assert same_bits(sampled(inputs), output) and not same_bits(bayesian(inputs)[1], log_prob)
 
-    other = copy.deepcopy(outer)
-    outer.freeze(key)
-    other.load_state_dict(outer.state_dict())
-    assert other.frozen and same_bits(other(inputs)[0][0], output)
-    outer.unfreeze()
-    other.load_state_dict(outer.state_dict())
-    assert not other.frozen and not other.module.inner.frozen
+    other.unfreeze()
+    bayesian.freeze(key)
+    with pytest.warns(UserWarning, match="saved frozen, so that every call gives one sample"):
+        other.load_state_dict(bayesian.state_dict())
+    assert other.frozen and same_bits(other(inputs)[0], output)
+    bayesian.unfreeze()
+    other.load_state_dict(bayesian.state_dict())
+    assert not other.frozen
 
 
 def test_what_frozen_weights_refuse(bayesian: BayesianModule, device: torch.device) -> None:

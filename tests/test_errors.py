@@ -229,11 +229,11 @@ MODULE: list[Case] = [
         "dtype: expected float32, float64, float16 or bfloat16, got torch.complex64",
     ),
     *[
-        (call, error, f"num_samples: expected {kind}, got {value}")
-        for value, error, kind in (
-            (-1, ValueError, "a non-negative integer"),
-            (True, TypeError, "an integer"),
-            (False, TypeError, "an integer"),
+        (call, error, f"num_samples: {expected}, got {value}")
+        for value, error, expected in (
+            (-1, ValueError, "must be at least 0"),
+            (True, TypeError, "expected an integer"),
+            (False, TypeError, "expected an integer"),
         )
         for call in (
             lambda value=value: DISTRIBUTION.sample(value),
@@ -254,10 +254,10 @@ MODULE: list[Case] = [
         "x: expected the shape of mu, [3], or one dimension of",
     ),
     (lambda: random.key(2**64), ValueError, f"seed: expected an integer in [-2**63, 2**64), got {2**64}"),
-    (lambda: random.draw_key(-1), ValueError, "num_keys: expected a non-negative integer, got -1"),
+    (lambda: random.draw_key(-1), ValueError, "num_keys: must be at least 0, got -1"),
     (lambda: random.draw_key(mesh="x"), TypeError, "mesh: expected a torch.distributed.DeviceMesh, got 'x'"),
     (lambda: random.draw_key(True), TypeError, "num_keys: expected an integer, got True"),
-    (lambda: random.split(KEY, -1), ValueError, "n: expected a non-negative integer, got -1"),
+    (lambda: random.split(KEY, -1), ValueError, "n: must be at least 0, got -1"),
     (lambda: random.split(KEY.int()), TypeError, "key: expected a tensor of int64 or uint64, got torch.int32"),
     (lambda: random.fold_in(MU.long(), 1), ValueError, "key: expected shape [..., 2], got [3]"),
     (lambda: random.fold_in(KEY, 2**64), ValueError, f"data: expected an integer in [-2**63, 2**64), got {2**64}"),

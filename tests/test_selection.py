@@ -1,5 +1,6 @@
 """What BayesianModule makes of its arguments: which parameters, priors and initial values; and what it refuses."""
 
+import copy
 import dataclasses
 import functools
 import types
@@ -144,10 +145,10 @@ class Foreign(nn.Module):
         (
             nn.Sequential(GaussianDistribution(2)),
             ValueError,
-            "0.mu: GaussianDistribution '0' draws it by itself",
+            "module: expected plain layers, got GaussianDistribution '0', which draws by itself",
         ),
         (Foreign(), ValueError, "mu: Foreign draws it by itself"),
-        (BayesianModule(nn.Linear(2, 2)), ValueError, "module.weight: BayesianModule draws it by itself"),
+        (BayesianModule(nn.Linear(2, 2)), ValueError, "expected plain layers, got BayesianModule, which draws"),
         (torch.jit.script(nn.Linear(2, 2)), TypeError, "module: expected a Python module, got RecursiveScriptModule"),
     ],
 )
@@ -385,3 +386,34 @@ def test_a_weight_that_is_kept_elsewhere_too(hold: Any) -> None:
     with pytest.warns(UserWarning, match=r"0\.weight: 0\.weights holds it too; .* gets mu, not the sample") as warned:
         BayesianModule(network)
     assert len(warned) == 1 and warned[0].filename == __file__
+
+
+class RMSNorm2d(nn.Module):
+    """A normalisation layer of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((4,), 2.0))
+
+
+def test_the_default_prior(cpu: object) -> None:
+    """N(0, 1), and around their own value for the weights of normalisation layers, which start at 1."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), RMSNorm2d(), nn.GroupNorm(2, 4), nn.Linear(4, 2))
+    nn.init.normal_(network[1].weight)
+    bayesian = BayesianModule(network)
+    assert bayesian.std_prior.tolist() == [1.0]
+    means = dict(bayesian.mu_prior.named_buffers())
+    own = {"1.weight", "1.bias", "2.scale", "3.weight", "3.bias"}
+    for name, mu, rho in bayesian.named_gaussians():
+        assert torch.equal(means[name], mu) if name in own else means[name].tolist() == [0.0]
+        assert (rho == -5).all()
+    with torch.no_grad():  # it stays where it was
+        bayesian.module[1].weight += 1
+    assert torch.equal(means["1.weight"], network[1].weight)
+    other = BayesianModule(copy.deepcopy(network))
+    other.load_state_dict(bayesian.state_dict())
+    reset = BayesianModule(nn.Sequential(network[1]), reset_parameters=True)
+    assert dict(reset.mu_prior.named_buffers())["0.weight"].tolist() == [1.0] * 4
+    assert BayesianModule(nn.Sequential(network[0], network[4])).mu_prior.tolist() == [0.0]
+    assert BayesianModule(network, mu_prior=0.0).mu_prior.tolist() == [0.0]
+    assert BayesianModule(network, select=["0.weight"]).mu_prior.tolist() == [0.0]

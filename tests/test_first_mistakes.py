@@ -1,0 +1,153 @@
+"""What new users get wrong: each ends in a sentence, or works as meant."""
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize as torch_parametrize
+
+from illia_ext import (
+    BayesianModule,
+    GaussianDistribution,
+    elbo_loss,
+    mutual_information,
+    predictive_entropy,
+    relative_rho,
+)
+
+parametrize = pytest.mark.parametrize
+
+
+def make_network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Layer(nn.Module):
+    """Draws its own weights, as layers of illia do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = GaussianDistribution((3, 8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return nn.functional.linear(inputs, self.weights.sample())
+
+
+@parametrize("inner", [Layer, lambda: BayesianModule(nn.Linear(8, 3))])
+def test_a_bayesian_layer_inside(inner: Any, cpu: object) -> None:
+    """Also where `select` leaves it out: its log_prob is no part of the sum."""
+    network = nn.Sequential(nn.Linear(4, 8), inner())
+    with pytest.raises(ValueError, match=r"module: expected plain layers, got \w+ '1.*', .* would be missing"):
+        BayesianModule(network, select=["0.weight"])
+
+
+def test_predict_in_training_mode(cpu: object) -> None:
+    bayesian, inputs = BayesianModule(make_network()), torch.randn(5, 4)
+    with pytest.warns(UserWarning, match=r"predict: the module is in training mode, .*; call eval\(\) first") as caught:
+        bayesian.predict(inputs)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bayesian.eval().predict(inputs)
+
+
+def test_a_frozen_checkpoint(cpu: object) -> None:
+    bayesian = BayesianModule(make_network())
+    bayesian.freeze()
+    state = bayesian.state_dict()
+    with pytest.warns(UserWarning, match=r"train: the weights are frozen, .*; unfreeze\(\) them"):
+        bayesian.train()
+    other = BayesianModule(make_network())
+    with pytest.warns(UserWarning, match=r"load_state_dict: .* saved frozen, .* unfreeze\(\) them"):
+        other.load_state_dict(state)
+    other.unfreeze()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.train()
+        other.load_state_dict(other.state_dict())
+        other.eval()
+
+
+@parametrize("strict", [True, False])
+def test_the_state_dict_of_a_plain_network(strict: bool, cpu: object) -> None:
+    """Not strict it would load nothing."""
+    network = make_network()
+    bayesian = BayesianModule(make_network())
+    before = copy.deepcopy(bayesian.state_dict())
+    with pytest.raises(RuntimeError, match=r"0\.weight: a weight of the plain .* bnn\.module\.load_state_dict"):
+        bayesian.load_state_dict(network.state_dict(), strict=strict)
+    with pytest.raises(RuntimeError, match=r"0\.weight: a weight of the plain network"):  # as a part of another module
+        nn.Sequential(bayesian).load_state_dict({f"0.{name}": x for name, x in network.state_dict().items()}, strict)
+    assert all(torch.equal(x, before[name]) for name, x in bayesian.state_dict().items())
+    bayesian.module.load_state_dict(network.state_dict())
+    assert all(map(torch.equal, bayesian.module.parameters(), network.parameters()))
+
+
+def test_names_that_are_not_there(cpu: object) -> None:
+    with pytest.raises(ValueError, match=r"got '0\.wieght'; it has 6, such as \['0\.weight'"):
+        BayesianModule(make_network(), select=["0.wieght"])
+    with pytest.raises(ValueError, match=r"got 'zzz'; it has 6, such as \['0\.bias', '0\.weight', '1\.bias'"):
+        BayesianModule(make_network(), select=["zzz"])
+
+
+def test_relative_rho_without_a_call(cpu: object) -> None:
+    with pytest.raises(TypeError, match=r"rho_init: expected relative_rho\(delta\), .* got relative_rho itself"):
+        BayesianModule(make_network(), rho_init=relative_rho)  # type: ignore[arg-type]
+
+
+@parametrize("measure", [predictive_entropy, mutual_information])
+@parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_probabilities_in_place_of_logits(measure: Any, dtype: torch.dtype, cpu: object) -> None:
+    logits = torch.randn(7, 5, 3)
+    with pytest.raises(ValueError, match=r"logits: expected logits, got probabilities .*; pass their logarithms"):
+        measure(logits.softmax(-1).to(dtype))
+    torch.testing.assert_close(measure(logits.log_softmax(-1)), measure(logits))
+    for other in (logits.abs(), torch.zeros(2, 1, 3), torch.ones(2, 5, 1), logits - logits.mean(-1, True) + 1 / 3):
+        assert measure(other).isfinite().all()
+
+
+def test_a_prior_that_has_become_negative(cpu: object) -> None:
+    bayesian = BayesianModule(nn.Linear(4, 3), std_prior=nn.Parameter(torch.tensor(0.5)))
+    with torch.no_grad():
+        bayesian.std_prior -= 1
+    output, log_prob = bayesian(torch.ones(2, 4))
+    for value in (log_prob, bayesian(torch.ones(2, 4), num_samples=2)[1], bayesian.kl_divergence()):
+        with pytest.raises(ValueError, match=r"log_prob: expected numbers, got nan: .* std_prior is no longer"):
+            elbo_loss(output.sum(), value, 10)
+
+
+@parametrize("make", [lambda prior: GaussianDistribution((4, 3), std_prior=prior, rho_init=-1.0), None])
+def test_a_learned_prior_that_stays_positive(make: Any, cpu: object) -> None:
+    """By the line that the docstrings show, far below where the parameter itself is negative."""
+    prior = nn.Parameter(torch.tensor(0.5))
+    module = make(prior) if make else BayesianModule(nn.Linear(4, 3), std_prior=prior, rho_init=-1.0)
+    torch_parametrize.register_parametrization(module, "std_prior", nn.Softplus())
+    assert module.std_prior.item() == pytest.approx(nn.functional.softplus(torch.tensor(0.5)).item())
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (module.kl_divergence() + 10 * module.std_prior.sum()).backward()  # pulled down
+        optimizer.step()
+    assert prior.item() < 0 < module.std_prior.item()
+    assert module.kl_divergence().isfinite()
+
+
+def test_no_samples(cpu: object) -> None:
+    _, log_prob = GaussianDistribution(3).sample_and_log_prob(num_samples=0)
+    with pytest.raises(ValueError, match="log_prob: expected at least one sample, got none"):
+        elbo_loss(torch.ones(()), log_prob, 10)
+    with pytest.raises(ValueError, match="num_samples: must be at least 1, got 0"):
+        BayesianModule(nn.Linear(2, 2))(torch.ones(1, 2), num_samples=0)
+
+
+def test_samples_and_a_loss(cpu: object) -> None:
+    """The line that README shows."""
+    bayesian, x, y = BayesianModule(nn.Linear(4, 3)), torch.randn(5, 4), torch.randint(3, (5,))
+    logits, log_prob = bayesian(x, num_samples=6)
+    nll = nn.functional.cross_entropy(logits.flatten(0, 1), y.repeat(6))
+    each = torch.stack([nn.functional.cross_entropy(one, y) for one in logits])
+    # one mean of 30 and means of 5: a few roundings apart
+    torch.testing.assert_close(elbo_loss(nll, log_prob, 5), elbo_loss(each, log_prob, 5))
