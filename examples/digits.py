@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from digits_picture import draw
 from likelihoods import Categorical
-from metrics import BINS, classification
+from metrics import BINS, classification, separation
 from options import training_parser
 from picture import save
 from report import print_table
@@ -21,44 +21,49 @@ from training import Contender, Task, Training, contenders, run
 
 __all__ = ["CAPTION", "digits_task", "judge"]
 
-CAPTION = f"Calibration error: the expected one, in {BINS} bins of confidence."
+CAPTION = (
+    f"Calibration error: the expected one, in {BINS} bins of confidence. AUROC: how well doubt tells test images "
+    "rotated by 90 degrees from upright ones (mutual information; deterministic: entropy); 50 % is chance."
+)
 
 
 def digits_task(epochs: int, seed: int) -> Task:
-    """1797 images of 8 x 8 pixels from 0 to 16, a quarter of them for the test."""
+    """1797 images of 8 x 8 pixels, normalised, a quarter of them for the test, also rotated as foreign inputs."""
     digits = load_digits()
     split = train_test_split(digits.images, digits.target, test_size=0.25, random_state=seed, stratify=digits.target)
+    mean, deviation = split[0].mean(), split[0].std()
+    images, test_images = (torch.tensor((part - mean) / deviation, dtype=torch.float32)[:, None] for part in split[:2])
     return Task(
-        *(torch.tensor(part / 16, dtype=torch.float32)[:, None] for part in split[:2]),
+        images,
+        test_images,
         *(torch.tensor(part) for part in split[2:]),
         likelihood=Categorical,
         batch_size=128,
         epochs=epochs,
-        learning_rate=1e-2,
-        std_prior=1.0,
+        learning_rate=2e-2,
+        foreign_inputs=test_images.rot90(dims=(2, 3)),
     )
 
 
 def judge(contender: Contender, task: Task) -> dict[str, float]:
-    return classification(contender.outputs, task.test_targets)
+    auroc = separation(contender.outputs, contender.foreign_outputs)
+    return {**classification(contender.outputs, task.test_targets), "AUROC, %": 100 * auroc}
 
 
 def setup(epochs: int, seed: int) -> Training:
     network = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
+        nn.Conv2d(1, 8, 3, padding=1),
         nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(32 * 4 * 4, 10),
+        nn.Linear(8 * 4 * 4, 10),
     )
     task = digits_task(epochs, seed)
     return Training(task, contenders(network, task))
 
 
 def main() -> int:
-    options = training_parser(__doc__.split("\n")[0], epochs=30, picture="digits.png").parse_args()
+    options = training_parser(__doc__.split("\n")[0], epochs=90, picture="digits.png").parse_args()
     console = Console()
     trainings = run(partial(setup, options.epochs), options, console)
     title = f"Handwritten digits: {len(trainings[0].task.test_targets)} test images"

@@ -1,11 +1,18 @@
 """How good predictions are that are mixtures: of one distribution for each sample of the weights."""
 
 import torch
-from sklearn.metrics import accuracy_score, log_loss, root_mean_squared_error  # type: ignore[import-untyped]
+from sklearn.metrics import (  # type: ignore[import-untyped]
+    accuracy_score,
+    log_loss,
+    roc_auc_score,
+    root_mean_squared_error,
+)
 from torch import Tensor
 from torch.special import ndtr
 
-__all__ = ["BINS", "LEVELS", "classification", "coverage", "regression", "reliability"]
+from illia_ext import mutual_information, predictive_entropy
+
+__all__ = ["BINS", "LEVELS", "classification", "coverage", "regression", "reliability", "separation"]
 
 BINS = 10  # of confidence, equally wide
 LEVELS = torch.linspace(0.05, 0.95, 19)  # nominal coverages of predictive intervals
@@ -38,6 +45,16 @@ def classification(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "nll, nats": log_loss(labels, probabilities, labels=range(logits.shape[-1])),
         "calibration error, %": 100 * float(calibration_error),
     }
+
+
+def separation(logits: Tensor, foreign_logits: Tensor) -> float:
+    """How well doubt tells foreign inputs from known ones: area under the ROC curve (AUROC), 0.5 if not at all.
+
+    Doubt is the mutual information of several samples [S, cases, classes], and the entropy of a single one.
+    """
+    doubt = mutual_information if len(logits) > 1 else predictive_entropy
+    scores = torch.cat([doubt(logits), doubt(foreign_logits)])
+    return float(roc_auc_score([0] * logits.shape[1] + [1] * foreign_logits.shape[1], scores))
 
 
 def coverage(means: Tensor, noise: Tensor, targets: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def setup(epochs: int, seed: int) -> Training:
     hidden = nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()
     network = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(256, 10))
     contenders = {
-        f"{name}, {samples}": Contender(kind(network, std_prior=task.std_prior), task, number)
+        f"{name}, {samples}": Contender(kind(network), task, number)
         for name, kind in (("illia_ext", BayesianModule), ("plain", PlainBayesian))
         for samples, number in NUM_SAMPLES.items()
     }

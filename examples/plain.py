@@ -15,9 +15,12 @@ __all__ = ["FixedWeights", "PlainBayesian"]
 
 
 class PlainBayesian(nn.Module):
-    """A network that draws its weights anew in each forward pass, as one writes it by hand."""
+    """A network that draws its weights anew in each forward pass, as one writes it by hand.
 
-    def __init__(self, network: nn.Module, std_prior: float, rho_init: float = -5.0) -> None:
+    Its defaults are those of BayesianModule.
+    """
+
+    def __init__(self, network: nn.Module, std_prior: float = 1.0, rho_init: float = -5.0) -> None:
         super().__init__()
         self.network = deepcopy(network)  # its parameters are the means
         self.rho = nn.ParameterList(torch.full_like(mu, rho_init) for mu in self.network.parameters())

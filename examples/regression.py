@@ -34,7 +34,6 @@ def diabetes_task(epochs: int, seed: int) -> Task:
         batch_size=32,
         epochs=epochs,
         learning_rate=3e-3,
-        std_prior=0.2,
     )
 
 

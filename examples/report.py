@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from statistics import mean, stdev
+from textwrap import wrap
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -10,12 +11,21 @@ from training import WARM_UP, Contender, Task, Training
 
 __all__ = ["print_table"]
 
-DECIMALS = {"accuracy, %": 1, "rms error": 3, "nll, nats": 3, "calibration error, %": 1, "step, ms": 2}
+DECIMALS = {"accuracy, %": 1, "rms error": 3, "nll, nats": 2, "calibration error, %": 1, "AUROC, %": 0, "step, ms": 2}
 
 
 def spread(values: list[float], decimals: int, sign: str = "") -> str:
     deviation = f" ± {stdev(values):.{decimals}f}" if len(values) > 1 else ""
     return f"{mean(values):{sign}.{decimals}f}{deviation}"
+
+
+def levelling(name: str, contenders: list[Contender]) -> str:
+    """Whether the posterior has been reached, as far as the KL divergence tells."""
+    fall = mean(contender.kl_fall for contender in contenders)
+    change = f"from the last tenth of the training but one to the last it fell by {fall:.3f} nats"
+    if all(contender.has_levelled for contender in contenders):
+        return f"KL over data of {name} has levelled off: {change}."
+    return f"KL over data of {name} still falls: {change}. This is not the posterior yet: train on (--epochs)."
 
 
 def print_table(
@@ -39,22 +49,26 @@ def print_table(
     milliseconds = {name: [training.contenders[name].step_ms for training in trainings] for name in names}
     table = Table(title=title, box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
-    for label in [*labels, "step, ms", "ratio"]:
-        table.add_column(label.replace(" error,", "\nerror,"), justify="right", vertical="bottom", no_wrap=True)
+    for label in [*labels, "KL/data", "step, ms"]:
+        table.add_column(
+            "\n".join(wrap(label, 10, break_long_words=False)), justify="right", vertical="bottom", no_wrap=True
+        )
     for name in names:
         cells = [spread([seed[name][label] for seed in figures], DECIMALS[label]) for label in labels]
-        ratio = mean(milliseconds[name]) / mean(milliseconds[names[-1]])
-        table.add_row(name, *cells, f"[bold]{spread(milliseconds[name], DECIMALS['step, ms'])}[/]", f"{ratio:.1f}")
+        kl = f"{mean(training.contenders[name].kl() for training in trainings):.2f}"
+        table.add_row(name, *cells, kl, f"[bold]{spread(milliseconds[name], DECIMALS['step, ms'])}[/]")
     differences = [[seed[pair[0]][label] - seed[pair[1]][label] for seed in figures] for label in labels]
     cells = [spread(values, DECIMALS[label], "+") for label, values in zip(labels, differences)]
     table.add_row("difference", *cells, style="dim")
     console.print(table)
+    ratios = ", ".join(f"{name} {mean(milliseconds[name]) / mean(milliseconds[names[-1]]):.1f}" for name in names[:-1])
     steps = len(trainings[0].contenders[names[0]].seconds) - WARM_UP
     number = f"{len(trainings)} seeds, means ± standard deviations" if len(trainings) > 1 else "One seed"
     for line in (
         f"{number}; difference: {pair[0]} less {pair[1]}, seed by seed.",
         caption,
-        f"Step: CPU time on one thread, median of {steps} a seed (forward, backward, Adam), all networks in turn; "
-        f"ratio: to {names[-1]}.",
+        levelling(names[0], [training.contenders[names[0]] for training in trainings]),
+        f"Step: CPU time on one thread, median of {steps} a seed (forward, backward, Adam), all networks in turn: "
+        f"{ratios} times {names[-1]}'s.",
     ):
         console.print(line, highlight=False)

@@ -1,11 +1,10 @@
 """Networks that are trained in turns on the same batches, and how long their steps take."""
 
-import math
 import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 import torch
 from plain import FixedWeights, PlainBayesian
@@ -18,6 +17,7 @@ from illia_ext import BayesianModule, elbo_loss
 __all__ = ["Contender", "Task", "Training", "contenders", "run"]
 
 WARM_UP = 5  # steps that the median time leaves out
+LEVEL = 0.05  # of a KL divergence over num_data, or of a nat where it is more: what it may fall by when it is level
 
 
 @dataclass
@@ -32,26 +32,26 @@ class Task:
     batch_size: int
     epochs: int
     learning_rate: float
-    std_prior: float
+    foreign_inputs: Tensor | None = None  # [foreign, ...]: of another kind than the training's
 
 
 class Contender:
     """A network, its optimizer and what was measured while it trained."""
 
-    outputs: Tensor  # [samples, tests, ...], after training
+    # after training
+    outputs: Tensor  # [samples, tests, ...]
+    foreign_outputs: Tensor  # [samples, foreign, ...]
 
     def __init__(self, network: nn.Module, task: Task, num_samples: int | None = None) -> None:
         self.network, self.num_samples, self.num_data = network, num_samples, len(task.inputs)
         self.likelihood = task.likelihood()
-        # to fixed weights the prior is a penalty, which makes them the most probable ones
-        weight_decay = 1 / (task.std_prior**2 * self.num_data) if isinstance(network, FixedWeights) else 0.0
+        # to fixed weights the prior N(0, 1) is a penalty, which makes them the most probable ones
+        weight_decay = 1 / self.num_data if isinstance(network, FixedWeights) else 0.0
         groups = [
             {"params": list(network.parameters()), "weight_decay": weight_decay},
             {"params": list(self.likelihood.parameters())},
         ]
         self.optimizer = torch.optim.Adam(groups, lr=task.learning_rate, fused=True)
-        num_steps = task.epochs * math.ceil(self.num_data / task.batch_size)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, num_steps)
         self.seconds: list[float] = []  # [steps]
         self.losses: list[tuple[float, float]] = []  # [steps]: nll, log_prob / num_data
 
@@ -65,7 +65,6 @@ class Contender:
         self.optimizer.step()
         self.seconds.append(time.process_time() - start)
         self.losses.append((nll.item(), log_prob.mean().item() / self.num_data))
-        self.schedule.step()
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, num_samples: int) -> Tensor:
@@ -76,6 +75,21 @@ class Contender:
     @property
     def step_ms(self) -> float:
         return 1e3 * median(self.seconds[WARM_UP:])
+
+    def kl(self, tenths_ago: int = 0) -> float:
+        """KL divergence over num_data, the mean over the last tenth of the steps or over one before it."""
+        tenth = max(1, len(self.losses) // 10)
+        stop = max(1, len(self.losses) - tenths_ago * tenth)
+        return fmean(log_prob for _, log_prob in self.losses[max(0, stop - tenth) : stop])
+
+    @property
+    def kl_fall(self) -> float:
+        """By how much it fell from the last tenth but one to the last."""
+        return self.kl(tenths_ago=1) - self.kl()
+
+    @property
+    def has_levelled(self) -> bool:
+        return self.kl_fall < LEVEL * min(1, self.kl())
 
 
 @dataclass
@@ -89,8 +103,8 @@ class Training:
 def contenders(network: nn.Module, task: Task) -> dict[str, Contender]:
     """Three copies of `network`: Bayesian by illia_ext, Bayesian in plain PyTorch, and deterministic."""
     return {
-        "illia_ext": Contender(BayesianModule(network, std_prior=task.std_prior), task),
-        "plain PyTorch": Contender(PlainBayesian(network, std_prior=task.std_prior), task),
+        "illia_ext": Contender(BayesianModule(network), task),
+        "plain PyTorch": Contender(PlainBayesian(network), task),
         "deterministic": Contender(FixedWeights(network), task),
     }
 
@@ -113,5 +127,7 @@ def run(setup: Callable[[int], Training], options: Namespace, console: Console) 
                 progress.update(bar, advance=1, note=f"seed {seed}, nll {members[0].losses[-1][0]:.3f}")
             for contender in members:
                 contender.outputs = contender.predict(task.test_inputs, options.samples)
+                if task.foreign_inputs is not None:
+                    contender.foreign_outputs = contender.predict(task.foreign_inputs, options.samples)
             trainings.append(training)
     return trainings
