@@ -23,8 +23,7 @@ NUM_SAMPLES = {ONE: None, MANY: 8}  # a step
 
 def setup(epochs: int, seed: int) -> Training:
     task = digits_task(epochs, seed)
-    hidden = nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()
-    network = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(256, 10))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
     contenders = {
         f"{name}, {samples}": Contender(kind(network), task, number)
         for name, kind in (("illia_ext", BayesianModule), ("plain", PlainBayesian))
@@ -35,7 +34,7 @@ def setup(epochs: int, seed: int) -> Training:
 
 
 def main() -> int:
-    options = training_parser(__doc__.split("\n")[0], epochs=15).parse_args()
+    options = training_parser(__doc__.split("\n")[0], epochs=60).parse_args()
     console = Console()
     trainings = run(partial(setup, options.epochs), options, console)
 

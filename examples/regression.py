@@ -31,9 +31,9 @@ def diabetes_task(epochs: int, seed: int) -> Task:
         *scaled[:2],
         *(part[:, 0] for part in scaled[2:]),
         likelihood=Gaussian,
-        batch_size=32,
+        batch_size=64,
         epochs=epochs,
-        learning_rate=3e-3,
+        learning_rate=1e-2,
     )
 
 
@@ -43,13 +43,12 @@ def judge(contender: Contender, task: Task) -> dict[str, float]:
 
 def setup(epochs: int, seed: int) -> Training:
     task = diabetes_task(epochs, seed)
-    hidden = nn.Linear(10, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU()
-    network = nn.Sequential(*hidden, nn.Linear(50, 1), nn.Flatten(-2))  # [batch]
+    network = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 1), nn.Flatten(-2))  # [batch]
     return Training(task, contenders(network, task))
 
 
 def main() -> int:
-    options = training_parser(__doc__.split("\n")[0], epochs=100, picture="regression.png").parse_args()
+    options = training_parser(__doc__.split("\n")[0], epochs=300, picture="regression.png").parse_args()
     console = Console()
     trainings = run(partial(setup, options.epochs), options, console)
     title = f"Progression of diabetes: {len(trainings[0].task.test_targets)} test patients"

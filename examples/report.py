@@ -11,7 +11,7 @@ from training import WARM_UP, Contender, Task, Training
 
 __all__ = ["print_table"]
 
-DECIMALS = {"accuracy, %": 1, "rms error": 3, "nll, nats": 2, "calibration error, %": 1, "AUROC, %": 0, "step, ms": 2}
+DECIMALS = {"accuracy, %": 1, "rms error": 3, "nll, nats": 2, "calibration error, %": 1, "AUROC, %": 0, "step, ms": 1}
 
 
 def spread(values: list[float], decimals: int, sign: str = "") -> str:
@@ -67,7 +67,7 @@ def print_table(
     for line in (
         f"{number}; difference: {pair[0]} less {pair[1]}, seed by seed.",
         caption,
-        levelling(names[0], [training.contenders[names[0]] for training in trainings]),
+        levelling(pair[0], [training.contenders[pair[0]] for training in trainings]),
         f"Step: CPU time on one thread, median of {steps} a seed (forward, backward, Adam), all networks in turn: "
         f"{ratios} times {names[-1]}'s.",
     ):

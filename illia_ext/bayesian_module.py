@@ -59,16 +59,24 @@ class BayesianModule(GuardedModule):
     modules' hooks. A tied weight is one Gaussian. mu and rho require gradients where the parameter did.
 
         bnn = BayesianModule(network)
+        optimizer = torch.optim.Adam(bnn.parameters(), lr=1e-3)
         output, log_prob = bnn(inputs)
         loss = elbo_loss(cross_entropy(output, labels), log_prob, num_data=60000)
 
+    The defaults are those with which six kinds of networks learned as well as deterministic ones (docs/defaults.md).
+    With std_prior=0.1 some of them ended at chance: a narrow prior asks so much of each weight that forgetting the data
+    is the better bound. `elbo_loss` tells how to see that, and what to do.
+
     Args:
-        module: the network to convert. It is deep-copied, and the original stays unchanged, unless copy=False.
-        mu_prior, std_prior: of the prior: a number, for all weights; an nn.Parameter of one element, which is learned;
-            or a function (name, parameter) that gives, for one parameter, a number, a tensor that broadcasts to its
-            shape, or an nn.Parameter, which is learned.
-        rho_init: the initial rho, a number or a function (name, parameter) that gives a number or a tensor, such as
-            `relative_rho`.
+        module: the network to convert. It is deep-copied, and the original stays unchanged, unless copy=False: an
+            optimizer made for the original's parameters trains nothing here.
+        mu_prior, std_prior: of the prior: a number, for all weights; an nn.Parameter of one element, which is learned
+            (GaussianDistribution shows how a learned std_prior stays positive); or a function (name, parameter) that
+            gives, for one parameter, a number, a tensor that broadcasts to its shape, or an nn.Parameter, which is
+            learned. mu_prior=None: 0, but the initial value for the weights of normalisation layers (modules whose
+            class has "Norm" in its name), which scale by about 1.
+        rho_init: the initial rho, a number or a function (name, parameter) that gives a number or a tensor. -5 is a
+            sigma of 0.0067; where trained weights are smaller than 0.01, take `relative_rho(0.1)`.
         select: which parameters become Gaussians: a function (name, parameter) -> bool, or their names. None: all that
             require a gradient; frozen ones stay plain. A tied weight is taken if any of its names is.
         copy: whether the module is deep-copied. With False its own parameters become mu and nothing is copied, so a
@@ -87,10 +95,10 @@ class BayesianModule(GuardedModule):
     Raises:
         TypeError: no nn.Module, or one by TorchScript; a parameter that is not float32, float64, float16 or bfloat16;
             an argument of a wrong kind.
-        ValueError: no parameter or an unknown one is selected, one of a lazy module, one of a module that draws by
-            itself (a distribution, another BayesianModule, a Bayesian layer of another library), parameters of several
-            dtypes or devices, or two in one memory; a module that holds a tensor with a graph, as pruning leaves it; a
-            prior or rho_init out of range or of another shape; reset_parameters=True with copy=False, or where a
+        ValueError: a part that draws by itself (a distribution, another BayesianModule), selected or not; no parameter
+            or an unknown one is selected, one of a lazy module, one of a Bayesian layer of another library, parameters
+            of several dtypes or devices, or two in one memory; a module that holds a tensor with a graph, as pruning
+            leaves it; a prior or rho_init out of range or of another shape; reset_parameters=True with copy=False, or where a
             submodule has no reset_parameters().
 
     Source: Graves, "Practical variational inference for neural networks" (2011); Blundell et al., "Weight uncertainty
@@ -326,9 +334,10 @@ class BayesianModule(GuardedModule):
             key: [2] or [S, 2] (see `illia_ext.random`), in place of num_samples; None draws from torch's generator.
 
         Returns:
-            output: what the module gives; of several samples, its tensors are stacked to [num_samples, ...], and
-                where another object (a cache) or a value differs, a tuple has one per sample. Containers are those that
-                torch.utils._pytree knows; register_dataclass makes a dataclass one.
+            output: what the module gives. Of several samples, its tensors are stacked to [num_samples, ...]: a loss
+                takes `output.flatten(0, 1)` and `labels.repeat(num_samples)`. Where another object (a cache) or a value
+                differs, a tuple has one per sample. Containers are those that torch.utils._pytree knows;
+                register_dataclass makes a dataclass one.
             log_prob: scalar or [num_samples]: sum over all weights of log q - log p, in nats.
 
         Raises:
@@ -370,8 +379,8 @@ class BayesianModule(GuardedModule):
             probabilities = bnn.predict(inputs, transform=lambda logits: logits.softmax(-1)).mean
 
         The mean of logits is no prediction: their softmax is not the mean of the probabilities. Integers and booleans
-        are averaged in float32. Whether dropout drops and statistics are updated is left to train() and eval(), as in
-        any call.
+        are averaged in float32. Call eval() first: in training mode, of which it warns, dropout drops and statistics
+        move, once a sample.
 
         Args:
             args, kwargs: as of `forward`.

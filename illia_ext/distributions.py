@@ -96,10 +96,13 @@ class GaussianDistribution(DistributionModule):
     `torch.manual_seed` (mu ~ N(mu_init, 0.1^2), rho ~ N(rho_init, 0.1^2)).
 
     Args:
-        shape: int or sequence of ints; () for a scalar.
+        shape: int or sequence of ints; () for a scalar. `(4, 3)`, in parentheses: in `GaussianDistribution(4, 3)` the
+            second number is mu_prior.
         mu_prior, std_prior: of the prior. Numbers; tensors with one element or broadcastable to shape, which become
             buffers; or nn.Parameters, which are learned with the weights (empirical Bayes) and may be shared by
-            modules. What keeps a learned std_prior positive, such as torch.nn.utils.parametrize, is up to you.
+            modules. An optimizer may make a learned std_prior negative, and all that depends on it NaN;
+            `torch.nn.utils.parametrize.register_parametrization(weights, "std_prior", nn.Softplus())` keeps it
+            positive: from then on it is softplus of the parameter.
         mu_init, rho_init: means of the initial values.
         device, dtype: as in every module of torch.nn; the dtype is a floating one.
 

@@ -21,11 +21,29 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
         output, log_prob = bnn(inputs)
         elbo_loss(cross_entropy(output, labels), log_prob, num_data=60000).backward()
 
+        output, log_prob = bnn(inputs, num_samples=8)  # [8, N, C] and [8]
+        nll = cross_entropy(output.flatten(0, 1), labels.repeat(8))
+        elbo_loss(nll, log_prob, num_data=60000).backward()
+
+    Watch nll and log_prob / num_data. While the second one falls, sigma is still on its way from where it started, and
+    the uncertainty of predictions is not the posterior's: train on, at a larger rate. When it has levelled off:
+
+    - nll of chance (log C for C classes): the prior asks more of the weights than the data can pay for, and forgetting
+      the data is the better bound. Take a wider prior (BayesianModule's std_prior=1 in place of 0.1), a kl_weight that
+      grows from 0 to 1 over the first epochs, or start from a trained network with rho_init=relative_rho(0.1).
+    - nll far above the deterministic network's: underfitting. Use fewer weights or more data, a trained network as the
+      prior's mean (mu_prior=lambda name, weight: weight), or a kl_weight below 1, which tempers the posterior.
+
     Args:
         nll: negative log likelihood, the mean over the batch: a scalar, or [S] for S samples of the weights.
         log_prob: sum over all weights of log q - log p, of the same samples: a scalar or [S]; or the KL divergence.
+            Scalars that change places with nll cannot be told from right ones.
         num_data: how many data points the whole training set has, not the batch.
         kl_weight: of the second term: 1 for the bound, less for a warm-up or a tempered posterior.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong kind, shape or range, or a log_prob that is NaN. Values on a GPU
+            are not looked at, nor in a compiled program.
 
     Returns:
         Scalar; samples are averaged.
@@ -84,7 +102,8 @@ def predictive_entropy(logits: Tensor) -> Tensor:
     """Entropy of the mean of the samples' class probabilities: all that a prediction is unsure of.
 
     Args:
-        logits: [S, N, ..., C] for S samples of the weights, N inputs and C classes: logits, not probabilities.
+        logits: [S, N, ..., C] for S samples of the weights, N inputs and C classes, as `bnn.predict(inputs).samples`
+            gives them: logits or log-probabilities. Probabilities are refused, on a CPU.
 
     Returns:
         [N, ...], in nats, from 0 to log(C).
@@ -102,7 +121,7 @@ def mutual_information(logits: Tensor) -> Tensor:
     mixture: small numbers stay exact, which that difference of large ones would lose.
 
     Args:
-        logits: [S, N, ..., C] for S samples of the weights, N inputs and C classes: logits, not probabilities.
+        logits: as of `predictive_entropy`.
 
     Returns:
         [N, ...], in nats, from 0 to log(min(S, C)).
