@@ -98,8 +98,8 @@ class BayesianModule(GuardedModule):
         ValueError: a part that draws by itself (a distribution, another BayesianModule), selected or not; no parameter
             or an unknown one is selected, one of a lazy module, one of a Bayesian layer of another library, parameters
             of several dtypes or devices, or two in one memory; a module that holds a tensor with a graph, as pruning
-            leaves it; a prior or rho_init out of range or of another shape; reset_parameters=True with copy=False, or where a
-            submodule has no reset_parameters().
+            leaves it; a prior or rho_init out of range or of another shape; reset_parameters=True with copy=False, or
+            where a submodule has no reset_parameters().
 
     Source: Graves, "Practical variational inference for neural networks" (2011); Blundell et al., "Weight uncertainty
     in neural networks" (2015).
