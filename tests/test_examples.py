@@ -1,8 +1,12 @@
 """The examples: what they compare with, their figures, and their command line."""
 
+import importlib
 import math
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,3 +101,45 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert [line.count("±") for line in lines if line.startswith(f"{name}  ")] == [columns]
     assert "nan" not in "".join(lines)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("place", ["README.md", "illia_ext"])
+def test_code_that_users_read_first(place: str) -> None:
+    """Of README the blocks up to a layer's own weights, with one epoch."""
+    if place == "README.md":
+        blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / place).read_text(), re.DOTALL)[:3]
+        code = "\n".join(blocks).replace("range(30)", "range(1)")
+    else:
+        block = re.search(
+            r"two lines.*?:\n\n(    .*?\n)\n`help", importlib.import_module(place).__doc__ or "", re.DOTALL
+        )
+        assert block is not None
+        code = textwrap.dedent(block[1])
+    names: dict[str, Any] = {}
+    exec(code, names)
+    probabilities = names["probabilities"]
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(len(probabilities)))
+    assert names["bnn"].training is False and names["nll"].isfinite() and names["log_prob"].isfinite().all()
+
+
+@pytest.mark.parametrize(("start", "rate", "expected"), [(161.0, 0.001, False), (0.4, 0.001, True), (0.4, 0.02, False)])
+def test_a_posterior_that_has_been_reached(start: float, rate: float, expected: bool) -> None:
+    """By what KL over data falls by: 161 nats that fall by a thousandth a step are on their way, however slowly."""
+    from training import Contender
+
+    contender = Contender.__new__(Contender)
+    contender.losses = [(0.1, start * math.exp(-rate * step)) for step in range(100)]
+    tenth = start * math.exp(-rate * 90) * (1 - math.exp(-rate * 10)) / (1 - math.exp(-rate)) / 10
+    assert contender.kl() == pytest.approx(tenth)
+    assert contender.kl_fall == pytest.approx(tenth * math.expm1(rate * 10))
+    assert contender.has_levelled is expected
+
+
+def test_separation() -> None:
+    """By what samples disagree in, and of fixed weights by entropy."""
+    from metrics import separation
+
+    sure, torn = torch.tensor([[9.0, 0.0]]), torch.tensor([[1.5, 0.0]])
+    known, foreign = sure.expand(2, 6, 2), torch.stack([sure, -sure]).expand(2, 6, 2)
+    assert separation(known, foreign) == 1 and separation(foreign, known) == 0
+    assert separation(known[:1], torn.expand(1, 6, 2)) == 1 and separation(known, known) == 0.5
