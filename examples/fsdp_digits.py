@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from options import Parser, whole_number
+from report import levelling
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
@@ -22,6 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DeviceMesh, DTensor, init_device_mesh
 from torch.nn.functional import cross_entropy, linear
 from torch.utils._python_dispatch import TorchDispatchMode
+from training import mean_of_tenth
 
 from illia_ext import GaussianDistribution
 from illia_ext.functional import gaussian_sample
@@ -78,6 +80,7 @@ def make_network(mesh: DeviceMesh) -> nn.Sequential:
 def train(network: nn.Sequential, images: Tensor, labels: Tensor, options: Any, rank: int, console: Console) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     order = torch.Generator().manual_seed(options.seed)  # one for all: each process takes its part of every batch
+    kls = []  # [epochs]: log_prob / num_data
     for epoch in range(options.epochs):
         total = torch.zeros(2)  # nll, log_prob / num_data
         batches = torch.randperm(len(images), generator=order).split(BATCH)
@@ -92,7 +95,9 @@ def train(network: nn.Sequential, images: Tensor, labels: Tensor, options: Any, 
             total += torch.stack([nll, log_prob]).detach()
         dist.all_reduce(total)
         mean_nll, mean_log_prob = total / len(batches) / options.processes
+        kls.append(float(mean_log_prob))
         console.print(f"epoch {epoch + 1:2}  nll {mean_nll:.3f}  log_prob {mean_log_prob:.2f} nats an image")
+    console.print(levelling("the sharded network", mean_of_tenth(kls, 1), mean_of_tenth(kls)), highlight=False)
 
 
 @torch.no_grad()

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from training import WARM_UP, Contender, Task, Training
 
-__all__ = ["print_table"]
+__all__ = ["levelling", "print_table"]
+
+LEVEL = 0.05  # of KL over data, or of a nat where it is more: it may fall by so much a tenth when it is level
 
 DECIMALS = {"accuracy, %": 1, "rms error": 3, "nll, nats": 2, "calibration error, %": 1, "AUROC, %": 0, "step, ms": 1}
 
@@ -19,11 +21,10 @@ def spread(values: list[float], decimals: int, sign: str = "") -> str:
     return f"{mean(values):{sign}.{decimals}f}{deviation}"
 
 
-def levelling(name: str, contenders: list[Contender]) -> str:
-    """Whether the posterior has been reached, as far as the KL divergence tells."""
-    fall = mean(contender.kl_fall for contender in contenders)
-    change = f"from the last tenth of the training but one to the last it fell by {fall:.3f} nats"
-    if all(contender.has_levelled for contender in contenders):
+def levelling(name: str, before: float, last: float) -> str:
+    """Whether the posterior has been reached, as far as KL over data in the last two tenths of the training tells."""
+    change = f"from the last tenth of the training but one to the last it fell from {before:.3f} to {last:.3f} nats"
+    if before - last < LEVEL * min(1, last):
         return f"KL over data of {name} has levelled off: {change}."
     return f"KL over data of {name} still falls: {change}. This is not the posterior yet: train on (--epochs)."
 
@@ -67,7 +68,7 @@ def print_table(
     for line in (
         f"{number}; difference: {pair[0]} less {pair[1]}, seed by seed.",
         caption,
-        levelling(pair[0], [training.contenders[pair[0]] for training in trainings]),
+        levelling(pair[0], *(mean(training.contenders[pair[0]].kl(ago) for training in trainings) for ago in (1, 0))),
         f"Step: CPU time on one thread, median of {steps} a seed (forward, backward, Adam), all networks in turn: "
         f"{ratios} times {names[-1]}'s.",
     ):

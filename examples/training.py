@@ -14,10 +14,16 @@ from torch import Tensor, nn
 
 from illia_ext import BayesianModule, elbo_loss
 
-__all__ = ["Contender", "Task", "Training", "contenders", "run"]
+__all__ = ["Contender", "Task", "Training", "contenders", "mean_of_tenth", "run"]
 
 WARM_UP = 5  # steps that the median time leaves out
-LEVEL = 0.05  # of a KL divergence over num_data, or of a nat where it is more: what it may fall by when it is level
+
+
+def mean_of_tenth(values: list[float], tenths_ago: int = 0) -> float:
+    """Over the last tenth of a training's values, or over one before it."""
+    tenth = max(1, len(values) // 10)
+    stop = max(1, len(values) - tenths_ago * tenth)
+    return fmean(values[max(0, stop - tenth) : stop])
 
 
 @dataclass
@@ -77,19 +83,8 @@ class Contender:
         return 1e3 * median(self.seconds[WARM_UP:])
 
     def kl(self, tenths_ago: int = 0) -> float:
-        """KL divergence over num_data, the mean over the last tenth of the steps or over one before it."""
-        tenth = max(1, len(self.losses) // 10)
-        stop = max(1, len(self.losses) - tenths_ago * tenth)
-        return fmean(log_prob for _, log_prob in self.losses[max(0, stop - tenth) : stop])
-
-    @property
-    def kl_fall(self) -> float:
-        """By how much it fell from the last tenth but one to the last."""
-        return self.kl(tenths_ago=1) - self.kl()
-
-    @property
-    def has_levelled(self) -> bool:
-        return self.kl_fall < LEVEL * min(1, self.kl())
+        """KL divergence over num_data, at the end of the training or some tenths of it before."""
+        return mean_of_tenth([log_prob for _, log_prob in self.losses], tenths_ago)
 
 
 @dataclass

@@ -125,14 +125,14 @@ def test_code_that_users_read_first(place: str) -> None:
 @pytest.mark.parametrize(("start", "rate", "expected"), [(161.0, 0.001, False), (0.4, 0.001, True), (0.4, 0.02, False)])
 def test_a_posterior_that_has_been_reached(start: float, rate: float, expected: bool) -> None:
     """By what KL over data falls by: 161 nats that fall by a thousandth a step are on their way, however slowly."""
-    from training import Contender
+    from report import levelling
+    from training import mean_of_tenth
 
-    contender = Contender.__new__(Contender)
-    contender.losses = [(0.1, start * math.exp(-rate * step)) for step in range(100)]
-    tenth = start * math.exp(-rate * 90) * (1 - math.exp(-rate * 10)) / (1 - math.exp(-rate)) / 10
-    assert contender.kl() == pytest.approx(tenth)
-    assert contender.kl_fall == pytest.approx(tenth * math.expm1(rate * 10))
-    assert contender.has_levelled is expected
+    values = [start * math.exp(-rate * step) for step in range(100)]
+    last, before = mean_of_tenth(values), mean_of_tenth(values, 1)
+    assert (last, before) == pytest.approx((sum(values[90:]) / 10, sum(values[80:90]) / 10))
+    assert ("levelled off" in levelling("it", before, last)) is expected
+    assert mean_of_tenth([3.0, 2.0], 1) == 3 and mean_of_tenth([3.0], 1) == 3
 
 
 def test_separation() -> None:
