@@ -33,7 +33,7 @@ Training differs from a deterministic network's in two lines, the conversion and
 from illia_ext import functional, random, reference
 from illia_ext._after_import import import_after
 from illia_ext.bayesian_module import BayesianModule, Prediction
-from illia_ext.distributions import DistributionModule, GaussianDistribution
+from illia_ext.distributions import DistributionModule, GaussianDistribution, Positive
 from illia_ext.objectives import elbo_loss, mutual_information, predictive_entropy
 from illia_ext.replace import replace_distributions
 from illia_ext.selection import relative_rho
@@ -42,6 +42,7 @@ __all__ = [
     "BayesianModule",
     "DistributionModule",
     "GaussianDistribution",
+    "Positive",
     "Prediction",
     "elbo_loss",
     "functional",

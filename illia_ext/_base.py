@@ -180,6 +180,11 @@ class GuardedModule(nn.Module):
             for argument, value in (("num_samples", num_samples), ("key", key)):
                 if value is not None:
                     raise ValueError(f"{argument}: the weights are frozen; unfreeze() them first, got {value}")
+            if self.training and rho.requires_grad and torch.is_grad_enabled() and not is_compiling():
+                warnings.warn(
+                    "the weights are frozen, so that every training step draws the same noise; unfreeze() them",
+                    stacklevel=5,
+                )
             return self.frozen_key.to(rho.device)  # elsewhere after load_state_dict(assign=True)
         if key is None:
             num_keys = None if num_samples is None else count(num_samples, "num_samples", least=1)
@@ -218,16 +223,6 @@ class GuardedModule(nn.Module):
     def unfreeze(self) -> None:
         """Every call draws again."""
         self.frozen = False
-
-    def train(self, mode: bool = True) -> "GuardedModule":
-        """As of every nn.Module; warns where frozen weights would be trained with the noise of one key."""
-        if mode and self.frozen:
-            warnings.warn(
-                "train: the weights are frozen, so that every step would draw the same noise; unfreeze() them",
-                stacklevel=2,
-            )
-        super().train(mode)
-        return self
 
     def get_extra_state(self) -> Tensor:
         """[3], int64: whether the weights are frozen, and the key's two words; of one shape, frozen or not."""

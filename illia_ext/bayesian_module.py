@@ -28,6 +28,7 @@ from illia_ext._outputs import Prediction, join_samples, mean, refuse_lazy
 from illia_ext._vmap import at_once
 from illia_ext.distributions import DistributionModule
 from illia_ext.foreach import Apart
+from illia_ext.functional import shown
 from illia_ext.random import count
 from illia_ext.selection import (
     Initial,
@@ -71,12 +72,13 @@ class BayesianModule(GuardedModule):
         module: the network to convert. It is deep-copied, and the original stays unchanged, unless copy=False: an
             optimizer made for the original's parameters trains nothing here.
         mu_prior, std_prior: of the prior: a number, for all weights; an nn.Parameter of one element, which is learned
-            (GaussianDistribution shows how a learned std_prior stays positive); or a function (name, parameter) that
+            (`illia_ext.Positive` keeps a learned std_prior positive); or a function (name, parameter) that
             gives, for one parameter, a number, a tensor that broadcasts to its shape, or an nn.Parameter, which is
             learned. mu_prior=None: 0, but the initial value for the weights of normalisation layers (modules whose
             class has "Norm" in its name), which scale by about 1.
         rho_init: the initial rho, a number or a function (name, parameter) that gives a number or a tensor. -5 is a
-            sigma of 0.0067; where trained weights are smaller than 0.01, take `relative_rho(0.1)`.
+            sigma of 0.0067; where trained weights are smaller than 0.01, take `relative_rho(0.1)`. Load trained
+            weights before the conversion, which computes the priors and rho from them.
         select: which parameters become Gaussians: a function (name, parameter) -> bool, or their names. None: all that
             require a gradient; frozen ones stay plain. A tied weight is taken if any of its names is.
         copy: whether the module is deep-copied. With False its own parameters become mu and nothing is copied, so a
@@ -125,7 +127,7 @@ class BayesianModule(GuardedModule):
         chunk_size: int = 1,
     ) -> None:
         if not isinstance(module, nn.Module):
-            raise TypeError(f"module: expected an nn.Module, got {module!r}")
+            raise TypeError(f"module: expected an nn.Module, got {shown(module)}")
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"module: expected a Python module, got {type(module).__name__}, whose weights are fixed")
         count(chunk_size, "chunk_size", least=1)
@@ -380,7 +382,8 @@ class BayesianModule(GuardedModule):
 
         The mean of logits is no prediction: their softmax is not the mean of the probabilities. Integers and booleans
         are averaged in float32. Call eval() first: in training mode, of which it warns, dropout drops and statistics
-        move, once a sample.
+        move, once a sample. BatchNorm's running statistics are an average over draws, which fits no single one well;
+        LayerNorm and GroupNorm have none.
 
         Args:
             args, kwargs: as of `forward`.
@@ -432,8 +435,8 @@ class BayesianModule(GuardedModule):
         parts = [f"{len(self._names)} tensors of {num_weights:,} weights are Gaussian"]
         for name, prior in (("mu_prior", self.mu_prior), ("std_prior", self.std_prior)):
             if isinstance(prior, nn.Module) or prior.requires_grad or prior.is_meta:
-                kind = "each weight's own" if isinstance(prior, nn.Module) else "unknown"
-                parts.append(f"{name}: {'learned' if isinstance(prior, nn.Parameter) else kind}")
+                kind = "one for each weight" if isinstance(prior, nn.Module) else "learned"
+                parts.append(f"{name}: {'unknown' if getattr(prior, 'is_meta', False) else kind}")
             else:
                 parts.append(f"{name}={prior.item():g}")
         return ", ".join(parts)

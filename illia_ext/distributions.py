@@ -14,7 +14,7 @@ from illia_ext import functional
 from illia_ext.functional import DTYPES, check_finite, check_std_prior
 from illia_ext.random import count, draw_key
 
-__all__ = ["DistributionModule", "GaussianDistribution"]
+__all__ = ["DistributionModule", "GaussianDistribution", "Positive"]
 
 
 def _shape(shape: Any) -> torch.Size:
@@ -32,6 +32,8 @@ def _shape(shape: Any) -> torch.Size:
 
 def make_prior(name: str, value: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A number as [1], a tensor as a copy, both of this dtype on this device; an nn.Parameter as it is."""
+    if isinstance(value, nn.Module):
+        raise TypeError(f"{name}: expected a number, a tensor or a function (name, parameter), got a module")
     if not isinstance(value, Tensor):
         number = check_std_prior(value) if name == "std_prior" else check_finite(name, value)
         prior = torch.tensor([float(number)], dtype=dtype, device="cpu")
@@ -72,6 +74,28 @@ def _broadcast(x: Tensor, mu: Tensor) -> Tensor:
     return x.expand(sizes)
 
 
+def inverse_softplus(values: Tensor) -> Tensor:
+    """log(exp(values) - 1), for values near 0 and for large ones."""
+    return values + torch.log(-torch.expm1(-values))
+
+
+class Positive(nn.Module):
+    """Keeps a learned std_prior positive: the optimizer moves a number whose softplus it is.
+
+        bnn = BayesianModule(network, std_prior=nn.Parameter(torch.tensor(0.3)))
+        torch.nn.utils.parametrize.register_parametrization(bnn, "std_prior", Positive())  # 0.3, as before
+
+    Register it before the optimizer is made. Where each weight has a std_prior of its own, register it at each module
+    of `bnn.std_prior` that holds one.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        return nn.functional.softplus(values)
+
+    def right_inverse(self, values: Tensor) -> Tensor:
+        return inverse_softplus(values)
+
+
 class DistributionModule(nn.Module, ABC):
     """What a layer may ask of a distribution of its weights."""
 
@@ -100,9 +124,7 @@ class GaussianDistribution(DistributionModule):
             second number is mu_prior.
         mu_prior, std_prior: of the prior. Numbers; tensors with one element or broadcastable to shape, which become
             buffers; or nn.Parameters, which are learned with the weights (empirical Bayes) and may be shared by
-            modules. An optimizer may make a learned std_prior negative, and all that depends on it NaN;
-            `torch.nn.utils.parametrize.register_parametrization(weights, "std_prior", nn.Softplus())` keeps it
-            positive: from then on it is softplus of the parameter.
+            modules. An optimizer may make a learned std_prior negative, and all that depends on it NaN: see `Positive`.
         mu_init, rho_init: means of the initial values.
         device, dtype: as in every module of torch.nn; the dtype is a floating one.
 

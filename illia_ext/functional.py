@@ -65,9 +65,17 @@ def _explain(**tensors: Any) -> None:
             raise ValueError(f"key: expected shape [2] or [num_samples, 2], got {list(key.shape)}") from None
 
 
+def shown(value: Any) -> str:
+    """A value in a message: tensors by their shapes, others in one line."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    text = repr(value).split("\n")[0]
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _check_number(name: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
+        raise TypeError(f"{name}: expected a number, got {shown(value)}")
     return value
 
 

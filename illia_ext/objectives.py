@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from illia_ext._expose import is_watched
-from illia_ext.functional import check_finite
+from illia_ext.functional import check_finite, shown
 
 __all__ = ["elbo_loss", "mutual_information", "predictive_entropy"]
 
@@ -53,7 +53,7 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
     """
     for name, value in (("nll", nll), ("log_prob", log_prob)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {value!r}")
+            raise TypeError(f"{name}: expected a tensor, got {shown(value)}")
         if value.dim() > 1:
             message = "expected a scalar or [num_samples], as a mean over the batch"
             raise ValueError(f"{name}: {message}, got shape {list(value.shape)}")
@@ -78,7 +78,10 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
 def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Of each sample, [S, ..., classes], and of their mixture, [..., classes]; half types in float32."""
     if not isinstance(logits, Tensor):
-        raise TypeError(f"logits: expected a tensor, got {logits!r}")
+        raise TypeError(
+            f"logits: expected a tensor, got {shown(logits)}; of a prediction, take the samples: "
+            "bnn.predict(inputs).samples"
+        )
     if not logits.is_floating_point():
         raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
     if logits.dim() < 3 or 0 in (logits.shape[0], logits.shape[-1]):

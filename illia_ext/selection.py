@@ -293,7 +293,7 @@ def make_prior(argument: str, value: Any, mus: Mapping[str, Tensor]) -> Tensor |
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error}, for {name}") from None
 
-    if callable(value):
+    if callable(value) and not isinstance(value, nn.Module):
         return {name: of(value(name, mu.detach()), name, mu, mu.shape) for name, mu in mus.items()}
     return of(value, "all weights", next(iter(mus.values())), torch.Size())
 
@@ -349,8 +349,6 @@ def relative_rho(delta: float, smallest: float = 1e-4) -> Callable[[str, Tensor]
     def rho(name: str, parameter: Tensor) -> Tensor:
         # of half types in float32, where `smallest` does not vanish
         weight = parameter.detach() if parameter.dtype == torch.float64 else parameter.detach().float()
-        sigma = (delta * weight.abs()).clamp(min=smallest)
-        # softplus's inverse, log(exp(sigma) - 1), for a sigma near 0 and for a large one
-        return sigma + torch.log(-torch.expm1(-sigma))
+        return distributions.inverse_softplus((delta * weight.abs()).clamp(min=smallest))
 
     return rho

@@ -68,7 +68,7 @@ def test_repr(cpu: object) -> None:
     text = repr(BayesianModule(nn.Sequential(nn.Embedding(5, 3, padding_idx=0), nn.Linear(3, 2))))
     assert "3 tensors of 20 weights are Gaussian, mu_prior=0, std_prior=1" in text
     learned = BayesianModule(nn.Linear(3, 2), lambda name, weight: weight, nn.Parameter(torch.ones(1)))
-    assert "2 tensors of 8 weights are Gaussian, mu_prior: each weight's own, std_prior: learned" in repr(learned)
+    assert "2 tensors of 8 weights are Gaussian, mu_prior: one for each weight, std_prior: learned" in repr(learned)
 
 
 class Flow:

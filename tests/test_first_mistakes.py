@@ -1,6 +1,7 @@
 """What new users get wrong: each ends in a sentence, or works as meant."""
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrize as torch_parametrize
 from illia_ext import (
     BayesianModule,
     GaussianDistribution,
+    Positive,
     elbo_loss,
     mutual_information,
     predictive_entropy,
@@ -58,17 +60,21 @@ def test_a_frozen_checkpoint(cpu: object) -> None:
     bayesian = BayesianModule(make_network())
     bayesian.freeze()
     state = bayesian.state_dict()
-    with pytest.warns(UserWarning, match=r"train: the weights are frozen, .*; unfreeze\(\) them"):
-        bayesian.train()
+    inputs = torch.randn(5, 4)
+    with pytest.warns(UserWarning, match=r"the weights are frozen, .*; unfreeze\(\) them") as caught:
+        bayesian(inputs)
+    assert caught[0].filename == __file__
     other = BayesianModule(make_network())
     with pytest.warns(UserWarning, match=r"load_state_dict: .* saved frozen, .* unfreeze\(\) them"):
         other.load_state_dict(state)
     other.unfreeze()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        other.train()
+        other(inputs)
         other.load_state_dict(other.state_dict())
-        other.eval()
+        bayesian.eval()(inputs)
+        with torch.no_grad():
+            bayesian.train()(inputs)
 
 
 @parametrize("strict", [True, False])
@@ -120,19 +126,36 @@ def test_a_prior_that_has_become_negative(cpu: object) -> None:
 
 
 @parametrize("make", [lambda prior: GaussianDistribution((4, 3), std_prior=prior, rho_init=-1.0), None])
-def test_a_learned_prior_that_stays_positive(make: Any, cpu: object) -> None:
-    """By the line that the docstrings show, far below where the parameter itself is negative."""
-    prior = nn.Parameter(torch.tensor(0.5))
+@parametrize("start", [1e-4, 0.1, 1.0, 50.0])
+def test_a_learned_prior_that_stays_positive(make: Any, start: float, cpu: object) -> None:
+    """It starts where it was, up to a rounding of its logarithm, and does not cross 0."""
+    prior = nn.Parameter(torch.tensor(start))
     module = make(prior) if make else BayesianModule(nn.Linear(4, 3), std_prior=prior, rho_init=-1.0)
-    torch_parametrize.register_parametrization(module, "std_prior", nn.Softplus())
-    assert module.std_prior.item() == pytest.approx(nn.functional.softplus(torch.tensor(0.5)).item())
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
-    for _ in range(60):
+    torch_parametrize.register_parametrization(module, "std_prior", Positive())
+    assert module.std_prior.item() == pytest.approx(start, rel=2**-23 * (2 + abs(math.log(start))))
+    if not make:
+        assert "std_prior: learned" in repr(module)
+    optimizer = torch.optim.Adam(module.parameters(), lr=start / 2)
+    for _ in range(4):  # of half of it each
         optimizer.zero_grad()
-        (module.kl_divergence() + 10 * module.std_prior.sum()).backward()  # pulled down
+        (1e4 * module.std_prior.sum()).backward()
         optimizer.step()
-    assert prior.item() < 0 < module.std_prior.item()
+        assert module.std_prior.item() > 0
     assert module.kl_divergence().isfinite()
+
+
+def test_priors_of_a_wrong_kind(cpu: object) -> None:
+    network = make_network()
+    for prior, sentence in (
+        (nn.Linear(2, 2), "mu_prior: expected a number, a tensor or a function .* got a module"),
+        (dict(network.named_parameters()), r"mu_prior: expected a number, got \{'0.weight': .{,70}, for all"),
+    ):
+        with pytest.raises(TypeError, match=sentence):
+            BayesianModule(network, prior)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"logits: .* take the samples: bnn\.predict\(inputs\)\.samples"):
+        mutual_information(BayesianModule(network).eval().predict(torch.randn(5, 4)))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"num_data: expected a number, got a tensor of shape \[5, 4\]"):
+        elbo_loss(torch.ones(()), torch.ones(()), torch.randn(5, 4))  # type: ignore[arg-type]
 
 
 def test_no_samples(cpu: object) -> None:
