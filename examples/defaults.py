@@ -144,7 +144,8 @@ def measure(case: tuple[str, str, int, int]) -> list[float]:
         figures = regression(outputs, contender.likelihood.noise, task.test_targets)
     else:
         figures = classification(outputs, task.test_targets)
-    return [*figures.values(), contender.kl(), contender.kl(1) - contender.kl(), separation(outputs, foreign)]
+    before, last = contender.kls()
+    return [*figures.values(), last, before - last, separation(outputs, foreign)]
 
 
 def settings_of(network: str, schedule: int) -> Iterator[str]:

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DeviceMesh, DTensor, init_device_mesh
 from torch.nn.functional import cross_entropy, linear
 from torch.utils._python_dispatch import TorchDispatchMode
-from training import mean_of_tenth
+from training import last_tenths
 
 from illia_ext import GaussianDistribution
 from illia_ext.functional import gaussian_sample
@@ -97,7 +97,7 @@ def train(network: nn.Sequential, images: Tensor, labels: Tensor, options: Any, 
         mean_nll, mean_log_prob = total / len(batches) / options.processes
         kls.append(float(mean_log_prob))
         console.print(f"epoch {epoch + 1:2}  nll {mean_nll:.3f}  log_prob {mean_log_prob:.2f} nats an image")
-    console.print(levelling("the sharded network", mean_of_tenth(kls, 1), mean_of_tenth(kls)), highlight=False)
+    console.print(levelling("the sharded network", kls[0], *last_tenths(kls)), highlight=False)
 
 
 @torch.no_grad()

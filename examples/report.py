@@ -11,8 +11,6 @@ from training import WARM_UP, Contender, Task, Training
 
 __all__ = ["levelling", "print_table"]
 
-LEVEL = 0.05  # of KL over data, or of a nat where it is more: it may fall by so much a tenth when it is level
-
 DECIMALS = {"accuracy, %": 1, "rms error": 3, "nll, nats": 2, "calibration error, %": 1, "AUROC, %": 0, "step, ms": 1}
 
 
@@ -21,12 +19,19 @@ def spread(values: list[float], decimals: int, sign: str = "") -> str:
     return f"{mean(values):{sign}.{decimals}f}{deviation}"
 
 
-def levelling(name: str, before: float, last: float) -> str:
-    """Whether the posterior has been reached, as far as KL over data in the last two tenths of the training tells."""
-    change = f"from the last tenth of the training but one to the last it fell from {before:.3f} to {last:.3f} nats"
-    if before - last < LEVEL * min(1, last):
-        return f"KL over data of {name} has levelled off: {change}."
-    return f"KL over data of {name} still falls: {change}. This is not the posterior yet: train on (--epochs)."
+def levelling(name: str, first: float, before: float, last: float) -> str:
+    """Whether the posterior has been reached, as far as KL over data tells.
+
+    It is at most half of what it was at first, and changes by less than 5 % (of a nat, if it is more than one) a tenth.
+
+    Args:
+        first, before, last: KL over data in the first step, in the last tenth but one of the training, and in the last.
+    """
+    has_levelled = last < first / 2 and abs(before - last) < 0.05 * min(1, last)
+    verdict = "has levelled off" if has_levelled else "has not levelled off, so this is not the posterior (--epochs)"
+    return (
+        f"KL/data of {name} {verdict}: {first:.2f} nats at first, {before:.3f} and {last:.3f} in the last two tenths."
+    )
 
 
 def print_table(
@@ -56,19 +61,24 @@ def print_table(
         )
     for name in names:
         cells = [spread([seed[name][label] for seed in figures], DECIMALS[label]) for label in labels]
-        kl = f"{mean(training.contenders[name].kl() for training in trainings):.2f}"
+        kl = f"{mean(training.contenders[name].kls()[1] for training in trainings):.2f}"
         table.add_row(name, *cells, kl, f"[bold]{spread(milliseconds[name], DECIMALS['step, ms'])}[/]")
     differences = [[seed[pair[0]][label] - seed[pair[1]][label] for seed in figures] for label in labels]
     cells = [spread(values, DECIMALS[label], "+") for label, values in zip(labels, differences)]
     table.add_row("difference", *cells, style="dim")
     console.print(table)
     ratios = ", ".join(f"{name} {mean(milliseconds[name]) / mean(milliseconds[names[-1]]):.1f}" for name in names[:-1])
+
+    def kls_of(name: str) -> list[float]:
+        kls = [[training.contenders[name].losses[0][1], *training.contenders[name].kls()] for training in trainings]
+        return [mean(values) for values in zip(*kls)]
+
     steps = len(trainings[0].contenders[names[0]].seconds) - WARM_UP
     number = f"{len(trainings)} seeds, means ± standard deviations" if len(trainings) > 1 else "One seed"
     for line in (
         f"{number}; difference: {pair[0]} less {pair[1]}, seed by seed.",
         caption,
-        levelling(pair[0], *(mean(training.contenders[pair[0]].kl(ago) for training in trainings) for ago in (1, 0))),
+        *(levelling(name, *kls_of(name)) for name in names[:-1]),
         f"Step: CPU time on one thread, median of {steps} a seed (forward, backward, Adam), all networks in turn: "
         f"{ratios} times {names[-1]}'s.",
     ):

@@ -14,16 +14,15 @@ from torch import Tensor, nn
 
 from illia_ext import BayesianModule, elbo_loss
 
-__all__ = ["Contender", "Task", "Training", "contenders", "mean_of_tenth", "run"]
+__all__ = ["Contender", "Task", "Training", "contenders", "last_tenths", "run"]
 
 WARM_UP = 5  # steps that the median time leaves out
 
 
-def mean_of_tenth(values: list[float], tenths_ago: int = 0) -> float:
-    """Over the last tenth of a training's values, or over one before it."""
+def last_tenths(values: list[float]) -> tuple[float, float]:
+    """Means over the last tenth but one of a training's values, and over the last."""
     tenth = max(1, len(values) // 10)
-    stop = max(1, len(values) - tenths_ago * tenth)
-    return fmean(values[max(0, stop - tenth) : stop])
+    return fmean(values[-2 * tenth : -tenth] or values), fmean(values[-tenth:])
 
 
 @dataclass
@@ -82,9 +81,9 @@ class Contender:
     def step_ms(self) -> float:
         return 1e3 * median(self.seconds[WARM_UP:])
 
-    def kl(self, tenths_ago: int = 0) -> float:
-        """KL divergence over num_data, at the end of the training or some tenths of it before."""
-        return mean_of_tenth([log_prob for _, log_prob in self.losses], tenths_ago)
+    def kls(self) -> tuple[float, float]:
+        """KL divergence over num_data in the last tenth of the training but one, and in the last."""
+        return last_tenths([log_prob for _, log_prob in self.losses])
 
 
 @dataclass

@@ -149,13 +149,12 @@ class GuardedModule(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
-        missing, _, errors = lists
         with self.mu_in_place("load_state_dict"):
             super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
-        plain = [name for name, _ in self.module.named_parameters() if f"{prefix}{name}" in state_dict]
-        if plain and not any(name.startswith(f"{prefix}module.") for name in state_dict):
-            errors.append(
-                f"{plain[0]}: a weight of the plain network; load its state_dict by bnn.module.load_state_dict"
+        names = [name for name, _ in self.module.named_parameters()]
+        if all(f"{prefix}{name}" in state_dict and f"{prefix}module.{name}" not in state_dict for name in names):
+            lists[-1].append(
+                f"{names[0]}: a weight of the plain network; load its state_dict by bnn.module.load_state_dict"
             )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -183,7 +182,7 @@ class GuardedModule(nn.Module):
             if self.training and rho.requires_grad and torch.is_grad_enabled() and not is_compiling():
                 warnings.warn(
                     "the weights are frozen, so that every training step draws the same noise; unfreeze() them",
-                    stacklevel=5,
+                    stacklevel=5,  # the caller of bnn(x)
                 )
             return self.frozen_key.to(rho.device)  # elsewhere after load_state_dict(assign=True)
         if key is None:
@@ -197,7 +196,7 @@ class GuardedModule(nn.Module):
         elif key.dtype not in (torch.int64, torch.uint64):
             raise TypeError(f"key: expected int64 or uint64, got {key.dtype}; {_BY_POSITION}")
         if key.dim() == 2 and len(key) == 0:
-            raise ValueError("num_samples: must be at least 1, got 0")
+            raise ValueError(f"key: expected at least one, got shape {list(key.shape)}")
         return key
 
     def _choose_one_key(self, key: Tensor | None, rho: Tensor) -> Tensor:
@@ -234,7 +233,7 @@ class GuardedModule(nn.Module):
                 warnings.warn(
                     "load_state_dict: these weights were saved frozen, so that every call gives one sample; "
                     "unfreeze() them to train or to predict",
-                    stacklevel=2,
+                    stacklevel=6,  # the caller of load_state_dict
                 )
             self.frozen_key.copy_(state[1:])
             self.frozen = bool(state[0])

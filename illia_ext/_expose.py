@@ -23,6 +23,7 @@ _is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
 _autograd_key = torch._C.DispatchKey.AutogradFunctionality
 _tracing = torch._C._get_tracing_state
 _function_modes = torch._C._len_torch_function_stack
+dispatch_modes = torch._C._len_torch_dispatch_stack
 # of arguments that have no code of their own to run at a call
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.dtype, type(None), bool, list, tuple}
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from illia_ext import functional
 from illia_ext._base import GuardedModule, with_signature
-from illia_ext._expose import is_watched
+from illia_ext._expose import dispatch_modes, is_watched
 from illia_ext._in_place import (
     Turns,
     Watch,
@@ -47,7 +47,6 @@ from illia_ext.selection import (
 
 __all__ = ["BayesianModule", "Prediction"]
 
-_dispatch_modes = torch._C._len_torch_dispatch_stack
 _TRANSFORM = "transform of predict"  # no argument of a module has this name
 
 
@@ -64,9 +63,10 @@ class BayesianModule(GuardedModule):
         output, log_prob = bnn(inputs)
         loss = elbo_loss(cross_entropy(output, labels), log_prob, num_data=60000)
 
-    The defaults are those with which six kinds of networks learned as well as deterministic ones (docs/defaults.md).
-    With std_prior=0.1 some of them ended at chance: a narrow prior asks so much of each weight that forgetting the data
-    is the better bound. `elbo_loss` tells how to see that, and what to do.
+    The defaults were chosen by measurement (docs/defaults.md): in 30 epochs at a learning rate of 1e-3 the accuracy of
+    six networks came within 1 % of deterministic ones; with std_prior=0.1 they lost up to 24 %. A prior of 0.1 asks so
+    much of each weight that forgetting the data may be the better bound. `elbo_loss` tells what to do if a network does
+    not learn.
 
     Args:
         module: the network to convert. It is deep-copied, and the original stays unchanged, unless copy=False: an
@@ -74,8 +74,8 @@ class BayesianModule(GuardedModule):
         mu_prior, std_prior: of the prior: a number, for all weights; an nn.Parameter of one element, which is learned
             (`illia_ext.Positive` keeps a learned std_prior positive); or a function (name, parameter) that
             gives, for one parameter, a number, a tensor that broadcasts to its shape, or an nn.Parameter, which is
-            learned. mu_prior=None: 0, but the initial value for the weights of normalisation layers (modules whose
-            class has "Norm" in its name), which scale by about 1.
+            learned. mu_prior=None: 0, but their initial values for the weights of normalisation layers, which scale by
+            about 1: modules of a class with "Norm" in its name, as in LayerNorm and LlamaRMSNorm.
         rho_init: the initial rho, a number or a function (name, parameter) that gives a number or a tensor. -5 is a
             sigma of 0.0067; where trained weights are smaller than 0.01, take `relative_rho(0.1)`. Load trained
             weights before the conversion, which computes the priors and rho from them.
@@ -208,8 +208,7 @@ class BayesianModule(GuardedModule):
             p if isinstance(p, Tensor) else look_up(p, self._weights, parametrized=True)
             for p in (self.mu_prior, self.std_prior)
         )
-        if hasattr(mus[0], "device_mesh"):
-            mu_prior, std_prior = (p if isinstance(p, Tensor) else shard_like(mus, p) for p in (mu_prior, std_prior))
+        mu_prior, std_prior = (p if isinstance(p, Tensor) else shard_like(mus, p) for p in (mu_prior, std_prior))
         if not self._padding:
             return (mus, rhos, mu_prior, std_prior), {}
         mu, rows = leave_out(mus, self._padding)
@@ -256,7 +255,7 @@ class BayesianModule(GuardedModule):
     ) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
         """(weights, log_prob) of each sample."""
         # One op for four samples takes a fifth less of a step; without gradients, memory for one is what counts.
-        is_plain = torch.is_grad_enabled() and not is_watched([*mus, *rhos, keys]) and not _dispatch_modes()
+        is_plain = torch.is_grad_enabled() and not is_watched([*mus, *rhos, keys]) and not dispatch_modes()
         for some in keys.split(4 if is_plain else 1):
             if len(some) == 1:
                 yield self._draw(mus, rhos, some[0])
@@ -399,8 +398,8 @@ class BayesianModule(GuardedModule):
         """
         if self.frozen:
             raise ValueError("predict: the weights are frozen, so that all samples would be one; unfreeze() them first")
-        if self.training and not is_compiling():
-            message = "predict: the module is in training mode, in which dropout drops and BatchNorm's statistics move"
+        if self.module.training and not is_compiling():
+            message = "predict: the module is in training mode, in which Dropout and BatchNorm act otherwise"
             warnings.warn(f"{message}; call eval() first", stacklevel=3)
         if key is None and num_samples is None:
             num_samples = 20

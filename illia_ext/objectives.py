@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from illia_ext._expose import is_watched
+from illia_ext._expose import dispatch_modes, is_traced
 from illia_ext.functional import check_finite, shown
 
 __all__ = ["elbo_loss", "mutual_information", "predictive_entropy"]
@@ -28,16 +28,17 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
     Watch nll and log_prob / num_data. While the second one falls, sigma is still on its way from where it started, and
     the uncertainty of predictions is not the posterior's: train on, at a larger rate. When it has levelled off:
 
-    - nll of chance (log C for C classes): the prior asks more of the weights than the data can pay for, and forgetting
-      the data is the better bound. Take a wider prior (BayesianModule's std_prior=1 in place of 0.1), a kl_weight that
-      grows from 0 to 1 over the first epochs, or start from a trained network with rho_init=relative_rho(0.1).
-    - nll far above the deterministic network's: underfitting. Use fewer weights or more data, a trained network as the
-      prior's mean (mu_prior=lambda name, weight: weight), or a kl_weight below 1, which tempers the posterior.
+    - nll of chance (log C for C classes): sigma grew faster than mu learned, or the prior is so narrow that forgetting
+      the data is the better bound. Take a smaller learning rate, a wider prior (std_prior=1 rather than 0.1), a
+      kl_weight that grows from 0 to 1 over the first epochs, or a trained network and rho_init=relative_rho(0.1).
+    - nll far above the deterministic network's: underfitting. Use fewer weights or more data, several samples a step, a
+      trained network as the prior's mean (mu_prior=lambda name, weight: weight), or a kl_weight of 0.1, which tempers
+      the posterior. docs/defaults.md has figures of both cases.
 
     Args:
         nll: negative log likelihood, the mean over the batch: a scalar, or [S] for S samples of the weights.
         log_prob: sum over all weights of log q - log p, of the same samples: a scalar or [S]; or the KL divergence.
-            Scalars that change places with nll cannot be told from right ones.
+            If nll and log_prob are swapped, and both are scalars, nothing tells.
         num_data: how many data points the whole training set has, not the batch.
         kl_weight: of the second term: 1 for the bound, less for a warm-up or a tempered posterior.
 
@@ -60,12 +61,13 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
     if nll.dim() == log_prob.dim() == 1 and nll.shape != log_prob.shape:
         message = f"expected the samples of log_prob, {list(log_prob.shape)}"
         raise ValueError(f"nll: {message}, got shape {list(nll.shape)}")
-    if 0 in (nll.numel(), log_prob.numel()):
-        raise ValueError("log_prob: expected at least one sample, got none")
-    if log_prob.device.type == "cpu" and not is_watched([log_prob]) and log_prob.isnan().any():
+    for name, value in (("nll", nll), ("log_prob", log_prob)):
+        if value.numel() == 0:
+            raise ValueError(f"{name}: expected at least one sample, got none")
+    if _has_values(log_prob) and log_prob.isnan().any():
         raise ValueError(
-            "log_prob: expected numbers, got nan: a weight is nan, or a learned std_prior is no longer positive "
-            "(README shows how it stays so)"
+            "log_prob: expected numbers, got nan: a weight is nan, or a learned std_prior has become negative, which "
+            "illia_ext.Positive prevents"
         )
     if not check_finite("num_data", num_data) > 0:
         raise ValueError(f"num_data: expected a positive number, got {num_data}")
@@ -73,6 +75,11 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
         raise ValueError(f"kl_weight: expected a non-negative number, got {kl_weight}")
     nll, log_prob = (value.mean() if value.dim() else value for value in (nll, log_prob))
     return torch.add(nll, log_prob, alpha=kl_weight / num_data)
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether a check may look at them: on a GPU it would wait, and what is traced or transformed has none."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not is_traced() and not dispatch_modes()
 
 
 def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,8 +96,7 @@ def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
             f"logits: expected shape [S, N, C], samples of the weights first, got {list(logits.shape)}; write "
             "[S, 1, C] for one input, and take samples, not their mean: bnn.predict(inputs).samples"
         )
-    # of a GPU's values a check would wait
-    if logits.device.type == "cpu" and logits.shape[-1] > 1 and not is_watched([logits]):
+    if logits.numel() and logits.shape[-1] > 1 and _has_values(logits):
         with torch.no_grad():
             are_probabilities = (logits >= 0).all() and ((logits.sum(-1, dtype=torch.float64) - 1).abs() < 1e-2).all()
         if are_probabilities:

@@ -1,5 +1,6 @@
 """Which parameters of a module become Gaussians, their priors, and what they start at."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -52,7 +53,7 @@ def _takes(select: Select, known: set[str]) -> Callable[[str, nn.Parameter], boo
         if name not in known:
             near = get_close_matches(name, known, 5) or sorted(known)[:5]
             raise ValueError(
-                f"select: expected names of parameters of module, got {name!r}; it has {len(known)}, such as {near}"
+                f"select: expected names of parameters of module, got {name!r}; of its {len(known)} some are {near}"
             )
         if names.count(name) > 1:
             raise ValueError(f"select: expected each name once, got {name!r} {names.count(name)} times")
@@ -279,7 +280,8 @@ def mean_of_norms(module: nn.Module, targets: Targets, names: Sequence[str]) -> 
     """The default of mu_prior: 0 for all weights but those of normalisation layers, for which it is their own value."""
     own: set[str] = set()
     for path, leaves in targets:
-        if "Norm" in type(module.get_submodule(".".join(path))).__name__:
+        owner = path[: path.index("parametrizations")] if "parametrizations" in path else path
+        if re.search("Norm(?!al)", type(module.get_submodule(".".join(owner))).__name__):
             own.update(names[i] for _, i in leaves)
     return (lambda name, weight: weight if name in own else 0.0) if own else 0.0
 
@@ -300,11 +302,13 @@ def make_prior(argument: str, value: Any, mus: Mapping[str, Tensor]) -> Tensor |
 
 def shard_like(mus: Sequence[Any], priors: Sequence[Tensor]) -> list[Tensor]:
     """The priors of DTensors: FSDP2 leaves buffers whole, of which each rank takes its part."""
+    if not any(hasattr(mu, "device_mesh") for mu in mus):
+        return list(priors)
     from torch.distributed.tensor import distribute_tensor
 
     return [
         distribute_tensor(prior, mu.device_mesh, mu.placements, src_data_rank=None)
-        if prior.shape == mu.shape and prior.numel() > 1 and not hasattr(prior, "device_mesh")
+        if hasattr(mu, "device_mesh") and not hasattr(prior, "device_mesh") and prior.shape == mu.shape
         else prior
         for mu, prior in zip(mus, priors)
     ]

@@ -269,7 +269,7 @@ def test_dropout_differs_between_samples(chunk_size: int) -> None:
     ("arguments", "error", "message"),
     [
         ({"num_samples": 0}, ValueError, "num_samples: must be at least 1, got 0"),
-        ({"key": KEYS[:0]}, ValueError, "num_samples: must be at least 1, got 0"),
+        ({"key": KEYS[:0]}, ValueError, r"key: expected at least one, got shape \[0, 2\]"),
         ({"num_samples": -1}, ValueError, "num_samples: must be at least 1, got -1"),
         ({"num_samples": 1.5}, TypeError, "num_samples: expected an integer, got 1.5"),
         ({"num_samples": 3, "key": KEYS}, ValueError, "num_samples: a key says how many .* got num_samples=3 too"),

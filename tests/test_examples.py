@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
+from illia_ext import BayesianModule
 from illia_ext.functional import gaussian_log_prob
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -100,6 +101,7 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     for name, columns in (("illia_ext", 4), ("plain PyTorch", 4), ("deterministic", 4), ("difference", 3)):
         assert [line.count("±") for line in lines if line.startswith(f"{name}  ")] == [columns]
     assert "nan" not in "".join(lines)
+    assert not any("…" in line for line in lines)  # 80 columns hold the table
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -122,17 +124,47 @@ def test_code_that_users_read_first(place: str) -> None:
     assert names["bnn"].training is False and names["nll"].isfinite() and names["log_prob"].isfinite().all()
 
 
-@pytest.mark.parametrize(("start", "rate", "expected"), [(161.0, 0.001, False), (0.4, 0.001, True), (0.4, 0.02, False)])
-def test_a_posterior_that_has_been_reached(start: float, rate: float, expected: bool) -> None:
-    """By what KL over data falls by: 161 nats that fall by a thousandth a step are on their way, however slowly."""
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([161 * math.exp(-0.0005 * step) for step in range(100)], False),  # on its way, however slowly
+        ([4.6, 4.6], False),  # hardly begun
+        ([4.6] + 99 * [0.4], True),
+        ([4.6, *(0.4 * math.exp(0.02 * step) for step in range(99))], False),  # it rises
+        ([4.6, *(2.0 - 0.004 * step for step in range(100))], True),
+        ([4.6, *(2.0 - 0.006 * step for step in range(100))], False),  # by 0.06 nats a tenth
+    ],
+)
+def test_a_posterior_that_has_been_reached(values: list[float], expected: bool) -> None:
     from report import levelling
-    from training import mean_of_tenth
+    from training import last_tenths
 
-    values = [start * math.exp(-rate * step) for step in range(100)]
-    last, before = mean_of_tenth(values), mean_of_tenth(values, 1)
-    assert (last, before) == pytest.approx((sum(values[90:]) / 10, sum(values[80:90]) / 10))
-    assert ("levelled off" in levelling("it", before, last)) is expected
-    assert mean_of_tenth([3.0, 2.0], 1) == 3 and mean_of_tenth([3.0], 1) == 3
+    before, last = last_tenths(values)
+    tenth = max(1, len(values) // 10)
+    assert last == pytest.approx(sum(values[-tenth:]) / tenth)
+    assert before == pytest.approx(sum(values[-2 * tenth : -tenth]) / tenth)
+    text = levelling("it", values[0], before, last)
+    assert text.startswith("KL/data of it has levelled off:" if expected else "KL/data of it has not levelled off,")
+    assert last_tenths([3.0]) == (3.0, 3.0)
+
+
+def test_what_networks_are_compared_with() -> None:
+    """The same prior: in the sum of plain PyTorch, and as a penalty on fixed weights; foreign inputs are rotated."""
+    from digits import digits_task
+    from plain import FixedWeights, PlainBayesian
+    from training import Contender
+
+    network = nn.Linear(64, 10)
+    rho = torch.full((10, 64), -5.0)
+    ours, plain = BayesianModule(network, select=["weight"]), PlainBayesian(network)
+    assert plain.std_prior == ours.std_prior.item() and torch.equal(plain.rho[0], rho)
+    assert torch.equal(ours.rho.weight, rho)
+    task = digits_task(1, 0)
+    penalties = [group["weight_decay"] for group in Contender(FixedWeights(network), task).optimizer.param_groups]
+    assert penalties == [1 / len(task.inputs), 0]
+    assert task.foreign_inputs is not None
+    assert torch.equal(task.foreign_inputs.transpose(2, 3).flip(3), task.test_inputs)
+    assert abs(task.inputs.mean()) < 1e-6 and task.inputs.std().item() == pytest.approx(1, abs=1e-4)
 
 
 def test_separation() -> None:

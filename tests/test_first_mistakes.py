@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrize as torch_parametrize
 
 from illia_ext import (
@@ -54,6 +55,10 @@ def test_predict_in_training_mode(cpu: object) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bayesian.eval().predict(inputs)
+        torch.compile(bayesian.predict, backend="eager")(inputs)
+    bayesian.module.train()
+    with pytest.warns(UserWarning, match="predict: the module is in training mode"):
+        bayesian.predict(inputs)
 
 
 def test_a_frozen_checkpoint(cpu: object) -> None:
@@ -65,8 +70,12 @@ def test_a_frozen_checkpoint(cpu: object) -> None:
         bayesian(inputs)
     assert caught[0].filename == __file__
     other = BayesianModule(make_network())
-    with pytest.warns(UserWarning, match=r"load_state_dict: .* saved frozen, .* unfreeze\(\) them"):
+    with pytest.warns(UserWarning, match=r"load_state_dict: .* saved frozen, .* unfreeze\(\) them") as caught:
         other.load_state_dict(state)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.load_state_dict(state)  # it is frozen already
     other.unfreeze()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -92,10 +101,28 @@ def test_the_state_dict_of_a_plain_network(strict: bool, cpu: object) -> None:
     assert all(map(torch.equal, bayesian.module.parameters(), network.parameters()))
 
 
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(2, 2)
+
+
+def test_names_that_look_like_a_plain_network(cpu: object) -> None:
+    """A part that is named module is told apart, and a part of the own state is no plain network."""
+    bayesian = BayesianModule(Holder())
+    with pytest.raises(RuntimeError, match=r"module\.weight: a weight of the plain network"):
+        bayesian.load_state_dict(Holder().state_dict(), strict=False)
+    bayesian.load_state_dict(bayesian.state_dict())
+    for part in ("rho.", "module."):
+        state = {name: torch.ones_like(x) for name, x in bayesian.state_dict().items() if name.startswith(part)}
+        bayesian.load_state_dict(state, strict=False)
+    assert all((parameter == 1).all() for parameter in bayesian.parameters())
+
+
 def test_names_that_are_not_there(cpu: object) -> None:
-    with pytest.raises(ValueError, match=r"got '0\.wieght'; it has 6, such as \['0\.weight'"):
+    with pytest.raises(ValueError, match=r"got '0\.wieght'; of its 6 some are \['0\.weight'"):
         BayesianModule(make_network(), select=["0.wieght"])
-    with pytest.raises(ValueError, match=r"got 'zzz'; it has 6, such as \['0\.bias', '0\.weight', '1\.bias'"):
+    with pytest.raises(ValueError, match=r"got 'zzz'; of its 6 some are \['0\.bias', '0\.weight', '1\.bias'"):
         BayesianModule(make_network(), select=["zzz"])
 
 
@@ -111,8 +138,24 @@ def test_probabilities_in_place_of_logits(measure: Any, dtype: torch.dtype, cpu:
     with pytest.raises(ValueError, match=r"logits: expected logits, got probabilities .*; pass their logarithms"):
         measure(logits.softmax(-1).to(dtype))
     torch.testing.assert_close(measure(logits.log_softmax(-1)), measure(logits))
+    assert measure(torch.zeros(7, 0, 3)).shape == (0,)
     for other in (logits.abs(), torch.zeros(2, 1, 3), torch.ones(2, 5, 1), logits - logits.mean(-1, True) + 1 / 3):
         assert measure(other).isfinite().all()
+
+
+@parametrize("measure", [predictive_entropy, mutual_information])
+def test_values_that_no_check_can_look_at(measure: Any, cpu: object) -> None:
+    """Under transforms, traces and compilers the checks of values step aside; in a device context they do not."""
+    logits = torch.randn(7, 5, 3)
+    expected = measure(logits)
+    torch.testing.assert_close(torch.func.vmap(measure, 1)(logits[:, :, None])[:, 0], expected)
+    torch.testing.assert_close(make_fx(measure)(logits)(logits), expected)
+    torch.testing.assert_close(torch.compile(measure, fullgraph=True, backend="eager")(logits), expected)
+    torch.func.grad(lambda x: elbo_loss(x.sum(), x.sum(), 10))(torch.ones(3))
+    torch.func.vmap(lambda x: elbo_loss(x, x, 10))(torch.tensor([1.0, torch.nan]))
+    torch.compile(elbo_loss, fullgraph=True, backend="eager")(torch.ones(()), torch.tensor(torch.nan), 10)
+    with torch.device("cpu"), pytest.raises(ValueError, match="log_prob: expected numbers, got nan"):
+        elbo_loss(torch.ones(()), torch.tensor(torch.nan), 10)
 
 
 def test_a_prior_that_has_become_negative(cpu: object) -> None:
@@ -121,7 +164,10 @@ def test_a_prior_that_has_become_negative(cpu: object) -> None:
         bayesian.std_prior -= 1
     output, log_prob = bayesian(torch.ones(2, 4))
     for value in (log_prob, bayesian(torch.ones(2, 4), num_samples=2)[1], bayesian.kl_divergence()):
-        with pytest.raises(ValueError, match=r"log_prob: expected numbers, got nan: .* std_prior is no longer"):
+        with pytest.raises(
+            ValueError,
+            match=r"log_prob: expected numbers, got nan: .* which illia_ext.Positive prevents",
+        ):
             elbo_loss(output.sum(), value, 10)
 
 
@@ -160,8 +206,9 @@ def test_priors_of_a_wrong_kind(cpu: object) -> None:
 
 def test_no_samples(cpu: object) -> None:
     _, log_prob = GaussianDistribution(3).sample_and_log_prob(num_samples=0)
-    with pytest.raises(ValueError, match="log_prob: expected at least one sample, got none"):
-        elbo_loss(torch.ones(()), log_prob, 10)
+    for name, arguments in (("log_prob", (torch.ones(()), log_prob)), ("nll", (torch.ones(0), log_prob.sum()))):
+        with pytest.raises(ValueError, match=f"{name}: expected at least one sample, got none"):
+            elbo_loss(*arguments, 10)
     with pytest.raises(ValueError, match="num_samples: must be at least 1, got 0"):
         BayesianModule(nn.Linear(2, 2))(torch.ones(1, 2), num_samples=0)
 

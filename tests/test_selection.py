@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import make_key, same_bits
 from torch import Tensor, nn
+from torch.nn.utils import parametrize as torch_parametrize
 from torch.nn.utils import prune
 
 from illia_ext import BayesianModule, GaussianDistribution, relative_rho
@@ -396,6 +397,10 @@ class RMSNorm2d(nn.Module):
         self.scale = nn.Parameter(torch.full((4,), 2.0))
 
 
+class NormalHead(nn.Linear):
+    """Of a distribution, and no normalisation."""
+
+
 def test_the_default_prior(cpu: object) -> None:
     """N(0, 1), and around their own value for the weights of normalisation layers, which start at 1."""
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), RMSNorm2d(), nn.GroupNorm(2, 4), nn.Linear(4, 2))
@@ -414,6 +419,10 @@ def test_the_default_prior(cpu: object) -> None:
     other.load_state_dict(bayesian.state_dict())
     reset = BayesianModule(nn.Sequential(network[1]), reset_parameters=True)
     assert dict(reset.mu_prior.named_buffers())["0.weight"].tolist() == [1.0] * 4
+    parametrized = nn.Sequential(torch_parametrize.register_parametrization(nn.LayerNorm(3), "weight", nn.Identity()))
+    original = "0.parametrizations.weight.original"
+    assert dict(BayesianModule(parametrized).mu_prior.named_buffers())[original].tolist() == [1.0] * 3
+    assert BayesianModule(nn.Sequential(NormalHead(3, 2))).mu_prior.tolist() == [0.0]
     assert BayesianModule(nn.Sequential(network[0], network[4])).mu_prior.tolist() == [0.0]
     assert BayesianModule(network, mu_prior=0.0).mu_prior.tolist() == [0.0]
     assert BayesianModule(network, select=["0.weight"]).mu_prior.tolist() == [0.0]
