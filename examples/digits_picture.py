@@ -75,8 +75,8 @@ def plot_doubt(figure: SubFigure, contender: Contender) -> None:
     bins = torch.linspace(0, max(float(doubt.max()) for doubt in doubts), 31)
     for doubt, label, color in zip(doubts, ("upright", "rotated by 90°"), (BLUE, ORANGE)):
         axes.hist(doubt, bins, color=color, alpha=0.6, label=label)
-    axes.set(xlabel="mutual information, nats", ylabel="test images")
-    axes.set_title("What illia_ext does not know")
+    axes.set(xlabel="nats, illia_ext", ylabel="number of images")
+    axes.set_title("Mutual information of test images")
     finish(axes)
 
 
