@@ -151,10 +151,11 @@ class GuardedModule(nn.Module):
     ) -> None:
         with self.mu_in_place("load_state_dict"):
             super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
-        names = [name for name, _ in self.module.named_parameters()]
-        if all(f"{prefix}{name}" in state_dict and f"{prefix}module.{name}" not in state_dict for name in names):
+        own = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        names = [name for name, _ in self.module.named_parameters() if f"{prefix}{name}" in state_dict]
+        if plain := [name for name in names if name not in own]:
             lists[-1].append(
-                f"{names[0]}: a weight of the plain network; load its state_dict by bnn.module.load_state_dict"
+                f"{plain[0]}: a weight of the plain network; load its state_dict by bnn.module.load_state_dict"
             )
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -102,9 +102,13 @@ def test_the_state_dict_of_a_plain_network(strict: bool, cpu: object) -> None:
 
 
 class Holder(nn.Module):
+    """Names as a BayesianModule has them."""
+
     def __init__(self) -> None:
         super().__init__()
         self.module = nn.Linear(2, 2)
+        self.a = nn.Linear(2, 2)
+        self.rho = nn.ModuleDict({"a": nn.Linear(2, 2)})
 
 
 def test_names_that_look_like_a_plain_network(cpu: object) -> None:
@@ -112,6 +116,8 @@ def test_names_that_look_like_a_plain_network(cpu: object) -> None:
     bayesian = BayesianModule(Holder())
     with pytest.raises(RuntimeError, match=r"module\.weight: a weight of the plain network"):
         bayesian.load_state_dict(Holder().state_dict(), strict=False)
+    with pytest.raises(RuntimeError, match=r"a\.weight: a weight of the plain network"):  # a part of one
+        bayesian.load_state_dict({"a.weight": torch.ones(2, 2)}, strict=False)
     bayesian.load_state_dict(bayesian.state_dict())
     for part in ("rho.", "module."):
         state = {name: torch.ones_like(x) for name, x in bayesian.state_dict().items() if name.startswith(part)}
