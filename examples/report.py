@@ -11,7 +11,7 @@ from training import WARM_UP, Contender, Task, Training
 
 __all__ = ["levelling", "print_table"]
 
-DECIMALS = {"accuracy, %": 1, "rms error": 3, "nll, nats": 2, "calibration error, %": 1, "AUROC, %": 0, "step, ms": 1}
+DECIMALS = {"accuracy, %": 1, "rms error": 3, "nll, nats": 2, "calibration error, %": 1, "AUROC, %": 0}
 
 
 def spread(values: list[float], decimals: int, sign: str = "") -> str:
@@ -62,7 +62,7 @@ def print_table(
     for name in names:
         cells = [spread([seed[name][label] for seed in figures], DECIMALS[label]) for label in labels]
         kl = f"{mean(training.contenders[name].kls()[1] for training in trainings):.2f}"
-        table.add_row(name, *cells, kl, f"[bold]{spread(milliseconds[name], DECIMALS['step, ms'])}[/]")
+        table.add_row(name, *cells, kl, f"[bold]{mean(milliseconds[name]):.1f}[/]")
     differences = [[seed[pair[0]][label] - seed[pair[1]][label] for seed in figures] for label in labels]
     cells = [spread(values, DECIMALS[label], "+") for label, values in zip(labels, differences)]
     table.add_row("difference", *cells, style="dim")
