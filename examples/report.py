@@ -22,13 +22,16 @@ def spread(values: list[float], decimals: int, sign: str = "") -> str:
 def levelling(name: str, first: float, before: float, last: float) -> str:
     """Whether the posterior has been reached, as far as KL over data tells.
 
-    It is at most half of what it was at first, and changes by less than 5 % (of a nat, if it is more than one) a tenth.
+    It must be less than half of what it was at first, and change by less than 5 % of its value between the last two
+    tenths, or by less than 0.05 nats if it is more than 1 nat.
 
     Args:
         first, before, last: KL over data in the first step, in the last tenth but one of the training, and in the last.
     """
     has_levelled = last < first / 2 and abs(before - last) < 0.05 * min(1, last)
-    verdict = "has levelled off" if has_levelled else "has not levelled off, so this is not the posterior (--epochs)"
+    verdict = (
+        "has levelled off" if has_levelled else "has not levelled off, so this may not be the posterior (--epochs)"
+    )
     return (
         f"KL/data of {name} {verdict}: {first:.2f} nats at first, {before:.3f} and {last:.3f} in the last two tenths."
     )
@@ -57,7 +60,7 @@ def print_table(
     table.add_column(no_wrap=True)
     for label in [*labels, "KL/data", "step, ms"]:
         table.add_column(
-            "\n".join(wrap(label, 10, break_long_words=False)), justify="right", vertical="bottom", no_wrap=True
+            "\n".join(wrap(label, 6, break_long_words=False)), justify="right", vertical="bottom", no_wrap=True
         )
     for name in names:
         cells = [spread([seed[name][label] for seed in figures], DECIMALS[label]) for label in labels]

@@ -151,11 +151,12 @@ class GuardedModule(nn.Module):
     ) -> None:
         with self.mu_in_place("load_state_dict"):
             super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
-        own = {name for name, _ in self.named_parameters(remove_duplicate=False)}
-        names = [name for name, _ in self.module.named_parameters() if f"{prefix}{name}" in state_dict]
-        if plain := [name for name in names if name not in own]:
+        parts = (self.named_parameters, self.named_buffers)
+        own = {name for part in parts for name, _ in part(remove_duplicate=False)}
+        names = [name for name, _ in self.module.named_parameters(remove_duplicate=False) if name not in own]
+        if plain := [name for name in names if f"{prefix}{name}" in state_dict]:
             lists[-1].append(
-                f"{plain[0]}: a weight of the plain network; load its state_dict by bnn.module.load_state_dict"
+                f"{prefix}{plain[0]}: a weight of the plain network; load its state_dict by bnn.module.load_state_dict"
             )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -183,7 +184,7 @@ class GuardedModule(nn.Module):
             if self.training and rho.requires_grad and torch.is_grad_enabled() and not is_compiling():
                 warnings.warn(
                     "the weights are frozen, so that every training step draws the same noise; unfreeze() them",
-                    stacklevel=5,  # the caller of bnn(x)
+                    stacklevel=5,  # the caller of bnn(x), unless another module calls it
                 )
             return self.frozen_key.to(rho.device)  # elsewhere after load_state_dict(assign=True)
         if key is None:
@@ -234,7 +235,7 @@ class GuardedModule(nn.Module):
                 warnings.warn(
                     "load_state_dict: these weights were saved frozen, so that every call gives one sample; "
                     "unfreeze() them to train or to predict",
-                    stacklevel=6,  # the caller of load_state_dict
+                    stacklevel=6,  # the caller of load_state_dict, if it is this module's
                 )
             self.frozen_key.copy_(state[1:])
             self.frozen = bool(state[0])

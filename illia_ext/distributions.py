@@ -85,8 +85,11 @@ class Positive(nn.Module):
         bnn = BayesianModule(network, std_prior=nn.Parameter(torch.tensor(0.3)))
         torch.nn.utils.parametrize.register_parametrization(bnn, "std_prior", Positive())  # 0.3, as before
 
-    Register it before the optimizer is made. Where each weight has a std_prior of its own, register it at each module
-    of `bnn.std_prior` that holds one.
+    Register it before the optimizer is made, and once for each parameter. Where each weight has a std_prior of its own:
+
+        for part in list(bnn.std_prior.modules()):
+            for name in list(part._parameters):
+                torch.nn.utils.parametrize.register_parametrization(part, name, Positive())
     """
 
     def forward(self, values: Tensor) -> Tensor:

@@ -29,16 +29,16 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
     the uncertainty of predictions is not the posterior's: train on, at a larger rate. When it has levelled off:
 
     - nll of chance (log C for C classes): sigma grew faster than mu learned, or the prior is so narrow that forgetting
-      the data is the better bound. Take a smaller learning rate, a wider prior (std_prior=1 rather than 0.1), a
-      kl_weight that grows from 0 to 1 over the first epochs, or a trained network and rho_init=relative_rho(0.1).
+      the data is the better bound. Take a smaller learning rate first, with a kl_weight that grows from 0 to 1 over the
+      first epochs; a wider prior if std_prior is 0.1 or less; rho_init=relative_rho(0.1) if trained weights are small.
     - nll far above the deterministic network's: underfitting. Use fewer weights or more data, several samples a step, a
       trained network as the prior's mean (mu_prior=lambda name, weight: weight), or a kl_weight of 0.1, which tempers
-      the posterior. docs/defaults.md has figures of both cases.
+      the posterior. docs/defaults.md has figures of some of these.
 
     Args:
         nll: negative log likelihood, the mean over the batch: a scalar, or [S] for S samples of the weights.
         log_prob: sum over all weights of log q - log p, of the same samples: a scalar or [S]; or the KL divergence.
-            If nll and log_prob are swapped, and both are scalars, nothing tells.
+            If nll and log_prob are swapped, and both are scalars, no error is raised.
         num_data: how many data points the whole training set has, not the batch.
         kl_weight: of the second term: 1 for the bound, less for a warm-up or a tempered posterior.
 

@@ -56,7 +56,7 @@ def test_predict_in_training_mode(cpu: object) -> None:
         warnings.simplefilter("error")
         bayesian.eval().predict(inputs)
         torch.compile(bayesian.predict, backend="eager")(inputs)
-    bayesian.module.train()
+    bayesian.module[1].train()
     with pytest.warns(UserWarning, match="predict: the module is in training mode"):
         bayesian.predict(inputs)
 
@@ -109,6 +109,7 @@ class Holder(nn.Module):
         self.module = nn.Linear(2, 2)
         self.a = nn.Linear(2, 2)
         self.rho = nn.ModuleDict({"a": nn.Linear(2, 2)})
+        self.std_prior, self.tied = nn.Parameter(torch.ones(1)), self.a
 
 
 def test_names_that_look_like_a_plain_network(cpu: object) -> None:
@@ -118,6 +119,8 @@ def test_names_that_look_like_a_plain_network(cpu: object) -> None:
         bayesian.load_state_dict(Holder().state_dict(), strict=False)
     with pytest.raises(RuntimeError, match=r"a\.weight: a weight of the plain network"):  # a part of one
         bayesian.load_state_dict({"a.weight": torch.ones(2, 2)}, strict=False)
+    with pytest.raises(RuntimeError, match=r"0\.tied\.weight: a weight of the plain network"):
+        nn.Sequential(bayesian).load_state_dict({"0.tied.weight": torch.ones(2, 2)}, strict=False)
     bayesian.load_state_dict(bayesian.state_dict())
     for part in ("rho.", "module."):
         state = {name: torch.ones_like(x) for name, x in bayesian.state_dict().items() if name.startswith(part)}

@@ -389,7 +389,7 @@ def test_a_weight_that_is_kept_elsewhere_too(hold: Any) -> None:
     assert len(warned) == 1 and warned[0].filename == __file__
 
 
-class RMSNorm2d(nn.Module):
+class RMSNormalization(nn.Module):
     """A normalisation layer of somebody's own."""
 
     def __init__(self) -> None:
@@ -403,7 +403,9 @@ class NormalHead(nn.Linear):
 
 def test_the_default_prior(cpu: object) -> None:
     """N(0, 1), and around their own value for the weights of normalisation layers, which start at 1."""
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), RMSNorm2d(), nn.GroupNorm(2, 4), nn.Linear(4, 2))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), RMSNormalization(), nn.GroupNorm(2, 4), nn.Linear(4, 2)
+    )
     nn.init.normal_(network[1].weight)
     bayesian = BayesianModule(network)
     assert bayesian.std_prior.tolist() == [1.0]
