@@ -81,6 +81,7 @@ def print_table(
     for line in (
         f"{number}; difference: {pair[0]} less {pair[1]}, seed by seed.",
         caption,
+        f"{names[-1]}: its most probable weights under the same prior, after as many steps.",
         *(levelling(name, *kls_of(name)) for name in names[:-1]),
         f"Step: CPU time on one thread, median of {steps} a seed (forward, backward, Adam), all networks in turn: "
         f"{ratios} times {names[-1]}'s.",
