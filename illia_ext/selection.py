@@ -1,5 +1,6 @@
 """Which parameters of a module become Gaussians, their priors, and what they start at."""
 
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from illia_ext import distributions
 from illia_ext._contents import reach
 from illia_ext._expose import dense, is_watched
 from illia_ext._in_place import FLAT_WEIGHTS, Targets
-from illia_ext.functional import DTYPES, check_finite
+from illia_ext.functional import DTYPES, check_finite, shown
 
 __all__ = [
     "Initial",
@@ -39,11 +40,24 @@ Select = Callable[[str, nn.Parameter], bool] | Iterable[str] | None
 Rows = dict[int, Tensor]
 
 
+def _is_function(argument: str, value: Any) -> bool:
+    """Whether `value` is to be called; it must take (name, parameter)."""
+    if not callable(value) or isinstance(value, nn.Module):
+        return False
+    try:
+        inspect.signature(value).bind("", None)
+    except TypeError:
+        raise TypeError(f"{argument}: expected a function (name, parameter), got {shown(value)}") from None
+    except ValueError:  # a built-in that does not tell
+        pass
+    return True
+
+
 def _takes(select: Select, known: set[str]) -> Callable[[str, nn.Parameter], bool]:
     if select is None:
         return lambda name, parameter: parameter.requires_grad
-    if callable(select):
-        return select
+    if _is_function("select", select):
+        return select  # type: ignore[return-value]
     if isinstance(select, str) or not isinstance(select, Iterable):
         raise TypeError(f"select: expected a function (name, parameter) or names, got {select!r}")
     names = list(select)
@@ -295,7 +309,7 @@ def make_prior(argument: str, value: Any, mus: Mapping[str, Tensor]) -> Tensor |
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error}, for {name}") from None
 
-    if callable(value) and not isinstance(value, nn.Module):
+    if _is_function(argument, value):
         return {name: of(value(name, mu.detach()), name, mu, mu.shape) for name, mu in mus.items()}
     return of(value, "all weights", next(iter(mus.values())), torch.Size())
 
@@ -318,7 +332,7 @@ def initial_rho(name: str, parameter: Tensor, rho_init: Initial) -> Tensor:
     """[*shape] of the parameter."""
     if rho_init is relative_rho:
         raise TypeError("rho_init: expected relative_rho(delta), such as relative_rho(0.1), got relative_rho itself")
-    value: Any = rho_init(name, parameter) if callable(rho_init) else rho_init
+    value: Any = rho_init(name, parameter) if _is_function("rho_init", rho_init) else rho_init  # type: ignore[operator]
     if not isinstance(value, Tensor):
         if abs(check_finite(f"rho_init of {name}", value)) > torch.finfo(parameter.dtype).max:
             raise ValueError(f"rho_init of {name}: expected a number in the range of {parameter.dtype}, got {value}")

@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -197,6 +198,19 @@ def test_a_learned_prior_that_stays_positive(make: Any, start: float, cpu: objec
         optimizer.step()
         assert module.std_prior.item() > 0
     assert module.kl_divergence().isfinite()
+
+
+@parametrize("argument", ["select", "mu_prior", "std_prior", "rho_init"])
+def test_functions_of_a_wrong_form(argument: str, cpu: object) -> None:
+    for function in (lambda name: 1.0, lambda: 1.0, lambda name, weight, more: 1.0):
+        with pytest.raises(TypeError, match=rf"{argument}: expected a function \(name, parameter\), got <function"):
+            BayesianModule(make_network(), **{argument: function})
+    for allowed in (
+        lambda name, weight, more=2: 1.0,
+        lambda *arguments: 1.0,
+        partial(max, 1.0, key=lambda x: x == 1.0),
+    ):
+        BayesianModule(make_network(), **{argument: allowed})
 
 
 def test_priors_of_a_wrong_kind(cpu: object) -> None:
