@@ -205,11 +205,8 @@ def test_functions_of_a_wrong_form(argument: str, cpu: object) -> None:
     for function in (lambda name: 1.0, lambda: 1.0, lambda name, weight, more: 1.0):
         with pytest.raises(TypeError, match=rf"{argument}: expected a function \(name, parameter\), got <function"):
             BayesianModule(make_network(), **{argument: function})
-    for allowed in (
-        lambda name, weight, more=2: 1.0,
-        lambda *arguments: 1.0,
-        partial(max, 1.0, key=lambda x: x == 1.0),
-    ):
+    given = partial(lambda value, name, weight: value, 1.0)
+    for allowed in (lambda name, weight, more=2: 1.0, lambda *arguments: 1.0, given):
         BayesianModule(make_network(), **{argument: allowed})
 
 
