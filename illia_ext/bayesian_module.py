@@ -75,7 +75,7 @@ class BayesianModule(GuardedModule):
             (`illia_ext.Positive` keeps a learned std_prior positive); or a function (name, parameter) that
             gives, for one parameter, a number, a tensor that broadcasts to its shape, or an nn.Parameter, which is
             learned. mu_prior=None: 0, but their initial values for the weights of normalisation layers, which scale by
-            about 1: modules of a class with "Norm" in its name, such as LayerNorm and LlamaRMSNorm, but not Normal.
+            about 1: modules of a class with "Norm" in its name, such as LayerNorm, but not Normal.
         rho_init: the initial rho, a number or a function (name, parameter) that gives a number or a tensor. -5 is a
             sigma of 0.0067; where trained weights are smaller than 0.01, take `relative_rho(0.1)`. Load trained
             weights before the conversion, which computes the priors and rho from them.

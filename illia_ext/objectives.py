@@ -33,7 +33,7 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
       first epochs; a wider prior if std_prior is 0.1 or less; rho_init=relative_rho(0.1) if trained weights are small.
     - nll far above the deterministic network's: underfitting. Use fewer weights or more data, several samples a step, a
       trained network as the prior's mean (mu_prior=lambda name, weight: weight), or a kl_weight of 0.1, which tempers
-      the posterior. docs/defaults.md has figures of some of these.
+      the posterior. docs/defaults.md has figures of both cases.
 
     Args:
         nll: negative log likelihood, the mean over the batch: a scalar, or [S] for S samples of the weights.

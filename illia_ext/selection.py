@@ -295,7 +295,7 @@ def mean_of_norms(module: nn.Module, targets: Targets, names: Sequence[str]) -> 
     own: set[str] = set()
     for path, leaves in targets:
         owner = path[: path.index("parametrizations")] if "parametrizations" in path else path
-        if re.search("Norm(?!al(?!ization))", type(module.get_submodule(".".join(owner))).__name__):
+        if re.search("Norm(?!al(?!i[sz]ation))", type(module.get_submodule(".".join(owner))).__name__):
             own.update(names[i] for _, i in leaves)
     return (lambda name, weight: weight if name in own else 0.0) if own else 0.0
 
