@@ -10,11 +10,11 @@ PINS := $(VENV)/constraints.txt
 export PIP_CONSTRAINT := $(PINS)
 export PIP_BUILD_CONSTRAINT := $(PINS)
 
-BUILD := setup.py pyproject.toml _backend.py illia_ext/_build.py $(shell find csrc -type f)
+BUILD := setup.py pyproject.toml _backend.py illia_ext/_native/build.py $(shell find csrc -type f)
 
 OUT ?= bench/results
 
-.PHONY: demo test bench trust gpu lint format clean
+.PHONY: demo test bench validation gpu lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -25,9 +25,9 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m bench
 
-# The evidence of docs/trust.md, which it writes: some 20 minutes on two cores.
-trust: $(VENV)/installed
-	$(BIN)/python -m trust --page docs/trust.md
+# The evidence of docs/validation.md, which it writes: some 20 minutes on two cores.
+validation: $(VENV)/installed
+	$(BIN)/python -m validation --page docs/validation.md
 
 # Builds, tests, sanitizes and measures on a GPU, by the machine's own Python; `make gpu DRY=1` prints the commands.
 gpu:
@@ -52,5 +52,5 @@ $(PINS): constraints.txt
 # `import illia_ext` finds the source folder, and only an editable install puts the compiled library there.
 $(VENV)/installed: $(PINS) $(BUILD)
 	$(BIN)/pip install torch
-	$(BIN)/pip install --editable '.[demo,test,bench,trust,dev]'
+	$(BIN)/pip install --editable '.[demo,test,bench,validation,dev]'
 	touch $@

@@ -12,7 +12,7 @@ from setuptools.build_meta import *  # noqa: F403 - every other hook as it is
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
-    torch_dir = runpy.run_path("illia_ext/_build.py")["torch_dir"]
+    torch_dir = runpy.run_path("illia_ext/_native/build.py")["torch_dir"]
     return build_meta.get_requires_for_build_wheel(config_settings) + ([] if torch_dir() else ["torch>=2.10"])
 
 

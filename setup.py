@@ -8,7 +8,7 @@ from pybind11.setup_helpers import ParallelCompile
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-build = SimpleNamespace(**runpy.run_path("illia_ext/_build.py"))
+build = SimpleNamespace(**runpy.run_path("illia_ext/_native/build.py"))
 
 
 class BuildLibrary(build_ext):
@@ -28,7 +28,7 @@ setup(
         Extension(
             "illia_ext._C",
             [f"csrc/{name}" for name in build.sources(".cpp")],
-            depends=["illia_ext/_build.py", *map(str, Path("csrc").rglob("*.*"))],
+            depends=["illia_ext/_native/build.py", *map(str, Path("csrc").rglob("*.*"))],
             define_macros=[("TORCH_EXTENSION_NAME", "_C")],
             extra_compile_args=["-g0"],  # Python's own flags ask for debug information: 20 times the size
             language="c++",

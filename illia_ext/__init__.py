@@ -31,7 +31,6 @@ Training differs from a deterministic network's in two lines, the conversion and
 """
 
 from illia_ext import functional, random, reference
-from illia_ext._after_import import import_after
 from illia_ext.bayesian_module import BayesianModule, Prediction
 from illia_ext.distributions import DistributionModule, GaussianDistribution, Positive
 from illia_ext.objectives import elbo_loss, mutual_information, predictive_entropy
@@ -54,5 +53,3 @@ __all__ = [
     "replace_distributions",
 ]
 __version__ = "0.1.0"
-
-import_after("torch.distributed.tensor", "illia_ext._dtensor")  # half a second that few need

@@ -12,9 +12,8 @@ from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
 
 from illia_ext import functional
-from illia_ext._base import GuardedModule, with_signature
-from illia_ext._expose import dispatch_modes, is_watched
-from illia_ext._in_place import (
+from illia_ext._module.guard import GuardedModule, with_signature
+from illia_ext._module.in_place import (
     Turns,
     Watch,
     deep_copy,
@@ -24,10 +23,11 @@ from illia_ext._in_place import (
     put_in_place,
     tree,
 )
-from illia_ext._outputs import Prediction, join_samples, mean, refuse_lazy
-from illia_ext._vmap import at_once
+from illia_ext._module.outputs import Prediction, join_samples, mean, refuse_lazy
+from illia_ext._module.vmap import at_once
+from illia_ext._ops.dispatch import dispatch_modes, is_watched
+from illia_ext._ops.foreach import Apart
 from illia_ext.distributions import DistributionModule
-from illia_ext.foreach import Apart
 from illia_ext.functional import shown
 from illia_ext.random import count
 from illia_ext.selection import (

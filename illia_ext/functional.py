@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import illia_ext.autocast  # noqa: F401  (the dtype of a sample under autocast)
-from illia_ext import foreach
-from illia_ext._expose import is_traced
-from illia_ext.autograd import GaussianKLDivergence, GaussianLogProb, GaussianSample, GaussianSampleAndLogProb
+import illia_ext._ops.autocast  # noqa: F401  (the dtype of a sample under autocast)
+from illia_ext._ops import foreach
+from illia_ext._ops.autograd import GaussianKLDivergence, GaussianLogProb, GaussianSample, GaussianSampleAndLogProb
+from illia_ext._ops.dispatch import is_traced
 
 __all__ = [
     "foreach_gaussian_kl_divergence",

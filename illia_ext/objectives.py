@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from illia_ext._expose import dispatch_modes, is_traced
+from illia_ext._ops.dispatch import dispatch_modes, is_traced
 from illia_ext.functional import check_finite, shown
 
 __all__ = ["elbo_loss", "mutual_information", "predictive_entropy"]

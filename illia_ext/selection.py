@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from illia_ext import distributions
-from illia_ext._contents import reach
-from illia_ext._expose import dense, is_watched
-from illia_ext._in_place import FLAT_WEIGHTS, Targets
+from illia_ext._module.contents import reach
+from illia_ext._module.in_place import FLAT_WEIGHTS, Targets
+from illia_ext._ops.dispatch import dense, is_watched
 from illia_ext.functional import DTYPES, check_finite, shown
 
 __all__ = [

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-# Derandomized: the same examples in every run. Of the suite's few, all laws take some 15 seconds; `trust/properties.py`
-# asks for --hypothesis-profile trust.
+# Derandomized: the same examples in every run. Of the suite's few, all laws take some 15 seconds;
+# `validation/properties.py` asks for --hypothesis-profile validation.
 DETERMINED = {
     "derandomize": True,
     "database": None,
@@ -17,7 +17,7 @@ DETERMINED = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
 settings.register_profile("suite", max_examples=30, **DETERMINED)
-settings.register_profile("trust", max_examples=300, phases=[Phase.generate], **DETERMINED)
+settings.register_profile("validation", max_examples=300, phases=[Phase.generate], **DETERMINED)
 settings.load_profile("suite")
 
 

@@ -1,8 +1,10 @@
 """What several test files share: inputs, dtypes, and runs in a fresh interpreter."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,6 +143,23 @@ def interrupted_at(place: int, *files: str) -> Iterator[None]:
 def run_python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Runs `code` in a new interpreter that sees this checkout and these tests."""
     tests = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    folders = [tests.parent, tests, *(folder for folder in tests.iterdir() if folder.is_dir())]
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, **environ}
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+
+
+PATIENCE = 60  # seconds; a child that takes longer hangs
+
+
+def end(child: int) -> int:
+    """Its exit code; a child that hangs is killed."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError(f"the child has not ended in {PATIENCE} s")

@@ -3,7 +3,7 @@
 //
 // The coefficients come from tools/minimax.py. An error stated here, float / double, is the largest distance from the
 // exact value in units of its last place (ulp), or, where it is subnormal, of the smallest subnormal number: in float
-// the largest of all numbers, rounded up; in double a bound that 10^7 numbers kept. tests/test_elementary.py reads
+// the largest of all numbers, rounded up; in double a bound that 10^7 numbers kept. tests/ops/test_elementary.py reads
 // and asserts it.
 #pragma once
 

@@ -28,7 +28,7 @@ py::object cuda_info() {
 #endif
 }
 
-// None, or the digest of what this library was compiled from: illia_ext/_build.py, sources_digest.
+// None, or the digest of what this library was compiled from: illia_ext/_native/build.py, sources_digest.
 py::object sources_digest() {
 #if defined(ILLIA_SOURCES_DIGEST)
   return py::str(ILLIA_EXPANDED_STRING(ILLIA_SOURCES_DIGEST));

@@ -1,5 +1,5 @@
 // The elementary functions of the core against the C library's in long double, at all points of points.h, within the
-// errors that csrc/core states of them; tests/test_elementary.py takes more points, and mpmath.
+// errors that csrc/core states of them; tests/ops/test_elementary.py takes more points, and mpmath.
 #pragma once
 
 #include <limits>

@@ -1,0 +1,1 @@
+"""What BayesianModule is made of, beside its Gaussians."""

@@ -1,0 +1,1 @@
+"""The compiled library: how it is built, and how it is loaded."""

@@ -1,0 +1,171 @@
+"""First derivatives of the ops: reverse mode through the fused backward ops, forward mode by formula.
+
+Nothing is kept for backward but the inputs and the key; the noise is drawn again. Symbols, here and in
+`terms.py`:
+
+    sigma = softplus(rho)    p = d sigma / d rho = sigmoid(rho)    h = d log sigma / d rho = p / sigma
+    z = (x - mu) / sigma     w = (x - mu_prior) / std_prior^2
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from illia_ext._ops.dispatch import differentiable
+from illia_ext._ops.fake import op
+from illia_ext._ops.formulas import Terms, save, saved_primals
+from illia_ext._ops.second_order import (
+    GaussianKLDivergenceBackward,
+    GaussianLogProbBackward,
+    GaussianSampleAndLogProbBackward,
+    GaussianSampleBackward,
+)
+
+__all__ = ["GaussianKLDivergence", "GaussianLogProb", "GaussianSample", "GaussianSampleAndLogProb"]
+
+_sample_backward = GaussianSampleBackward.apply
+_log_prob_backward = GaussianLogProbBackward.apply
+_sample_and_log_prob_backward = GaussianSampleAndLogProbBackward.apply
+_kl_divergence_backward = GaussianKLDivergenceBackward.apply
+
+_NO_PRIOR = (False, False)
+
+
+def _beside(mu: Tensor, priors: Sequence[Tensor], asked: tuple[bool, bool]) -> list[Tensor]:
+    """`priors` for a backward op that gives gradients to both or to none, and to none on the CPU beside a GPU's mu:
+    the one that is not asked for goes to mu's device, without waiting for that device."""
+    return [
+        prior if wanted or prior.device == mu.device else prior.new_zeros((), device=mu.device) + prior
+        for prior, wanted in zip(priors, asked)
+    ]
+
+
+def _only(grads: Sequence[Tensor], asked: Sequence[bool]) -> list[Tensor | None]:
+    return [grad if wanted else None for grad, wanted in zip(grads, asked)]
+
+
+def _stick_the_landing_tangent(
+    inputs: Sequence[Tensor], key: Tensor, direction: Sequence[Tensor | None], block: Mapping[str, Any]
+) -> Tensor:
+    """Of log_prob. By the backward op, which refuses the derivatives that this one must not have, a key at a time."""
+    mu, rho, *priors = inputs
+    asked = (direction[2] is not None, direction[3] is not None)
+    options = {"stick_the_landing": True, "prior_grads": asked != _NO_PRIOR, **block}
+    if options["prior_grads"]:
+        priors = _beside(mu, priors, asked)
+    tangents = [mu.new_zeros(())]
+    for sample_key in key.reshape(-1, 2):
+        grads = op("gaussian_sample_and_log_prob_backward")(
+            None, mu.new_ones(()), mu, rho, *priors, sample_key, **options
+        )
+        tangents.append(sum(((grad * t).sum() for grad, t in zip(grads, direction) if t is not None), tangents[0]))
+    return torch.stack(tangents)[1:].reshape(key.shape[:-1])
+
+
+@differentiable(op("gaussian_sample"))
+class GaussianSample(torch.autograd.Function):
+    """x = mu + sigma eps."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        mu, rho, key, dtype, full_size, origin = inputs
+        save(ctx, rho, key)
+        ctx.options = output.dtype, full_size, origin
+
+    @staticmethod
+    def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
+        rho, key = ctx.saved_tensors
+        grad_mu = grad_rho = None
+        if ctx.needs_input_grad[0]:
+            grad_mu = grad_x.sum(0, dtype=rho.dtype) if key.dim() == 2 else grad_x.to(rho.dtype)
+            grad_mu = grad_mu.contiguous()
+        if ctx.needs_input_grad[1]:
+            grad_rho = _sample_backward(grad_x, rho, key, *ctx.options[1:])
+        return grad_mu, grad_rho, None, None, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, mu: Tensor | None, rho: Tensor | None, *_: Any) -> Tensor:
+        rho_value, key = saved_primals(ctx)
+        dtype, full_size, origin = ctx.options
+        terms = Terms(rho_value, key, full_size=full_size, origin=origin)
+        return terms.sample_tangent(mu, rho).to(dtype)
+
+
+@differentiable(op("gaussian_log_prob"))
+class GaussianLogProb(torch.autograd.Function):
+    """Sum of log q(x) - log p(x) at a given x."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        save(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_log_prob: Tensor) -> tuple[Tensor | None, ...]:
+        mask = list(ctx.needs_input_grad[:5])
+        return tuple(_only(_log_prob_backward(grad_log_prob, *ctx.saved_tensors, mask), mask))
+
+    @staticmethod
+    def tangent(ctx: Any, *direction: Tensor | None) -> Tensor:
+        x, mu, rho, mu_prior, std_prior = saved_primals(ctx)
+        return Terms(rho, None, mu, mu_prior, std_prior).log_prob_tangent(x, *direction)
+
+
+@differentiable(op("gaussian_sample_and_log_prob"))
+class GaussianSampleAndLogProb(torch.autograd.Function):
+    """A sample and its sum of log q(x) - log p(x)."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing, full_size, origin = inputs
+        save(ctx, mu, rho, mu_prior, std_prior, key)
+        ctx.options = output[0].dtype, stick_the_landing, full_size, origin
+
+    @staticmethod
+    def backward(ctx: Any, grad_x: Tensor | None, grad_log_prob: Tensor | None) -> tuple[Tensor | None, ...]:
+        mu, rho, *priors, key = ctx.saved_tensors
+        asked = ctx.needs_input_grad[2:4]
+        if asked != _NO_PRIOR:
+            priors = _beside(mu, priors, asked)
+        grads = _sample_and_log_prob_backward(
+            grad_x, grad_log_prob, mu, rho, *priors, key, *ctx.options[1:], asked != _NO_PRIOR
+        )
+        return *grads[:2], *_only(grads[2:], asked), None, None, None, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any, *_: Any) -> tuple[Tensor, Tensor]:
+        mu_value, rho_value, mu_prior_value, std_prior_value, key = saved_primals(ctx)
+        dtype, stick_the_landing, full_size, origin = ctx.options
+        terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value, full_size, origin)
+        x_tangent = terms.sample_tangent(mu, rho)
+        if stick_the_landing:
+            inputs, direction = (terms.mu, terms.rho, mu_prior_value, std_prior_value), (mu, rho, mu_prior, std_prior)
+            block = {"full_size": full_size, "origin": origin}
+            log_prob_tangent = _stick_the_landing_tangent(inputs, key, direction, block)
+        else:
+            log_prob_tangent = terms.sampled_log_prob_tangent(x_tangent, rho, mu_prior, std_prior)
+        return x_tangent.to(dtype), log_prob_tangent
+
+
+@differentiable(op("gaussian_kl_divergence"))
+class GaussianKLDivergence(torch.autograd.Function):
+    """KL(q || p) in closed form."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        save(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        mu, rho, *priors = ctx.saved_tensors
+        asked = ctx.needs_input_grad[2:4]
+        if asked != _NO_PRIOR:
+            priors = _beside(mu, priors, asked)
+        grads = _kl_divergence_backward(grad, mu, rho, *priors, asked != _NO_PRIOR)
+        return *grads[:2], *_only(grads[2:], asked)
+
+    @staticmethod
+    def tangent(ctx: Any, *direction: Tensor | None) -> Tensor:
+        mu, rho, mu_prior, std_prior = saved_primals(ctx)
+        return Terms(rho, None, mu, mu_prior, std_prior).kl_divergence_tangent(*direction)

@@ -1,0 +1,246 @@
+"""The ops of many tensors: `torch.ops.illia_ext.foreach_*`, each the single op on each tensor, with moved keys.
+
+The tensors share one stream: each starts at the first Philox block that those before it left unused. So the single ops
+serve all that is rare: gradients to priors, forward mode, torch.func, second derivatives and DTensors.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from itertools import accumulate, groupby, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from illia_ext._ops.dispatch import below_autograd, composite, dense
+from illia_ext._ops.fake import op
+from illia_ext._ops.foreach_shapes import check_grad_x, check_lists, split_lists
+from illia_ext._ops.formulas import save
+from illia_ext.random import advance
+
+__all__ = ["DECOMPOSED", "Apart", "RepeatableDraw", "kl_divergence", "sample_and_log_prob"]
+
+_Tensors = Sequence[Tensor]
+
+_sample_and_log_prob = op("foreach_gaussian_sample_and_log_prob")
+_sample_and_log_prob_backward = op("foreach_gaussian_sample_and_log_prob_backward")
+_kl_divergence = op("foreach_gaussian_kl_divergence")
+_kl_divergence_backward = op("foreach_gaussian_kl_divergence_backward")
+
+
+def _move_keys(mu: _Tensors, key: Tensor) -> list[Tensor]:
+    """The key of each tensor."""
+    per_block = 2 if mu[0].dtype == torch.float64 else 4
+    blocks = [(tensor.numel() + per_block - 1) // per_block for tensor in mu]
+    return [advance(key, start) for start in accumulate(blocks[:-1], initial=0)]
+
+
+def _add(parts: Sequence[Tensor]) -> Tensor:
+    """In the order of the tensors, rounded once."""
+    return reduce(torch.add, [part.double() for part in parts]).to(parts[0].dtype)
+
+
+def _transpose(pairs: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    first, second, *_ = zip(*pairs)
+    return list(first), list(second)
+
+
+def _decomposed_sample_and_log_prob(
+    mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors, key: Tensor, **options: Any
+) -> tuple[list[Tensor], Tensor]:
+    check_lists(mu, rho, mu_prior, std_prior, key)
+    single = op("gaussian_sample_and_log_prob")
+    each = zip(split_lists(mu, rho, mu_prior, std_prior), _move_keys(mu, key))
+    x, parts = _transpose([single(*tensors, key, **options) for tensors, key in each])
+    return x, _add(parts)
+
+
+def _decomposed_sample_and_log_prob_backward(
+    grad_x: Sequence[Tensor | None],
+    grad_log_prob: Tensor | None,
+    mu: _Tensors,
+    rho: _Tensors,
+    mu_prior: _Tensors,
+    std_prior: _Tensors,
+    key: Tensor,
+    **options: Any,
+) -> tuple[list[Tensor], list[Tensor]]:
+    check_lists(mu, rho, mu_prior, std_prior, key)
+    check_grad_x(grad_x, rho, key)
+    single = op("gaussian_sample_and_log_prob_backward")
+    each = zip(grad_x, split_lists(mu, rho, mu_prior, std_prior), _move_keys(mu, key))
+    return _transpose([single(grad, grad_log_prob, *tensors, key, **options) for grad, tensors, key in each])
+
+
+def _decomposed_kl_divergence(mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors) -> Tensor:
+    check_lists(mu, rho, mu_prior, std_prior)
+    return _add([op("gaussian_kl_divergence")(*tensors) for tensors in split_lists(mu, rho, mu_prior, std_prior)])
+
+
+def _decomposed_kl_divergence_backward(
+    grad: Tensor, mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors
+) -> tuple[list[Tensor], list[Tensor]]:
+    check_lists(mu, rho, mu_prior, std_prior)
+    single = op("gaussian_kl_divergence_backward")
+    return _transpose([single(grad, *tensors) for tensors in split_lists(mu, rho, mu_prior, std_prior)])
+
+
+DECOMPOSED: dict[Any, Callable[..., Any]] = {
+    _sample_and_log_prob: _decomposed_sample_and_log_prob,
+    _sample_and_log_prob_backward: _decomposed_sample_and_log_prob_backward,
+    _kl_divergence: _decomposed_kl_divergence,
+    _kl_divergence_backward: _decomposed_kl_divergence_backward,
+}
+
+
+_apply_sample_and_log_prob_backward, _apply_kl_divergence_backward = (
+    composite(overload, DECOMPOSED[overload]) for overload in (_sample_and_log_prob_backward, _kl_divergence_backward)
+)
+
+
+def _saved_lists(ctx: Any) -> list[list[Tensor]]:
+    tensors = iter(ctx.saved_tensors)
+    return [list(islice(tensors, size)) for size in ctx.sizes]
+
+
+def _input_gradients(ctx: Any, grad_mu: _Tensors, grad_rho: _Tensors) -> tuple[Tensor | None, ...]:
+    """Of a Function's inputs: the op's own, and then the tensors of its lists."""
+    others = len(ctx.needs_input_grad) - sum(ctx.sizes)
+    return *[None] * others, *grad_mu, *grad_rho, *[None] * sum(ctx.sizes[2:])
+
+
+class ForeachGaussianSampleAndLogProb(torch.autograd.Function):
+    """Reverse mode to mu and rho. The tensors stand beside their lists because autograd does not look into those."""
+
+    @staticmethod
+    def forward(ctx: Any, lists: Any, options: dict[str, Any], *tensors: Tensor) -> tuple[Tensor, ...]:
+        with below_autograd():
+            x, log_prob = _sample_and_log_prob(*lists, tensors[-1], **options)
+        save(ctx, *tensors)
+        ctx.sizes = [*map(len, lists), 1]
+        ctx.stick_the_landing = options.get("stick_the_landing", False)
+        return *x, log_prob
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(grad is None for grad in grads):
+            return (None,) * len(ctx.needs_input_grad)
+        *lists, (key,) = _saved_lists(ctx)
+        options = {"stick_the_landing": ctx.stick_the_landing}
+        gradients = _apply_sample_and_log_prob_backward(
+            [dense(grad) for grad in grads[:-1]], grads[-1], *lists, key, **options
+        )
+        return _input_gradients(ctx, *gradients)
+
+
+class ForeachGaussianKLDivergence(torch.autograd.Function):
+    """Reverse mode to mu and rho."""
+
+    @staticmethod
+    def forward(ctx: Any, lists: Any, *tensors: Tensor) -> Tensor:
+        with below_autograd():
+            kl_divergence = _kl_divergence(*lists)
+        save(ctx, *tensors)
+        ctx.sizes = [*map(len, lists)]
+        return kl_divergence
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
+        return _input_gradients(ctx, *_apply_kl_divergence_backward(grad, *_saved_lists(ctx)))
+
+
+def _record_sample_and_log_prob(*lists_and_key: Any, **options: Any) -> tuple[list[Tensor], Tensor]:
+    *lists, key = lists_and_key
+    tensors = [tensor for tensors in lists for tensor in tensors]
+    *x, log_prob = ForeachGaussianSampleAndLogProb.apply(lists, options, *tensors, key)
+    return x, log_prob
+
+
+def _record_kl_divergence(*lists: Any) -> Tensor:
+    return ForeachGaussianKLDivergence.apply(lists, *[tensor for tensors in lists for tensor in tensors])
+
+
+class Apart(torch.autograd.Function):
+    """From [S, *shape] of each weight, tensors [*shape] of their own: all weights of a sample, then of the next.
+
+    No views, so that a module may change them in place as it may change those of a single call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *samples: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            x.new_empty(0).set_(x.untyped_storage(), part.storage_offset(), part.shape, part.stride())
+            for parts in zip(*(x.unbind() for x in samples))
+            for x, part in zip(samples, parts)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, ...]:
+        num_weights = len(ctx.needs_input_grad)
+        return tuple(torch.stack([*map(dense, grads[i::num_weights])]) for i in range(num_weights))  # type: ignore
+
+
+def _runs(grads: Sequence[Tensor | None]) -> Iterator[slice]:
+    """The tensors that have a gradient, where several follow each other as one slice."""
+    for has_gradient, group in groupby(range(len(grads)), lambda k: grads[k] is not None):
+        if has_gradient:
+            run = list(group)
+            yield slice(run[0], run[-1] + 1)
+
+
+class RepeatableDraw(torch.autograd.Function):
+    """Reverse mode that may run several times, each time for the tensors that have a gradient then.
+
+    Each reentrant checkpoint reaches the draw by a backward pass of its own. So mu, rho and priors are kept beside
+    autograd's saved tensors, which go after the first pass, and their versions are compared here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, lists: Any, key: Tensor, dtype: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with below_autograd():
+            x, log_prob = _sample_and_log_prob(*lists, key, dtype=dtype)
+        ctx.set_materialize_grads(False)
+        ctx.lists, ctx.key, ctx.dtype = lists, key, dtype
+        ctx.versions = [tensor._version for tensor in tensors]
+        return *x, log_prob
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = [tensor for tensors in ctx.lists for tensor in tensors]
+        if [tensor._version for tensor in tensors] != ctx.versions:
+            raise RuntimeError(
+                "mu, rho, mu_prior or std_prior has been changed in place, as by an optimizer's step, since the sample "
+                "was drawn; run backward before"
+            )
+        grad_x, grad_log_prob = [dense(grad) for grad in grads[:-1]], grads[-1]
+        wanted = ctx.needs_input_grad[3:]
+        if any(wanted[2 * len(ctx.lists[0]) :]):
+            return *[None] * 3, *RepeatableDraw.draw_again(ctx, wanted, [*grad_x, grad_log_prob])
+        mu, rho, *priors = ctx.lists
+        keys = _move_keys(mu, ctx.key)
+        found: list[Tensor | None] = [None] * len(tensors)
+        for run in [slice(0, len(mu))] if grad_log_prob is not None else _runs(grad_x):
+            part = [prior if len(prior) == 1 else prior[run] for prior in priors]
+            arguments = grad_x[run], grad_log_prob, mu[run], rho[run], *part, keys[run.start]
+            found[run], found[run.start + len(mu) : run.stop + len(mu)] = _apply_sample_and_log_prob_backward(
+                *arguments
+            )
+        return *[None] * 3, *found
+
+    @staticmethod
+    def draw_again(ctx: Any, wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """With gradients to priors: what is rare is drawn again, by the op and its own derivatives."""
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            lists = [[tensor.view_as(tensor) for tensor in tensors] for tensors in ctx.lists]
+            x, log_prob = sample_and_log_prob(*lists, ctx.key, dtype=ctx.dtype)
+        outputs, given = zip(*((o, g) for o, g in zip([*x, log_prob], grads) if g is not None))
+        inputs = [tensor for tensor, is_wanted in zip([t for tensors in lists for t in tensors], wanted) if is_wanted]
+        found = iter(torch.autograd.grad(outputs, inputs, given, allow_unused=True, create_graph=create_graph))
+        return tuple(next(found) if is_wanted else None for is_wanted in wanted)
+
+
+sample_and_log_prob = composite(_sample_and_log_prob, _decomposed_sample_and_log_prob, _record_sample_and_log_prob)
+kl_divergence = composite(_kl_divergence, _decomposed_kl_divergence, _record_kl_divergence)

@@ -1,0 +1,174 @@
+"""Derivatives of the backward ops, by the formulas of `terms.py`."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from illia_ext._ops.dispatch import differentiable
+from illia_ext._ops.fake import op
+from illia_ext._ops.formulas import Terms, save, saved_primals
+
+__all__: list[str] = []  # importing it registers them
+
+_Tensors = Sequence[Tensor]
+
+
+def _reduce(terms: Tensor, like: Tensor, plus: Tensor | None = None) -> Tensor:
+    """Summed over samples, and over what a prior was broadcast to, in the shape and dtype of `like`."""
+    total = (terms.sum() if like.numel() == 1 else terms.sum_to_size(like.shape)).reshape(like.shape)
+    return (total if plus is None else total + plus).to(like.dtype).contiguous()
+
+
+def _gradients(hessian: _Tensors, inputs: _Tensors, needed: Sequence[bool]) -> list[Tensor | None]:
+    return [_reduce(terms, like) if wanted else None for terms, like, wanted in zip(hessian, inputs, needed)]
+
+
+def _tangents(
+    hessian: _Tensors, linear: _Tensors | None, inputs: _Tensors, output_mask: Sequence[bool], mu: Tensor
+) -> tuple[Tensor, ...]:
+    """`hessian` comes from tangents of the inputs, `linear` from those of the gradients: the op is linear in these."""
+    return tuple(
+        _reduce(terms, like, None if linear is None else linear[i]) if kept else mu.new_zeros(0)
+        for i, (terms, like, kept) in enumerate(zip(hessian, inputs, output_mask, strict=True))
+    )
+
+
+def _asked(cotangents: Sequence[Tensor | None], output_mask: Sequence[bool]) -> list[Tensor | None]:
+    return [cotangent if kept else None for cotangent, kept in zip(cotangents, output_mask, strict=True)]
+
+
+def _refuse_stick_the_landing(stick_the_landing: bool) -> None:
+    if stick_the_landing:
+        raise RuntimeError(
+            "stick_the_landing: second derivatives are not offered, got True; differentiate twice without it"
+        )
+
+
+@differentiable(op("gaussian_sample_backward"))
+class GaussianSampleBackward(torch.autograd.Function):
+    """grad_rho = p sum over samples of grad_x eps."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad_x, rho, key, ctx.full_size, ctx.origin = inputs
+        save(ctx, grad_x, rho, key)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, rho, key = ctx.saved_tensors
+        block = {"full_size": ctx.full_size, "origin": ctx.origin}
+        terms = Terms(rho, key, **block)
+        hessian_rho = (1 - terms.p) * cotangent * op("gaussian_sample_backward")(grad_x, rho, key, **block)
+        return terms.sample_tangent(None, cotangent).to(grad_x.dtype), hessian_rho.to(rho.dtype), None, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, grad_x_tangent: Any, rho_tangent: Any, *_: Any) -> Tensor:
+        grad_x, rho, key = saved_primals(ctx)
+        block = {"full_size": ctx.full_size, "origin": ctx.origin}
+        terms, backward = Terms(rho, key, **block), partial(op("gaussian_sample_backward"), **block)
+        tangent = (1 - terms.p) * terms.value(rho_tangent) * backward(grad_x, rho, key)
+        linear = None if grad_x_tangent is None else backward(grad_x_tangent, rho, key)
+        return _reduce(tangent, rho, linear)
+
+
+@differentiable(op("gaussian_log_prob_backward"))
+class GaussianLogProbBackward(torch.autograd.Function):
+    """Gradients to x, mu, rho and the priors; those that output_mask leaves out are empty."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.output_mask = inputs
+        save(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_log_prob, x, mu, rho, mu_prior, std_prior = ctx.saved_tensors
+        terms = Terms(rho, None, mu, mu_prior, std_prior)
+        direction = _asked(cotangents, ctx.output_mask)
+        hessian = terms.log_prob_hessian(grad_log_prob, x, *direction)
+        to_grad = terms.log_prob_tangent(x, *direction)
+        needed = ctx.needs_input_grad[1:6]
+        return to_grad, *_gradients(hessian, (x, mu, rho, mu_prior, std_prior), needed), None
+
+    @staticmethod
+    def tangent(ctx: Any, grad_t: Any, *direction_and_mask: Any) -> tuple[Tensor, ...]:
+        grad_log_prob, *inputs = saved_primals(ctx)
+        x, mu, rho, mu_prior, std_prior = inputs
+        hessian = Terms(rho, None, mu, mu_prior, std_prior).log_prob_hessian(grad_log_prob, x, *direction_and_mask[:5])
+        linear = None
+        if grad_t is not None:
+            linear = op("gaussian_log_prob_backward")(grad_t, *inputs, ctx.output_mask)
+        return _tangents(hessian, linear, inputs, ctx.output_mask, mu)
+
+
+@differentiable(op("gaussian_sample_and_log_prob_backward"))
+class GaussianSampleAndLogProbBackward(torch.autograd.Function):
+    """Gradients to mu, rho and the priors, summed over samples."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.stick_the_landing, ctx.full_size, ctx.origin, prior_grads = inputs
+        ctx.output_mask = (True, True, prior_grads, prior_grads)
+        save(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        _refuse_stick_the_landing(ctx.stick_the_landing)
+        grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key = ctx.saved_tensors
+        terms = Terms(rho, key, mu, mu_prior, std_prior, ctx.full_size, ctx.origin)
+        direction = _asked(cotangents, ctx.output_mask)
+        hessian = terms.sample_hessian(grad_x, grad_log_prob, *direction)
+        x_tangent = terms.sample_tangent(*direction[:2])
+        to_grad_x = None if grad_x is None else x_tangent.to(grad_x.dtype)
+        to_grad_log_prob = None
+        if grad_log_prob is not None:
+            to_grad_log_prob = terms.sampled_log_prob_tangent(x_tangent, *direction[1:])
+        grads = _gradients(hessian, (mu, rho, mu_prior, std_prior), ctx.needs_input_grad[2:6])
+        return to_grad_x, to_grad_log_prob, *grads, *[None] * 5
+
+    @staticmethod
+    def tangent(ctx: Any, grad_x_t: Any, grad_t: Any, *direction_and_others: Any) -> tuple[Tensor, ...]:
+        _refuse_stick_the_landing(ctx.stick_the_landing)
+        grad_x, grad_log_prob, *inputs, key = saved_primals(ctx)
+        mu, rho, mu_prior, std_prior = inputs
+        terms = Terms(rho, key, mu, mu_prior, std_prior, ctx.full_size, ctx.origin)
+        hessian = terms.sample_hessian(grad_x, grad_log_prob, *direction_and_others[:4])
+        linear = None
+        if grad_x_t is not None or grad_t is not None:
+            backward = op("gaussian_sample_and_log_prob_backward")
+            options = {"full_size": ctx.full_size, "origin": ctx.origin, "prior_grads": ctx.output_mask[2]}
+            linear = backward(grad_x_t, grad_t, *inputs, key, **options)
+        return _tangents(hessian, linear, inputs, ctx.output_mask, mu)
+
+
+@differentiable(op("gaussian_kl_divergence_backward"))
+class GaussianKLDivergenceBackward(torch.autograd.Function):
+    """Gradients to mu, rho and the priors."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, prior_grads = inputs
+        ctx.output_mask = (True, True, prior_grads, prior_grads)
+        save(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, mu, rho, mu_prior, std_prior = ctx.saved_tensors
+        terms = Terms(rho, None, mu, mu_prior, std_prior)
+        direction = _asked(cotangents, ctx.output_mask)
+        hessian = terms.kl_divergence_hessian(grad, *direction)
+        to_grad = terms.kl_divergence_tangent(*direction)
+        return to_grad, *_gradients(hessian, (mu, rho, mu_prior, std_prior), ctx.needs_input_grad[1:5]), None
+
+    @staticmethod
+    def tangent(ctx: Any, grad_t: Any, *direction_and_flag: Any) -> tuple[Tensor, ...]:
+        grad, *inputs = saved_primals(ctx)
+        mu, rho, mu_prior, std_prior = inputs
+        hessian = Terms(rho, None, mu, mu_prior, std_prior).kl_divergence_hessian(grad, *direction_and_flag[:4])
+        linear = None
+        if grad_t is not None:
+            linear = op("gaussian_kl_divergence_backward")(grad_t, *inputs, ctx.output_mask[2])
+        return _tangents(hessian, linear, inputs, ctx.output_mask, mu)

@@ -1,0 +1,143 @@
+"""The CUDA side of a build, as far as it shows without a GPU: switches, registration, refusals."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_packaging import ROOT, run_python
+
+from illia_ext import _C
+from illia_ext._native import build
+from illia_ext._ops.fake import NAMES, op
+
+OFFERED = ["75", "80", "86", "90", "100"]
+
+
+@pytest.fixture
+def toolkit() -> build.Toolkit:
+    found = build.cuda()
+    if found is None:
+        pytest.skip("no nvcc here, or ILLIA_EXT_CUDA=0")
+    return found
+
+
+def test_switch_refuses_another_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ILLIA_EXT_CUDA", "yes")
+    with pytest.raises(ValueError, match="ILLIA_EXT_CUDA: expected 0, 1 or auto, got 'yes'"):
+        build.cuda.__wrapped__()
+
+
+@pytest.mark.parametrize("switch", ["0", "auto"])
+def test_builds_without_nvcc(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path: None)
+    monkeypatch.setenv("ILLIA_EXT_CUDA", switch)
+    assert build.cuda.__wrapped__() is None
+
+
+def test_cuda_asked_for_needs_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path: None)
+    monkeypatch.setenv("ILLIA_EXT_CUDA", "1")
+    with pytest.raises(RuntimeError, match="ILLIA_EXT_CUDA=1 asks for CUDA kernels, and there is no nvcc"):
+        build.cuda.__wrapped__()
+
+
+def test_nvcc_is_found_in_cuda_home_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.touch(mode=0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert build._find_nvcc() == str(nvcc)
+
+
+def test_an_nvcc_that_fails_is_quoted_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho no host compiler >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("ILLIA_EXT_CUDA", "auto")
+    with pytest.raises(RuntimeError, match=r"fails: no host compiler\nILLIA_EXT_CUDA=0 builds without CUDA"):
+        build.cuda.__wrapped__()
+
+
+def test_a_wrong_cuda_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path: "nvcc")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(RuntimeError, match=f"CUDA_HOME: expected a folder with bin/nvcc, got '{tmp_path}'"):
+        build.cuda.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("asked", "targets"),
+    [
+        ("", ["sm_80", "sm_86", "sm_90", "sm_100", "compute_80"]),
+        ("9.0", ["sm_90"]),
+        ("8.0;9.0+PTX", ["sm_80", "sm_90", "compute_80"]),
+        (" 10.0 8.6 ", ["sm_86", "sm_100"]),
+        ("7.5,9.0a", ["sm_75", "sm_90"]),
+    ],
+)
+def test_architectures(asked: str, targets: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    assert build.cuda_targets(OFFERED) == targets
+
+
+@pytest.mark.parametrize("asked", ["Hopper", "9", "12.0", "8.0;x", "9.0+SASS"])
+def test_architectures_refused(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    with pytest.raises(ValueError, match=r"TORCH_CUDA_ARCH_LIST: .*\(7\.5 8\.0 8\.6 9\.0 10\.0\)"):
+        build.cuda_targets(OFFERED)
+
+
+def test_library_holds_the_kernels(toolkit: build.Toolkit) -> None:
+    """And it is loaded: the suite runs on it, beside a torch with or without CUDA."""
+    assert _C.build_info()["cuda"] == {"version": toolkit.version, "targets": toolkit.targets}
+    for name in NAMES:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"illia_ext::{name}", "CUDA"), name
+
+
+CUDA_KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rho": torch.zeros(3)}, r"rho: expected the shape of mu, \[2\], got \[3\]"),
+        ({"key": torch.zeros(3, dtype=torch.int64)}, r"key: expected shape \[2\] or \[num_samples, 2\], got \[3\]"),
+        ({"std_prior": torch.ones(3)}, r"std_prior: expected one element, or a shape that broadcasts to .* got \[3\]"),
+        ({"full_size": [4]}, r"origin: expected an index beside full_size, \[4\], got None"),
+    ],
+)
+def test_cuda_kernels_refuse_what_the_cpu_refuses(
+    arguments: dict[str, object], message: str, toolkit: build.Toolkit
+) -> None:
+    """Called by their dispatch key, with tensors of the CPU: they check before they look for a device."""
+    given = {"mu": torch.zeros(2), "rho": torch.zeros(2), "mu_prior": torch.zeros(()), "std_prior": torch.ones(())}
+    given |= {"key": torch.zeros(2, dtype=torch.int64)} | arguments
+    positional = [given.pop(name) for name in ("mu", "rho", "mu_prior", "std_prior", "key")]
+    with pytest.raises(RuntimeError, match=message):
+        op("gaussian_sample_and_log_prob").redispatch(CUDA_KEY, *positional, **given)
+
+
+def test_cuda_kernels_of_many_tensors_refuse_what_the_cpu_refuses(toolkit: build.Toolkit) -> None:
+    one, key = [torch.zeros(2)], torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="mu: expected at least one tensor, got an empty list"):
+        op("foreach_gaussian_sample_and_log_prob").redispatch(CUDA_KEY, [], [], one, one, key)
+    with pytest.raises(RuntimeError, match=r"tensor 1: rho: expected the shape of mu, \[2\], got \[3\]"):
+        op("foreach_gaussian_kl_divergence").redispatch(CUDA_KEY, one * 2, [*one, torch.zeros(3)], one, one)
+
+
+def compiled_at_import(code: str, cache: Path, **environ: str) -> str:
+    """What `code` prints beside a library that is compiled for it."""
+    result = run_python(code, cwd=ROOT, ILLIA_EXT_JIT="1", TORCH_EXTENSIONS_DIR=str(cache), **environ)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_jit_builds_cuda_when_asked(tmp_path: Path, toolkit: build.Toolkit) -> None:
+    code = "import json; from illia_ext import _C; print(json.dumps(_C.build_info()['cuda']))"
+    printed = compiled_at_import(code, tmp_path, ILLIA_EXT_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
+    assert json.loads(printed) == {"version": toolkit.version, "targets": ["sm_90"]}
