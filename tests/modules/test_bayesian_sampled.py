@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.checkpoint import checkpoint
 
 from illia_ext import BayesianModule, elbo_loss
+from illia_ext._ops import foreach
 
 parametrize = pytest.mark.parametrize
 KEY = make_key(3)
@@ -190,8 +191,6 @@ def test_reentrant_parts_cost_one_backward(learned: bool, monkeypatch: pytest.Mo
     torch.manual_seed(0)
     prior = nn.Parameter(torch.full((1,), 0.5, dtype=torch.float64)) if learned else 0.5
     bayesian = BayesianModule(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))).double(), 0.0, prior, -1.0)
-    from illia_ext import foreach
-
     sizes: list[int] = []
     backward = foreach._apply_sample_and_log_prob_backward
     monkeypatch.setattr(
