@@ -35,9 +35,7 @@ struct Memory {
     }
     return *this;
   }
-  operator ConstView() const { return {data, storage}; }
-  operator MutableView() const { return {data, storage}; }
-  operator double*() const { return static_cast<double*>(data); }
+  double* doubles() const { return static_cast<double*>(data); }
 
   void check(const char* what) const {
     ++results;
@@ -57,46 +55,76 @@ void run(const Kernels& kernels, Storage storage, int64_t numel, const Block& bl
   const Storage acc = in_double ? Storage::kDouble : Storage::kFloat;
   constexpr int64_t kSamples = 2;
   const Key keys[kSamples] = {{1, 2}, {3, ~uint64_t{0} - 1}};
-  const double grad_log_prob[kSamples] = {0.5, 2};
   const int64_t chunks = count_chunks(numel), total = kSamples * numel;
   const Memory mu(storage, numel), rho(storage, numel), mu_prior(acc, numel), std_prior(acc, numel);
-  const Memory grad_x(storage, total), x(storage, total), eps(storage, total);
-  mu.written(), mu_prior.written(), std_prior.written(), grad_x.written();
+  const Memory grad_x(storage, total), x(storage, total), eps(storage, total), grad_log_prob(acc, kSamples);
+  mu.written(), mu_prior.written(), std_prior.written(), grad_x.written(), grad_log_prob.written();
   if (!fault) rho.written();
-  const PriorValues prior{0.25, 0.5, each ? mu_prior.data : nullptr, each ? std_prior.data : nullptr};
-  const auto backward = [&](const char* what, auto function) {
+  General general;
+  general.block = block;
+  if (each) general.mu_prior = mu_prior.data, general.std_prior = std_prior.data;
+
+  // What all arguments have.
+  const auto start = [&](auto args) {
+    args.mu = mu.data, args.rho = rho.data, args.numel = numel;
+    args.prior = {{nullptr, Storage::kDouble, 0.25}, {nullptr, Storage::kDouble, 0.5}};
+    return args;
+  };
+  const auto call = [&](const auto& args, const General& general) {
+    table.get<std::decay_t<decltype(args)>>()(args, general, {storage, storage}, 0, chunks);
+  };
+  const auto backward = [&](const char* what, auto args, bool stick_the_landing = false) {
     const Memory grad_mu(storage, numel), grad_rho(storage, numel), mu_each(acc, numel), std_each(acc, numel);
-    std::vector<double> mu_sums(chunks), std_sums(chunks);
-    function(grad_mu, grad_rho,
-             each ? PriorGradTargets{mu_each.data, std_each.data, nullptr, nullptr}
-                  : PriorGradTargets{nullptr, nullptr, mu_sums.data(), std_sums.data()});
+    std::vector<double> sums(2 * chunks);
+    double not_read;  // a kernel leaves its sums in the partials
+    General asked = general;
+    asked.stick_the_landing = stick_the_landing;
+    if (each) {
+      asked.mu_prior_grad.each = mu_each.data, asked.std_prior_grad.each = std_each.data;
+    } else {
+      asked.mu_prior_grad.sum = &not_read, asked.std_prior_grad.sum = &not_read;
+      asked.prior_partials = sums.data();
+    }
+    args.grad_mu = grad_mu.data, args.grad_rho = grad_rho.data;
+    call(args, asked);
     grad_mu.check(what), grad_rho.check(what);
     if (each) mu_each.check(what), std_each.check(what);
   };
   const Memory sums(Storage::kDouble, kSamples * chunks), other_sums(Storage::kDouble, kSamples * chunks);
   const Memory kl_sums(Storage::kDouble, chunks), to_x(storage, total);
 
-  table.standard_normal({keys, kSamples, numel, eps, block}, 0, chunks);
-  table.sample({mu, rho, keys, kSamples, numel, prior, x, sums, block}, 0, chunks);
+  StandardNormalArgs normal{};
+  normal.keys = keys, normal.num_samples = kSamples, normal.numel = numel, normal.eps = eps.data;
+  call(normal, general);
+  SampleArgs sample = start(SampleArgs{});
+  sample.keys = keys, sample.num_samples = kSamples, sample.x = x.data;
+  sample.log_prob = {nullptr, sums.doubles(), chunks};
+  call(sample, general);
   eps.check("standard_normal"), x.check("sample"), sums.check("log_prob of a sample");
-  for (bool stick_the_landing : {false, true})
-    backward("sample_backward", [&](MutableView to_mu, MutableView to_rho, const PriorGradTargets& targets) {
-      table.sample_backward({grad_x, grad_log_prob, mu, rho, keys, kSamples, numel, prior, to_mu, to_rho, block,
-                             targets, stick_the_landing},
-                            0, chunks);
-    });
-  table.log_prob({grad_x, mu, rho, kSamples, numel, prior, other_sums}, 0, chunks);
+
+  SampleBackwardArgs sample_backward = start(SampleBackwardArgs{});
+  sample_backward.grad_x = grad_x.data, sample_backward.grad_log_prob = grad_log_prob.data;
+  sample_backward.keys = keys, sample_backward.num_samples = kSamples;
+  for (bool stick_the_landing : {false, true}) backward("sample_backward", sample_backward, stick_the_landing);
+
+  LogProbArgs log_prob = start(LogProbArgs{});
+  log_prob.x = grad_x.data, log_prob.num_samples = kSamples;
+  log_prob.log_prob = {nullptr, other_sums.doubles(), chunks};
+  call(log_prob, general);
   other_sums.check("log_prob");
-  backward("log_prob_backward", [&](MutableView to_mu, MutableView to_rho, const PriorGradTargets& targets) {
-    table.log_prob_backward({grad_log_prob, grad_x, mu, rho, kSamples, numel, prior, to_x, to_mu, to_rho, targets}, 0,
-                            chunks);
-  });
+  LogProbBackwardArgs log_prob_backward = start(LogProbBackwardArgs{});
+  log_prob_backward.grad_log_prob = grad_log_prob.data, log_prob_backward.x = grad_x.data;
+  log_prob_backward.num_samples = kSamples, log_prob_backward.grad_x = to_x.data;
+  backward("log_prob_backward", log_prob_backward);
   to_x.check("log_prob_backward");
-  table.kl_divergence({mu, rho, numel, prior, kl_sums}, 0, chunks);
+
+  KlDivergenceArgs kl_divergence = start(KlDivergenceArgs{});
+  kl_divergence.kl_divergence = {nullptr, kl_sums.doubles(), chunks};
+  call(kl_divergence, general);
   kl_sums.check("kl_divergence");
-  backward("kl_divergence_backward", [&](MutableView to_mu, MutableView to_rho, const PriorGradTargets& targets) {
-    table.kl_divergence_backward({0.5, mu, rho, numel, prior, to_mu, to_rho, targets}, 0, chunks);
-  });
+  KlDivergenceBackwardArgs kl_backward = start(KlDivergenceBackwardArgs{});
+  kl_backward.grad = grad_log_prob.data;
+  backward("kl_divergence_backward", kl_backward);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/launch.h"
+#include "cpu/device.h"
 
 namespace illia {
 namespace {

@@ -9,10 +9,8 @@ ILLIA_NAMESPACE_BEGIN
 
 template <typename acc_t>
 constexpr KernelTable make_kernel_table() {
-  return {standard_normal_kernel<acc_t>,       sample_kernel<acc_t>,
-          sample_backward_kernel<acc_t>,       log_prob_kernel<acc_t>,
-          log_prob_backward_kernel<acc_t>,     kl_divergence_kernel<acc_t>,
-          kl_divergence_backward_kernel<acc_t>};
+  return {{standard_normal_kernel<acc_t>, sample_kernel<acc_t>, sample_backward_kernel<acc_t>, log_prob_kernel<acc_t>,
+           log_prob_backward_kernel<acc_t>, kl_divergence_kernel<acc_t>, kl_divergence_backward_kernel<acc_t>}};
 }
 
 const Kernels kKernels = {make_kernel_table<float>(), make_kernel_table<double>()};

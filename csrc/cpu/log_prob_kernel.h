@@ -22,22 +22,21 @@ double log_prob_piece(const acc_t* __restrict x, const acc_t* __restrict mu, con
 }
 
 template <typename acc_t>
-void log_prob_kernel(const LogProbArgs& args, int64_t begin, int64_t end) {
-  const int64_t num_chunks = count_chunks(args.numel);
+void log_prob_kernel(const LogProbArgs& args, const General& general, Types types, int64_t begin, int64_t end) {
   alignas(64) Buffer<acc_t, kChunkSize> x_buffer, mu_buffer, rho_buffer, sigma;
-  Priors<acc_t, kChunkSize> priors(args.prior);
+  Priors<acc_t, kChunkSize> priors(args.prior, general);
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
-    const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
-    const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
+    const acc_t* mu = load(args.mu, types.parameters, piece.first, piece.count, mu_buffer);
+    const acc_t* rho = load(args.rho, types.parameters, piece.first, piece.count, rho_buffer);
     const double log_sigma = softplus_piece<acc_t, true, true>(rho, piece.count, sigma);
     priors.move_to(piece);
     const double log_std = priors.log_std_sum();
     for (int64_t s = 0; s < args.num_samples; ++s) {
-      const acc_t* x = load(args.x, s * args.numel + piece.first, piece.count, x_buffer);
+      const acc_t* x = load(args.x, types.sample, s * args.numel + piece.first, piece.count, x_buffer);
       const double squares = priors.visit(0, [&](const auto& prior) __attribute__((always_inline)) {
         return log_prob_piece(x, mu, sigma, piece.count, prior);
       });
-      args.partials[s * num_chunks + piece.first / kChunkSize] = squares - log_sigma + log_std;
+      hand_on<acc_t>(squares - log_sigma + log_std, s, piece, args.log_prob);
     }
   });
 }
@@ -57,16 +56,17 @@ void log_prob_backward_piece(acc_t grad_log_prob, const acc_t* __restrict x, con
 }
 
 template <typename acc_t>
-void log_prob_backward_kernel(const LogProbBackwardArgs& args, int64_t begin, int64_t end) {
+void log_prob_backward_kernel(const LogProbBackwardArgs& args, const General& general, Types types, int64_t begin,
+                              int64_t end) {
   alignas(64) Buffer<acc_t, kTileSize> x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, rho_sum, grad_x_buffer,
       grad_mu_buffer;
-  Priors<acc_t, kTileSize> priors(args.prior);
-  PriorGradSums<acc_t> prior_grads(args.prior_grads);
+  Priors<acc_t, kTileSize> priors(args.prior, general);
+  PriorGradSums<acc_t> prior_grads(general, args.numel);
   for_each_piece<kTileSize>(begin, end, args.numel, [&](const Piece& piece) {
     const int64_t count = piece.count;
-    const acc_t* mu = load(args.mu, piece.first, count, mu_buffer);
-    const acc_t* rho = load(args.rho, piece.first, count, rho_buffer);
-    acc_t* grad_mu = destination(args.grad_mu, piece.first, grad_mu_buffer);
+    const acc_t* mu = load(args.mu, types.parameters, piece.first, count, mu_buffer);
+    const acc_t* rho = load(args.rho, types.parameters, piece.first, count, rho_buffer);
+    acc_t* grad_mu = destination(args.grad_mu, types.parameters, piece.first, grad_mu_buffer);
     softplus_backward_piece(rho, count, sigma, dsigma, h);
     std::memset(grad_mu, 0, count * sizeof(acc_t));
     std::memset(rho_sum, 0, count * sizeof(acc_t));
@@ -74,19 +74,19 @@ void log_prob_backward_kernel(const LogProbBackwardArgs& args, int64_t begin, in
     prior_grads.move_to(piece, priors);
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const int64_t first = s * args.numel + piece.first;
-      const acc_t* x = load(args.x, first, count, x_buffer);
-      acc_t* grad_x = destination(args.grad_x, first, grad_x_buffer);
-      const acc_t grad = static_cast<acc_t>(args.grad_log_prob[s]);
+      const acc_t* x = load(args.x, types.sample, first, count, x_buffer);
+      acc_t* grad_x = destination(args.grad_x, types.sample, first, grad_x_buffer);
+      const acc_t grad = static_cast<const acc_t*>(args.grad_log_prob)[s];
       priors.visit(grad, [&](const auto& prior) __attribute__((always_inline)) {
         log_prob_backward_piece(grad, x, mu, sigma, count, prior, grad_x, grad_mu, rho_sum);
       });
       if (prior_grads.asked()) prior_grads.add(grad, x, nullptr);
-      store(args.grad_x, first, count, grad_x);
+      store(args.grad_x, types.sample, first, count, grad_x);
     }
-    store(args.grad_mu, piece.first, count, grad_mu);
-    acc_t* grad_rho = destination(args.grad_rho, piece.first, rho_buffer);
+    store(args.grad_mu, types.parameters, piece.first, count, grad_mu);
+    acc_t* grad_rho = destination(args.grad_rho, types.parameters, piece.first, rho_buffer);
     for (int64_t i = 0; i < count; ++i) grad_rho[i] = h[i] * rho_sum[i];
-    store(args.grad_rho, piece.first, count, grad_rho);
+    store(args.grad_rho, types.parameters, piece.first, count, grad_rho);
     prior_grads.finish();
   });
 }
@@ -108,18 +108,19 @@ double kl_divergence_piece(const acc_t* __restrict mu, const acc_t* __restrict s
 }
 
 template <typename acc_t>
-void kl_divergence_kernel(const KlDivergenceArgs& args, int64_t begin, int64_t end) {
+void kl_divergence_kernel(const KlDivergenceArgs& args, const General& general, Types types, int64_t begin,
+                          int64_t end) {
   alignas(64) Buffer<acc_t, kChunkSize> mu_buffer, rho_buffer, sigma;
-  Priors<acc_t, kChunkSize> priors(args.prior);
+  Priors<acc_t, kChunkSize> priors(args.prior, general);
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
-    const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
-    const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
+    const acc_t* mu = load(args.mu, types.parameters, piece.first, piece.count, mu_buffer);
+    const acc_t* rho = load(args.rho, types.parameters, piece.first, piece.count, rho_buffer);
     const double log_sigma = softplus_piece<acc_t, true>(rho, piece.count, sigma);
     priors.move_to(piece);
     const double squares = priors.visit(0, [&](const auto& prior) __attribute__((always_inline)) {
       return kl_divergence_piece(mu, sigma, piece.count, prior);
     });
-    args.partials[piece.first / kChunkSize] = squares - log_sigma + priors.log_std_sum(-0.5);
+    hand_on<acc_t>(squares - log_sigma + priors.log_std_sum(-0.5), 0, piece, args.kl_divergence);
   });
 }
 
@@ -136,23 +137,24 @@ void kl_divergence_backward_piece(acc_t grad, const acc_t* __restrict mu, const 
 }
 
 template <typename acc_t>
-void kl_divergence_backward_kernel(const KlDivergenceBackwardArgs& args, int64_t begin, int64_t end) {
-  const acc_t grad = static_cast<acc_t>(args.grad);
+void kl_divergence_backward_kernel(const KlDivergenceBackwardArgs& args, const General& general, Types types,
+                                   int64_t begin, int64_t end) {
+  const acc_t grad = *static_cast<const acc_t*>(args.grad);
   alignas(64) Buffer<acc_t, kTileSize> mu_buffer, rho_buffer, sigma, dsigma, h, grad_mu_buffer, grad_rho_buffer;
-  Priors<acc_t, kTileSize> priors(args.prior);
-  PriorGradSums<acc_t> prior_grads(args.prior_grads);
+  Priors<acc_t, kTileSize> priors(args.prior, general);
+  PriorGradSums<acc_t> prior_grads(general, args.numel);
   for_each_piece<kTileSize>(begin, end, args.numel, [&](const Piece& piece) {
-    const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
-    const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
-    acc_t* grad_mu = destination(args.grad_mu, piece.first, grad_mu_buffer);
-    acc_t* grad_rho = destination(args.grad_rho, piece.first, grad_rho_buffer);
+    const acc_t* mu = load(args.mu, types.parameters, piece.first, piece.count, mu_buffer);
+    const acc_t* rho = load(args.rho, types.parameters, piece.first, piece.count, rho_buffer);
+    acc_t* grad_mu = destination(args.grad_mu, types.parameters, piece.first, grad_mu_buffer);
+    acc_t* grad_rho = destination(args.grad_rho, types.parameters, piece.first, grad_rho_buffer);
     softplus_backward_piece(rho, piece.count, sigma, dsigma, h);
     priors.move_to(piece);
-    priors.visit(args.grad, [&](const auto& prior) __attribute__((always_inline)) {
+    priors.visit(grad, [&](const auto& prior) __attribute__((always_inline)) {
       kl_divergence_backward_piece(grad, mu, sigma, dsigma, h, piece.count, prior, grad_mu, grad_rho);
     });
-    store(args.grad_mu, piece.first, piece.count, grad_mu);
-    store(args.grad_rho, piece.first, piece.count, grad_rho);
+    store(args.grad_mu, types.parameters, piece.first, piece.count, grad_mu);
+    store(args.grad_rho, types.parameters, piece.first, piece.count, grad_rho);
     prior_grads.move_to(piece, priors);
     if (prior_grads.asked()) prior_grads.add(grad, mu, sigma);
     prior_grads.finish();

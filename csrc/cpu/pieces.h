@@ -83,6 +83,16 @@ struct LogSum {
   }
 };
 
+// Hands on the sum of one chunk of sample s: to be added to others or, where one chunk is all, as the result.
+template <typename acc_t>
+void hand_on(double sum, int64_t s, const Piece& piece, const TileSums& sums) {
+  if (sums.partials) {
+    sums.partials[s * sums.num_tiles + piece.first / kChunkSize] = sum;
+  } else {
+    static_cast<acc_t*>(sums.results)[s] = static_cast<acc_t>(sum);
+  }
+}
+
 // sigma, and with kLogProb the sum of log sigma: of a finite rho, or with kInfinite of any.
 template <typename acc_t, bool kLogProb, bool kInfinite = false>
 double softplus_piece(const acc_t* __restrict rho, int64_t count, acc_t* __restrict sigma) {

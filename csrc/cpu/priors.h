@@ -43,10 +43,11 @@ double log_std_piece(const acc_t* __restrict std, int64_t count) {
 template <typename acc_t, int64_t kSize>
 class Priors {
  public:
-  explicit Priors(const PriorValues& values)
-      : same_(Prior<acc_t>::make(values.mu, values.std)),
-        each_mu_(static_cast<const acc_t*>(values.each_mu)),
-        each_std_(static_cast<const acc_t*>(values.each_std)) {}
+  // Scalars lie in `value`: whoever launches on a CPU can read them.
+  Priors(const PriorScalars& one, const General& general)
+      : same_(Prior<acc_t>::make(one.mu.value, one.std.value)),
+        each_mu_(static_cast<const acc_t*>(general.mu_prior)),
+        each_std_(static_cast<const acc_t*>(general.std_prior)) {}
 
   void move_to(const Piece& piece) {
     piece_ = piece;
@@ -91,7 +92,10 @@ class Priors {
 template <typename acc_t>
 class PriorGradSums {
  public:
-  explicit PriorGradSums(const PriorGradTargets& targets) : targets_(targets), asked_(targets.asked()) {}
+  PriorGradSums(const General& general, int64_t numel)
+      : general_(general),
+        num_chunks_(count_chunks(numel)),
+        asked_(general.mu_prior_grad.asked() || general.std_prior_grad.asked()) {}
 
   bool asked() const { return asked_; }
 
@@ -127,21 +131,22 @@ class PriorGradSums {
       mu_[i] *= inverse_std_[i];
       std_[i] *= inverse_std_[i];
     }
-    hand_on(mu_, targets_.each_mu, targets_.mu_partials);
-    hand_on(std_, targets_.each_std, targets_.std_partials);
+    hand_on(mu_, general_.mu_prior_grad, 0);
+    hand_on(std_, general_.std_prior_grad, 1);
   }
 
-  ILLIA_APART void hand_on(const acc_t* grads, void* each, double* partials) const {
-    if (each) std::memcpy(static_cast<acc_t*>(each) + piece_.first, grads, piece_.count * sizeof(acc_t));
-    if (!partials) return;
+  ILLIA_APART void hand_on(const acc_t* grads, const PriorGrad& to, int64_t row) const {
+    if (to.each) std::memcpy(static_cast<acc_t*>(to.each) + piece_.first, grads, piece_.count * sizeof(acc_t));
+    if (!to.sum) return;
     LaneSum<acc_t> sum;
     for_each_row(piece_.count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
       for (int64_t lane = 0; lane < lanes; ++lane) sum.lanes[lane] += grads[first + lane];
     });
-    partials[piece_.first / kChunkSize] += sum.total();
+    general_.prior_partials[row * num_chunks_ + piece_.first / kChunkSize] += sum.total();
   }
 
-  const PriorGradTargets& targets_;
+  const General& general_;
+  const int64_t num_chunks_;
   const bool asked_;
   Piece piece_;
   alignas(64) Buffer<acc_t, kTileSize> mu_prior_, inverse_std_, mu_, std_;

@@ -7,12 +7,13 @@
 ILLIA_NAMESPACE_BEGIN
 
 template <typename acc_t>
-void standard_normal_kernel(const StandardNormalArgs& args, int64_t begin, int64_t end) {
-  Noise<acc_t> noise(args.block);
+void standard_normal_kernel(const StandardNormalArgs& args, const General& general, Types types, int64_t begin,
+                            int64_t end) {
+  Noise<acc_t> noise(general.block);
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
     noise.move_to(piece);
     for (int64_t s = 0; s < args.num_samples; ++s)
-      store(args.eps, s * args.numel + piece.first, piece.count, noise.draw(args.keys[s]));
+      store(args.eps, types.sample, s * args.numel + piece.first, piece.count, noise.draw(args.keys[s]));
   });
 }
 
@@ -37,34 +38,33 @@ double sample_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, c
 }
 
 template <typename acc_t, bool kLogProb>
-void sample_pieces(const SampleArgs& args, int64_t begin, int64_t end) {
-  const int64_t num_chunks = count_chunks(args.numel);
+void sample_pieces(const SampleArgs& args, const General& general, Types types, int64_t begin, int64_t end) {
   alignas(64) Buffer<acc_t, kChunkSize> mu_buffer, rho_buffer, sigma, x_buffer;
-  Noise<acc_t> noise(args.block);
-  Priors<acc_t, kChunkSize> priors(args.prior);
+  Noise<acc_t> noise(general.block);
+  Priors<acc_t, kChunkSize> priors(args.prior, general);
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
-    const acc_t* mu = load(args.mu, piece.first, piece.count, mu_buffer);
-    const acc_t* rho = load(args.rho, piece.first, piece.count, rho_buffer);
+    const acc_t* mu = load(args.mu, types.parameters, piece.first, piece.count, mu_buffer);
+    const acc_t* rho = load(args.rho, types.parameters, piece.first, piece.count, rho_buffer);
     const double log_sigma = softplus_piece<acc_t, kLogProb>(rho, piece.count, sigma);
     noise.move_to(piece);
     priors.move_to(piece);
     const double log_std = kLogProb ? priors.log_std_sum() : 0;
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const int64_t first = s * args.numel + piece.first;
-      acc_t* x = destination(args.x, first, x_buffer);
+      acc_t* x = destination(args.x, types.sample, first, x_buffer);
       const acc_t* eps = noise.draw(args.keys[s]);
       const double squares = priors.template visit<kLogProb>(0, [&](const auto& prior) __attribute__((always_inline)) {
         return sample_piece<acc_t, kLogProb>(mu, sigma, eps, piece.count, prior, x);
       });
-      store(args.x, first, piece.count, x);
-      if constexpr (kLogProb) args.partials[s * num_chunks + piece.first / kChunkSize] = squares - log_sigma + log_std;
+      store(args.x, types.sample, first, piece.count, x);
+      if constexpr (kLogProb) hand_on<acc_t>(squares - log_sigma + log_std, s, piece, args.log_prob);
     }
   });
 }
 
 template <typename acc_t>
-void sample_kernel(const SampleArgs& args, int64_t begin, int64_t end) {
-  (args.partials ? sample_pieces<acc_t, true> : sample_pieces<acc_t, false>)(args, begin, end);
+void sample_kernel(const SampleArgs& args, const General& general, Types types, int64_t begin, int64_t end) {
+  (args.log_prob.asked() ? sample_pieces<acc_t, true> : sample_pieces<acc_t, false>)(args, general, types, begin, end);
 }
 
 // Adds one sample's gradients: grad_mu += g and rho_sum += g eps, where g is the gradient to x.
@@ -103,21 +103,23 @@ void grad_rho_piece(const acc_t* __restrict dsigma, const acc_t* __restrict h, c
 }
 
 template <typename acc_t, bool kLogProb>
-void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64_t end) {
-  const bool hold_fixed = kLogProb && args.stick_the_landing;
+void sample_backward_pieces(const SampleBackwardArgs& args, const General& general, Types types, int64_t begin,
+                            int64_t end) {
+  const bool hold_fixed = kLogProb && general.stick_the_landing;
+  const acc_t* grad_log_prob = static_cast<const acc_t*>(args.grad_log_prob);
   double grad_log_prob_sum = 0;
   if constexpr (kLogProb)
-    for (int64_t s = 0; s < args.num_samples; ++s) grad_log_prob_sum += args.grad_log_prob[s];
+    for (int64_t s = 0; s < args.num_samples; ++s) grad_log_prob_sum += static_cast<double>(grad_log_prob[s]);
   alignas(64) Buffer<acc_t, kTileSize> grad_x_buffer, mu_buffer, rho_buffer, sigma, dsigma, h, rho_sum, grad_mu_buffer,
       h_scale, x;
-  Noise<acc_t> noise(args.block);
-  Priors<acc_t, kTileSize> priors(args.prior);
-  PriorGradSums<acc_t> prior_grads(args.prior_grads);
+  Noise<acc_t> noise(general.block);
+  Priors<acc_t, kTileSize> priors(args.prior, general);
+  PriorGradSums<acc_t> prior_grads(general, args.numel);
   for_each_piece<kTileSize>(begin, end, args.numel, [&](const Piece& piece) {
     const int64_t count = piece.count;
-    const acc_t* mu = kLogProb ? load(args.mu, piece.first, count, mu_buffer) : nullptr;
-    const acc_t* rho = load(args.rho, piece.first, count, rho_buffer);
-    acc_t* grad_mu = destination(args.grad_mu, piece.first, grad_mu_buffer);
+    const acc_t* mu = kLogProb ? load(args.mu, types.parameters, piece.first, count, mu_buffer) : nullptr;
+    const acc_t* rho = load(args.rho, types.parameters, piece.first, count, rho_buffer);
+    acc_t* grad_mu = destination(args.grad_mu, types.parameters, piece.first, grad_mu_buffer);
     softplus_backward_piece(rho, count, sigma, dsigma, h);
     std::memset(grad_mu, 0, count * sizeof(acc_t));
     std::memset(rho_sum, 0, count * sizeof(acc_t));
@@ -126,21 +128,21 @@ void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64
     priors.move_to(piece);
     prior_grads.move_to(piece, priors);
     for (int64_t s = 0; s < args.num_samples; ++s) {
-      const acc_t* grad_x = load_or_zeros(args.grad_x, s * args.numel + piece.first, count, grad_x_buffer);
+      const acc_t* grad_x =
+          load_or_zeros(args.grad_x, types.sample, s * args.numel + piece.first, count, grad_x_buffer);
       const acc_t* eps = noise.draw(args.keys[s]);
-      const double grad_log_prob = kLogProb ? args.grad_log_prob[s] : 0;
-      priors.template visit<kLogProb>(grad_log_prob, [&](const auto& prior) __attribute__((always_inline)) {
+      const acc_t grad = kLogProb ? grad_log_prob[s] : 0;
+      priors.template visit<kLogProb>(grad, [&](const auto& prior) __attribute__((always_inline)) {
         sample_backward_piece<acc_t, kLogProb>(grad_x, mu, sigma, eps, count, prior, grad_mu, rho_sum);
       });
-      const acc_t grad = static_cast<acc_t>(grad_log_prob);
       if (hold_fixed) hold_fixed_piece(grad, sigma, eps, count, grad_mu, h_scale);
       if (kLogProb && prior_grads.asked()) {
         for (int64_t i = 0; i < count; ++i) x[i] = gaussian_sample(mu[i], sigma[i], eps[i]);
         prior_grads.add(grad, x, nullptr);
       }
     }
-    store(args.grad_mu, piece.first, count, grad_mu);
-    acc_t* grad_rho = destination(args.grad_rho, piece.first, rho_buffer);
+    store(args.grad_mu, types.parameters, piece.first, count, grad_mu);
+    acc_t* grad_rho = destination(args.grad_rho, types.parameters, piece.first, rho_buffer);
     if (hold_fixed) {
       const auto scale = [&](int64_t i) { return h_scale[i]; };
       grad_rho_piece<acc_t, kLogProb>(dsigma, h, rho_sum, count, scale, grad_rho);
@@ -148,14 +150,16 @@ void sample_backward_pieces(const SampleBackwardArgs& args, int64_t begin, int64
       const auto scale = [sum = static_cast<acc_t>(grad_log_prob_sum)](int64_t) { return sum; };
       grad_rho_piece<acc_t, kLogProb>(dsigma, h, rho_sum, count, scale, grad_rho);
     }
-    store(args.grad_rho, piece.first, count, grad_rho);
+    store(args.grad_rho, types.parameters, piece.first, count, grad_rho);
     prior_grads.finish();
   });
 }
 
 template <typename acc_t>
-void sample_backward_kernel(const SampleBackwardArgs& args, int64_t begin, int64_t end) {
-  (args.grad_log_prob ? sample_backward_pieces<acc_t, true> : sample_backward_pieces<acc_t, false>)(args, begin, end);
+void sample_backward_kernel(const SampleBackwardArgs& args, const General& general, Types types, int64_t begin,
+                            int64_t end) {
+  (args.grad_log_prob ? sample_backward_pieces<acc_t, true> : sample_backward_pieces<acc_t, false>)(args, general,
+                                                                                                    types, begin, end);
 }
 
 ILLIA_NAMESPACE_END

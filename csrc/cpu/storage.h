@@ -42,10 +42,10 @@ ILLIA_FUNCTION uint16_t float_to_half(float value) {
 
 // `count` elements from index `first`, in place where memory holds the arithmetic type, else through `buffer`.
 template <typename acc_t>
-const acc_t* load(const ConstView& view, int64_t first, int64_t count, acc_t* buffer) {
-  if (view.storage == kNativeStorage<acc_t>) return static_cast<const acc_t*>(view.data) + first;
-  const uint16_t* source = static_cast<const uint16_t*>(view.data) + first;
-  if (view.storage == Storage::kHalf) {
+const acc_t* load(const void* data, Storage storage, int64_t first, int64_t count, acc_t* buffer) {
+  if (storage == kNativeStorage<acc_t>) return static_cast<const acc_t*>(data) + first;
+  const uint16_t* source = static_cast<const uint16_t*>(data) + first;
+  if (storage == Storage::kHalf) {
     for (int64_t i = 0; i < count; ++i) buffer[i] = half_to_float(source[i]);
   } else {
     for (int64_t i = 0; i < count; ++i) buffer[i] = bfloat16_to_float(source[i]);
@@ -54,29 +54,29 @@ const acc_t* load(const ConstView& view, int64_t first, int64_t count, acc_t* bu
 }
 
 template <typename acc_t>
-const acc_t* load_or_zeros(const ConstView& view, int64_t first, int64_t count, acc_t* buffer) {
-  if (view.data) return load(view, first, count, buffer);
+const acc_t* load_or_zeros(const void* data, Storage storage, int64_t first, int64_t count, acc_t* buffer) {
+  if (data) return load(data, storage, first, count, buffer);
   std::memset(buffer, 0, count * sizeof(acc_t));
   return buffer;
 }
 
 // Where a kernel writes what `store` then brings to memory.
 template <typename acc_t>
-acc_t* destination(const MutableView& view, int64_t first, acc_t* buffer) {
-  if (view.data && view.storage == kNativeStorage<acc_t>) return static_cast<acc_t*>(view.data) + first;
+acc_t* destination(void* data, Storage storage, int64_t first, acc_t* buffer) {
+  if (data && storage == kNativeStorage<acc_t>) return static_cast<acc_t*>(data) + first;
   return buffer;
 }
 
 template <typename acc_t>
-void store(const MutableView& view, int64_t first, int64_t count, const acc_t* buffer) {
-  if (!view.data) return;
-  if (view.storage == kNativeStorage<acc_t>) {
-    acc_t* native = static_cast<acc_t*>(view.data) + first;
+void store(void* data, Storage storage, int64_t first, int64_t count, const acc_t* buffer) {
+  if (!data) return;
+  if (storage == kNativeStorage<acc_t>) {
+    acc_t* native = static_cast<acc_t*>(data) + first;
     if (native != buffer) std::memcpy(native, buffer, count * sizeof(acc_t));
     return;
   }
-  uint16_t* target = static_cast<uint16_t*>(view.data) + first;
-  if (view.storage == Storage::kHalf) {
+  uint16_t* target = static_cast<uint16_t*>(data) + first;
+  if (storage == Storage::kHalf) {
     for (int64_t i = 0; i < count; ++i) target[i] = float_to_half(static_cast<float>(buffer[i]));
   } else {
     for (int64_t i = 0; i < count; ++i) target[i] = float_to_bfloat16(static_cast<float>(buffer[i]));

@@ -1,4 +1,5 @@
-// An op's tensors on a CUDA device, as the launches of kernels.h want them. No CUDA header here.
+// A CUDA device, as ops/gaussian.h asks for a device: memory, torch's stream, sums. No CUDA header here, and nothing
+// that waits for the device.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -13,73 +14,70 @@ extern "C" AOTI_TORCH_EXPORT AOTITorchError aoti_torch_get_current_cuda_stream(i
 namespace illia {
 namespace cuda {
 
-// The device of an op's tensors, made current, and torch's stream on it.
-class Device {
+class Cuda {
  public:
-  explicit Device(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {
+  // Returns to torch's allocator when the op ends, which hands it on in the order of the stream.
+  struct Scratch {
+    std::optional<Tensor> tensor;
+    double* data() const { return static_cast<double*>(tensor->mutable_data_ptr()); }
+  };
+
+  // The device of the tensor is made current.
+  Cuda(const char* op, const Tensor& tensor) : op_(op), index_(tensor.get_device_index()), guard_(index_) {
     const bool known = aoti_torch_get_current_cuda_stream != nullptr &&
                        aoti_torch_get_current_cuda_stream(index_, &stream_) == TORCH_SUCCESS;
     check(known, "cuda:", index_, ": torch gives no current stream for this device");
   }
 
-  Launch launch(ScalarType parameters, ScalarType sample) const {
-    return {storage_of(parameters), storage_of(sample), stream_};
+  Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype) const {
+    return illia::empty(sizes, dtype, {aoti_torch_device_type_cuda(), index_});
   }
 
-  Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType dtype) const { return illia::empty(sizes, dtype, place()); }
-  Tensor zeros(IntHeaderOnlyArrayRef sizes, ScalarType dtype) const {
-    Tensor result = empty(sizes, dtype);
-    return torch::stable::zero_(result);
-  }
-  Tensor not_asked_for(const Tensor& like) const { return illia::not_asked_for(like, place()); }
+  Scratch scratch(int64_t count) const { return {empty(Sizes{count}, ScalarType::Double)}; }
 
-  // A prior for each element of mu, contiguous in the arithmetic type. A number on the CPU is filled in: its copy would
-  // wait for the device.
-  Tensor expand(const Tensor& prior, const Tensor& mu) const {
-    if (!prior.is_cpu()) return expand_as(prior, mu, place());
-    Tensor each = empty(mu.sizes(), log_prob_dtype(mu.scalar_type()));
-    torch::stable::fill_(each, read_value(prior));
-    return each;
+  int64_t count_tiles(Types types, int64_t numel, const General& general) const {
+    return cuda::count_tiles(types, numel, general);
   }
 
-  void check_launch(const char* op, const char* error) const {
-    check(error == nullptr, op, ": CUDA could not start the kernel on cuda:", index_, ": ", error ? error : "");
+  template <typename args_t>
+  void launch(Types types, const Parts<args_t>& parts) const {
+    const Launch on{types, stream_};
+    if (parts.size() == 1) return check_launch(cuda::launch(on, parts[0].args, parts[0].general));
+    if constexpr (kTakesMany<args_t>) check_launch(cuda::launch(on, parts));
+  }
+
+  void add(Types types, const TileSums& sums, const std::vector<int64_t>&, int64_t num_samples) const {
+    check_launch(launch_sums({types, stream_}, sums, num_samples));
+  }
+
+  void add_prior_grads(Types types, const General& general, int64_t numel) const {
+    check_launch(launch_prior_grad_sums({types, stream_}, general, numel));
+  }
+
+  ScalarType sum_dtype(ScalarType arithmetic) const { return arithmetic; }
+
+  Tensor sum_to(const Tensor& grads, IntHeaderOnlyArrayRef to) const {
+    const int64_t missing = grads.dim() - static_cast<int64_t>(to.size());
+    Sizes dims;
+    for (int64_t dim = 0; dim < grads.dim(); ++dim)
+      if (dim < missing || to[dim - missing] != grads.size(dim)) dims.push_back(dim);
+    return torch::stable::reshape(torch::stable::sum(grads, IntHeaderOnlyArrayRef(dims)), to);
   }
 
  private:
-  Place place() const { return {aoti_torch_device_type_cuda(), index_}; }
+  template <typename args_t>
+  static constexpr bool kTakesMany =
+      std::is_same_v<args_t, SampleArgs> || std::is_same_v<args_t, SampleBackwardArgs> ||
+      std::is_same_v<args_t, KlDivergenceArgs> || std::is_same_v<args_t, KlDivergenceBackwardArgs>;
 
+  void check_launch(const char* error) const {
+    check(error == nullptr, op_, ": CUDA could not start the kernel on cuda:", index_, ": ", error ? error : "");
+  }
+
+  const char* op_;
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
   void* stream_ = nullptr;
-};
-
-inline const void* data_of(const Tensor& tensor) { return tensor.const_data_ptr(); }
-inline const void* data_of(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
-inline const Key* keys_of(const Tensor& key) { return static_cast<const Key*>(key.const_data_ptr()); }
-
-inline void* target_of(const std::optional<Tensor>& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; }
-
-// Results that are sums over tiles, of the parameters' arithmetic type, and scratch for those of several tiles. That
-// returns to torch's allocator when the op ends, which hands it on in the order of the stream.
-class SumTensors {
- public:
-  SumTensors(const Device& device, const Sizes& sizes, ScalarType parameters, int64_t num_tiles)
-      : results_(device.empty(sizes, log_prob_dtype(parameters))), num_tiles_(num_tiles) {
-    if (num_tiles > 1) partials_ = device.empty(Sizes{results_.numel(), num_tiles}, ScalarType::Double);
-  }
-  SumTensors(const Device& device, const Sizes& sizes, const Tensor& mu, const General& general)
-      : SumTensors(device, sizes, mu.scalar_type(), count_tiles(storage_of(mu.scalar_type()), mu.numel(), general)) {}
-
-  operator TileSums() const {
-    return {results_.mutable_data_ptr(), static_cast<double*>(target_of(partials_)), num_tiles_};
-  }
-  const Tensor& results() const { return results_; }
-
- private:
-  Tensor results_;
-  std::optional<Tensor> partials_;
-  int64_t num_tiles_;
 };
 
 }  // namespace cuda

@@ -71,87 +71,86 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-// Runs all parts: by tables, or by a launch of its own, `single`, where one is not plain.
+// Runs all parts: by tables, or by a launch of its own where one is not plain.
 template <template <typename, bool> class tile_t, typename scalar_t, typename sample_t, typename args_t>
-const char* start_parts(const Launch& launch, void (*kernel)(const Table<args_t>),
-                        const char* (*single)(const Launch&, const args_t&, const General&), const Parts<args_t>& parts,
+const char* start_parts(const Launch& on, void (*kernel)(const Table<args_t>), const Parts<args_t>& parts,
                         int64_t num_samples = 1) {
   Table<args_t> table;
   const auto flush = [&]() -> const char* {
     if (table.size == 0) return nullptr;
-    const char* error = start(launch, kernel, make_grid(table.num_tiles, num_samples), kThreads, table);
+    const char* error = start(on, kernel, make_grid(table.num_tiles, num_samples), kThreads, table);
     table.size = 0, table.num_tiles = 0;
     return error;
   };
-  for (const auto& [args, general, first] : parts) {
+  for (const auto& [args, general] : parts) {
     if (args.numel == 0) continue;
     const char* error = nullptr;
-    if (general.is_plain()) {
+    if (is_plain<scalar_t>(general)) {
       if (table.size == Table<args_t>::kCapacity) error = flush();
-      const uint64_t first_block = static_cast<uint64_t>(first) / kNormalsPerBlock<AccType<scalar_t>>;
       table.first_tiles[table.size] = table.num_tiles;
-      table.entries[table.size++] = {args, first_block, memory_aligned<scalar_t, sample_t>(args)};
+      table.entries[table.size++] = {args, first_block<scalar_t>(general), memory_aligned<scalar_t, sample_t>(args)};
       table.num_tiles += tile_t<scalar_t, true>::cover(args.numel);
     } else {
-      General moved = general;
-      moved.block.first = first;
-      error = single(launch, args, moved);
+      error = launch(on, args, general);
     }
     if (error) return error;
   }
   return flush();
 }
 
-// The parts' tiles lie one after the other in each row of partials.
-template <typename args_t>
-Parts<args_t> with_sums(Parts<args_t> parts, TileSums args_t::* member, Storage parameters, const TileSums& sums) {
-  int64_t first_tile = 0;
-  for (auto& [args, general, first] : parts) {
-    args.*member = sums.partials ? TileSums{nullptr, sums.partials + first_tile, sums.num_tiles} : sums;
-    first_tile += count_tiles(parameters, args.numel, general);
-  }
-  return parts;
-}
-
-const char* launch_foreach_sample(const Launch& launch, Parts<SampleArgs> parts, const TileSums& log_prob) {
+const char* launch(const Launch& on, const Parts<SampleArgs>& parts) {
   const int64_t num_samples = parts.front().args.num_samples;
   if (num_samples == 0) return nullptr;
-  parts = with_sums(std::move(parts), &SampleArgs::log_prob, launch.parameters, log_prob);
-  return dispatch(launch, [&](auto tag, auto sample_tag) {
+  return dispatch(on.types, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
-    const char* error = start_parts<ForwardTile, scalar_t, sample_t>(launch, foreach_sample_kernel<scalar_t, sample_t>,
-                                                                     launch_sample, parts, num_samples);
-    return error ? error : sum_tiles<scalar_t>(launch, log_prob, num_samples);
+    return start_parts<ForwardTile, scalar_t, sample_t>(on, foreach_sample_kernel<scalar_t, sample_t>, parts,
+                                                        num_samples);
   });
 }
 
-const char* launch_foreach_sample_backward(const Launch& launch, const Parts<SampleBackwardArgs>& parts) {
-  return dispatch(launch, [&](auto tag, auto sample_tag) {
+const char* launch(const Launch& on, const Parts<SampleBackwardArgs>& parts) {
+  return dispatch(on.types, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
     const auto kernel = parts.front().args.grad_log_prob ? foreach_sample_backward_kernel<scalar_t, sample_t, true>
                                                          : foreach_sample_backward_kernel<scalar_t, sample_t, false>;
-    return start_parts<BackwardTile, scalar_t, sample_t>(launch, kernel, launch_sample_backward, parts);
+    return start_parts<BackwardTile, scalar_t, sample_t>(on, kernel, parts);
   });
 }
 
-const char* launch_foreach_kl_divergence(const Launch& launch, Parts<KlDivergenceArgs> parts,
-                                         const TileSums& kl_divergence) {
-  parts = with_sums(std::move(parts), &KlDivergenceArgs::kl_divergence, launch.parameters, kl_divergence);
-  return dispatch(launch.parameters, [&](auto tag) {
+const char* launch(const Launch& on, const Parts<KlDivergenceArgs>& parts) {
+  return dispatch(on.types.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const char* error = start_parts<ForwardTile, scalar_t, scalar_t>(launch, foreach_kl_divergence_kernel<scalar_t>,
-                                                                     launch_kl_divergence, parts);
-    return error ? error : sum_tiles<scalar_t>(launch, kl_divergence, 1);
+    return start_parts<ForwardTile, scalar_t, scalar_t>(on, foreach_kl_divergence_kernel<scalar_t>, parts);
   });
 }
 
-const char* launch_foreach_kl_divergence_backward(const Launch& launch, const Parts<KlDivergenceBackwardArgs>& parts) {
-  return dispatch(launch.parameters, [&](auto tag) {
+const char* launch(const Launch& on, const Parts<KlDivergenceBackwardArgs>& parts) {
+  return dispatch(on.types.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    return start_parts<BackwardTile, scalar_t, scalar_t>(launch, foreach_kl_divergence_backward_kernel<scalar_t>,
-                                                         launch_kl_divergence_backward, parts);
+    return start_parts<BackwardTile, scalar_t, scalar_t>(on, foreach_kl_divergence_backward_kernel<scalar_t>, parts);
+  });
+}
+
+// Of one tile the sum is made already; of none it is 0.
+const char* launch_sums(const Launch& on, const TileSums& sums, int64_t num_samples) {
+  if (sums.num_tiles == 1 || num_samples == 0) return nullptr;
+  const dim3 grid(static_cast<unsigned>(std::min(num_samples, kMostBlocks)));
+  return dispatch(on.types.parameters, [&](auto tag) {
+    using acc_t = AccType<typename decltype(tag)::type>;
+    return start(on, sum_tiles_kernel<acc_t>, grid, kSumThreads, sums.partials, num_samples, sums.num_tiles,
+                 static_cast<acc_t*>(sums.results));
+  });
+}
+
+const char* launch_prior_grad_sums(const Launch& on, const General& general, int64_t numel) {
+  return dispatch(on.types.parameters, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    using acc_t = AccType<scalar_t>;
+    return start(on, sum_prior_grads_kernel<acc_t>, dim3(2), kSumThreads, general.prior_partials,
+                 GeneralTile<scalar_t>::cover(numel), static_cast<acc_t*>(general.mu_prior_grad.sum),
+                 static_cast<acc_t*>(general.std_prior_grad.sum));
   });
 }
 

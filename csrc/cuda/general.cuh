@@ -9,7 +9,8 @@ namespace illia {
 namespace cuda {
 
 struct Plain {
-  bool aligned;  // all memory may be accessed by vectors
+  bool aligned;              // all memory may be accessed by vectors
+  uint64_t first_block = 0;  // of the tensor, in the stream of a key
 };
 
 template <typename variant_t>
@@ -83,7 +84,8 @@ __device__ __forceinline__ void with_tile(int64_t index, int64_t numel, bool ali
 template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>
 __device__ __forceinline__ void for_each_tile(int64_t numel, const Plain& plain, function_t function) {
   for (int64_t index = blockIdx.x; index * tile_t<scalar_t, true>::kSize < numel; index += gridDim.x)
-    with_tile<tile_t, scalar_t>(index, numel, plain.aligned, 0, [&](const auto& tile) { function(tile, index); });
+    with_tile<tile_t, scalar_t>(index, numel, plain.aligned, plain.first_block,
+                                [&](const auto& tile) { function(tile, index); });
 }
 
 template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>

@@ -32,18 +32,30 @@ auto dispatch(Storage storage, function_t function) {
 
 // function(TypeTag of the parameters, TypeTag of the sample): the same, or a 16-bit sample beside float.
 template <typename function_t>
-auto dispatch(const Launch& launch, function_t function) {
-  if (launch.parameters == Storage::kFloat && launch.sample == Storage::kHalf)
+auto dispatch(Types types, function_t function) {
+  if (types.parameters == Storage::kFloat && types.sample == Storage::kHalf)
     return function(TypeTag<float>{}, TypeTag<__half>{});
-  if (launch.parameters == Storage::kFloat && launch.sample == Storage::kBFloat16)
+  if (types.parameters == Storage::kFloat && types.sample == Storage::kBFloat16)
     return function(TypeTag<float>{}, TypeTag<__nv_bfloat16>{});
-  return dispatch(launch.parameters, [&](auto tag) { return function(tag, tag); });
+  return dispatch(types.parameters, [&](auto tag) { return function(tag, tag); });
+}
+
+// Whether the plain kernels do what is asked: they may begin at any Philox block of the stream.
+template <typename scalar_t>
+bool is_plain(const General& general) {
+  return general.is_plain_row() && general.block.first % kNormalsPerBlock<AccType<scalar_t>> == 0;
+}
+
+template <typename scalar_t>
+uint64_t first_block(const General& general) {
+  return static_cast<uint64_t>(general.block.first) / kNormalsPerBlock<AccType<scalar_t>>;
 }
 
 // function(the variant that is enough), with all memory `aligned` to vectors or not.
-template <typename function_t>
-auto dispatch(const General& general, bool aligned, function_t function) {
-  return general.is_plain() ? function(Plain{aligned}) : function(general);
+template <typename scalar_t, typename function_t>
+auto dispatch_variant(const General& general, bool aligned, function_t function) {
+  if (is_plain<scalar_t>(general)) return function(Plain{aligned, first_block<scalar_t>(general)});
+  return function(general);
 }
 
 constexpr int64_t kMostBlocks = 0x7FFFFFFF;  // of a grid
@@ -119,26 +131,6 @@ const char* start_tiles(const Launch& launch, void (*kernel)(const args_t, const
   if (args.numel == 0 || num_samples == 0) return nullptr;
   const int64_t num_tiles = TileOf<tile_t, scalar_t, variant_t>::cover(args.numel);
   return start(launch, kernel, make_grid(num_tiles, num_samples), kThreads, args, variant);
-}
-
-// The second stage of a sum, where there are several tiles or none: of one tile the sum is made already.
-template <typename scalar_t>
-const char* sum_tiles(const Launch& launch, const TileSums& sums, int64_t num_samples) {
-  if (sums.results == nullptr || sums.num_tiles == 1 || num_samples == 0) return nullptr;
-  using acc_t = AccType<scalar_t>;
-  const dim3 grid(static_cast<unsigned>(std::min(num_samples, kMostBlocks)));
-  return start(launch, sum_tiles_kernel<acc_t>, grid, kSumThreads, sums.partials, num_samples, sums.num_tiles,
-               static_cast<acc_t*>(sums.results));
-}
-
-// The second stage of gradients to priors of one element.
-template <typename scalar_t>
-const char* sum_prior_grads(const Launch& launch, const General& general, int64_t numel) {
-  if (!general.sums_prior_grads()) return nullptr;
-  using acc_t = AccType<scalar_t>;
-  return start(launch, sum_prior_grads_kernel<acc_t>, dim3(2), kSumThreads, general.prior_partials,
-               GeneralTile<scalar_t>::cover(numel), static_cast<acc_t*>(general.mu_prior_grad.sum),
-               static_cast<acc_t*>(general.std_prior_grad.sum));
 }
 
 }  // namespace cuda

@@ -142,58 +142,51 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-const char* launch_log_prob(const Launch& launch, const LogProbArgs& args, const General& general) {
-  return dispatch(launch, [&](auto tag, auto sample_tag) {
+const char* launch(const Launch& on, const LogProbArgs& args, const General& general) {
+  return dispatch(on.types, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
     const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel);
-    return dispatch(general, aligned, [&](const auto& variant) {
+    return dispatch_variant<scalar_t>(general, aligned, [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
-      const char* error = start_tiles<ForwardTile, scalar_t>(launch, log_prob_kernel<scalar_t, sample_t, variant_t>,
-                                                             args, variant, args.num_samples);
-      return error ? error : sum_tiles<scalar_t>(launch, args.log_prob, args.num_samples);
+      return start_tiles<ForwardTile, scalar_t>(on, log_prob_kernel<scalar_t, sample_t, variant_t>, args, variant,
+                                                args.num_samples);
     });
   });
 }
 
-const char* launch_log_prob_backward(const Launch& launch, const LogProbBackwardArgs& args, const General& general) {
-  return dispatch(launch, [&](auto tag, auto sample_tag) {
+const char* launch(const Launch& on, const LogProbBackwardArgs& args, const General& general) {
+  return dispatch(on.types, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
     const bool aligned = vectors_aligned<scalar_t>(args.mu, args.rho, args.grad_mu, args.grad_rho) &&
                          rows_aligned<scalar_t, sample_t>(args.x, args.num_samples, args.numel) &&
                          rows_aligned<scalar_t, sample_t>(args.grad_x, args.num_samples, args.numel);
-    return dispatch(general, aligned, [&](const auto& variant) {
+    return dispatch_variant<scalar_t>(general, aligned, [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
-      const char* error = start_tiles<BackwardTile, scalar_t>(
-          launch, log_prob_backward_kernel<scalar_t, sample_t, variant_t>, args, variant);
-      return error ? error : sum_prior_grads<scalar_t>(launch, general, args.numel);
+      return start_tiles<BackwardTile, scalar_t>(on, log_prob_backward_kernel<scalar_t, sample_t, variant_t>, args,
+                                                 variant);
     });
   });
 }
 
-const char* launch_kl_divergence(const Launch& launch, const KlDivergenceArgs& args, const General& general) {
-  return dispatch(launch.parameters, [&](auto tag) {
+const char* launch(const Launch& on, const KlDivergenceArgs& args, const General& general) {
+  return dispatch(on.types.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    return dispatch(general, memory_aligned<scalar_t, scalar_t>(args), [&](const auto& variant) {
+    return dispatch_variant<scalar_t>(general, memory_aligned<scalar_t, scalar_t>(args), [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
-      const char* error =
-          start_tiles<ForwardTile, scalar_t>(launch, kl_divergence_kernel<scalar_t, variant_t>, args, variant);
-      return error ? error : sum_tiles<scalar_t>(launch, args.kl_divergence, 1);
+      return start_tiles<ForwardTile, scalar_t>(on, kl_divergence_kernel<scalar_t, variant_t>, args, variant);
     });
   });
 }
 
-const char* launch_kl_divergence_backward(const Launch& launch, const KlDivergenceBackwardArgs& args,
-                                          const General& general) {
-  return dispatch(launch.parameters, [&](auto tag) {
+const char* launch(const Launch& on, const KlDivergenceBackwardArgs& args, const General& general) {
+  return dispatch(on.types.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    return dispatch(general, memory_aligned<scalar_t, scalar_t>(args), [&](const auto& variant) {
+    return dispatch_variant<scalar_t>(general, memory_aligned<scalar_t, scalar_t>(args), [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
-      const char* error = start_tiles<BackwardTile, scalar_t>(
-          launch, kl_divergence_backward_kernel<scalar_t, variant_t>, args, variant);
-      return error ? error : sum_prior_grads<scalar_t>(launch, general, args.numel);
+      return start_tiles<BackwardTile, scalar_t>(on, kl_divergence_backward_kernel<scalar_t, variant_t>, args, variant);
     });
   });
 }

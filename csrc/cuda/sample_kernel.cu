@@ -50,50 +50,49 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-int64_t count_tiles(Storage parameters, int64_t numel, const General& general) {
-  return dispatch(parameters, [&](auto tag) {
-    return dispatch(general, true, [&](const auto& variant) {
-      return TileOf<ForwardTile, typename decltype(tag)::type, std::decay_t<decltype(variant)>>::cover(numel);
+int64_t count_tiles(Types types, int64_t numel, const General& general) {
+  return dispatch(types.parameters, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    return dispatch_variant<scalar_t>(general, true, [&](const auto& variant) {
+      return TileOf<ForwardTile, scalar_t, std::decay_t<decltype(variant)>>::cover(numel);
     });
   });
 }
 
-const char* launch_standard_normal(const Launch& launch, const StandardNormalArgs& args, const General& general) {
-  return dispatch(launch.parameters, [&](auto tag) {
+const char* launch(const Launch& on, const StandardNormalArgs& args, const General& general) {
+  return dispatch(on.types.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const bool aligned = rows_aligned<scalar_t, scalar_t>(args.eps, args.num_samples, args.numel);
-    return dispatch(general, aligned, [&](const auto& variant) {
+    return dispatch_variant<scalar_t>(general, aligned, [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
-      return start_tiles<ForwardTile, scalar_t>(launch, standard_normal_kernel<scalar_t, variant_t>, args, variant,
+      return start_tiles<ForwardTile, scalar_t>(on, standard_normal_kernel<scalar_t, variant_t>, args, variant,
                                                 args.num_samples);
     });
   });
 }
 
-const char* launch_sample(const Launch& launch, const SampleArgs& args, const General& general) {
-  return dispatch(launch, [&](auto tag, auto sample_tag) {
+const char* launch(const Launch& on, const SampleArgs& args, const General& general) {
+  return dispatch(on.types, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
-    return dispatch(general, memory_aligned<scalar_t, sample_t>(args), [&](const auto& variant) {
+    return dispatch_variant<scalar_t>(general, memory_aligned<scalar_t, sample_t>(args), [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
       const auto kernel = args.log_prob.asked() ? sample_kernel<scalar_t, sample_t, true, variant_t>
                                                 : sample_kernel<scalar_t, sample_t, false, variant_t>;
-      const char* error = start_tiles<ForwardTile, scalar_t>(launch, kernel, args, variant, args.num_samples);
-      return error ? error : sum_tiles<scalar_t>(launch, args.log_prob, args.num_samples);
+      return start_tiles<ForwardTile, scalar_t>(on, kernel, args, variant, args.num_samples);
     });
   });
 }
 
-const char* launch_sample_backward(const Launch& launch, const SampleBackwardArgs& args, const General& general) {
-  return dispatch(launch, [&](auto tag, auto sample_tag) {
+const char* launch(const Launch& on, const SampleBackwardArgs& args, const General& general) {
+  return dispatch(on.types, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
-    return dispatch(general, memory_aligned<scalar_t, sample_t>(args), [&](const auto& variant) {
+    return dispatch_variant<scalar_t>(general, memory_aligned<scalar_t, sample_t>(args), [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
       const auto kernel = args.grad_log_prob ? sample_backward_kernel<scalar_t, sample_t, true, variant_t>
                                              : sample_backward_kernel<scalar_t, sample_t, false, variant_t>;
-      const char* error = start_tiles<BackwardTile, scalar_t>(launch, kernel, args, variant);
-      return error ? error : sum_prior_grads<scalar_t>(launch, general, args.numel);
+      return start_tiles<BackwardTile, scalar_t>(on, kernel, args, variant);
     });
   });
 }

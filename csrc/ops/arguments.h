@@ -1,7 +1,8 @@
 // All that an op checks before it works, and the shapes it works on: one function an op, for every device. An op that
-// draws gets its block.
+// draws gets its block, or those of its tensors.
 #pragma once
 
+#include "core/normal.h"
 #include "ops/checks.h"
 
 namespace illia {
@@ -99,6 +100,95 @@ inline void check_gaussian_kl_divergence_backward(const Tensor& grad, const Tens
   check_log_prob_gradient("grad", grad, Sizes{}, mu);
   check_prior_gradient(prior_grads, "mu_prior", mu_prior, mu);
   check_prior_gradient(prior_grads, "std_prior", std_prior, mu);
+}
+
+using Tensors = std::vector<Tensor>;
+using OptionalTensors = std::vector<std::optional<Tensor>>;
+
+// Of a list of priors that holds one for all tensors, or one for each.
+inline const Tensor& prior_of(const Tensors& priors, size_t index) { return priors[priors.size() == 1 ? 0 : index]; }
+
+// check(k) for each of the tensors; what it refuses gets the tensor's number.
+template <typename check_t>
+void check_each(size_t count, check_t check) {
+  for (size_t k = 0; k < count; ++k) {
+    try {
+      check(k);
+    } catch (const std::runtime_error& error) {
+      throw std::runtime_error("tensor " + std::to_string(k) + ": " + error.what());
+    }
+  }
+}
+
+inline void check_foreach_parameters(const Tensors& mu, const Tensors& rho, const Tensors& mu_prior,
+                                     const Tensors& std_prior) {
+  check(!mu.empty(), "mu: expected at least one tensor, got an empty list");
+  check(rho.size() == mu.size(), "rho: expected as many tensors as mu, ", mu.size(), ", got ", rho.size());
+  const auto check_count = [&](const char* name, const Tensors& priors) {
+    check(priors.size() == 1 || priors.size() == mu.size(), name, ": expected one tensor, or as many as mu, ",
+          mu.size(), ", got ", priors.size());
+  };
+  check_count("mu_prior", mu_prior);
+  check_count("std_prior", std_prior);
+  check_each(mu.size(), [&](size_t k) {
+    check_parameters(mu[k], rho[k]);
+    check(mu[k].scalar_type() == mu[0].scalar_type(), "mu: expected the dtype of tensor 0, ", mu[0].scalar_type(),
+          ", got ", mu[k].scalar_type());
+    check_same_device("mu", mu[k], "tensor 0", mu[0]);
+    check_priors(prior_of(mu_prior, k), prior_of(std_prior, k), mu[k]);
+  });
+}
+
+inline void check_foreach_gaussian_sample_and_log_prob(const Tensors& mu, const Tensors& rho, const Tensors& mu_prior,
+                                                       const Tensors& std_prior, const Tensor& key,
+                                                       std::optional<ScalarType> dtype) {
+  check_foreach_parameters(mu, rho, mu_prior, std_prior);
+  check_key(key);
+  check_same_device("key", key, "mu", mu[0]);
+  if (dtype) check_sample_dtype("dtype", *dtype, mu[0].scalar_type());
+}
+
+// The dtype of the gradients to the samples, which all have: that of the parameters where there is none.
+inline ScalarType sample_grad_dtype(const OptionalTensors& grad_x, ScalarType parameters) {
+  const auto first = std::find_if(grad_x.begin(), grad_x.end(), [](const auto& grad) { return grad.has_value(); });
+  return first == grad_x.end() ? parameters : (*first)->scalar_type();
+}
+
+inline void check_foreach_gaussian_sample_and_log_prob_backward(const OptionalTensors& grad_x,
+                                                                const std::optional<Tensor>& grad_log_prob,
+                                                                const Tensors& mu, const Tensors& rho,
+                                                                const Tensors& mu_prior, const Tensors& std_prior,
+                                                                const Tensor& key) {
+  check_foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, std::nullopt);
+  check(grad_x.size() == mu.size(), "grad_x: expected as many gradients as mu has tensors, ", mu.size(), ", got ",
+        grad_x.size());
+  const ScalarType dtype = sample_grad_dtype(grad_x, mu[0].scalar_type());
+  check_each(mu.size(), [&](size_t k) {
+    if (!grad_x[k]) return;
+    check_sample_gradient(*grad_x[k], key, rho[k]);
+    check(grad_x[k]->scalar_type() == dtype, "grad_x: expected the dtype of the gradients before it, ", dtype, ", got ",
+          grad_x[k]->scalar_type());
+  });
+  if (grad_log_prob) check_log_prob_gradient("grad_log_prob", *grad_log_prob, log_prob_sizes(key), mu[0]);
+}
+
+inline void check_foreach_gaussian_kl_divergence_backward(const Tensor& grad, const Tensors& mu, const Tensors& rho,
+                                                          const Tensors& mu_prior, const Tensors& std_prior) {
+  check_foreach_parameters(mu, rho, mu_prior, std_prior);
+  check_log_prob_gradient("grad", grad, Sizes{}, mu[0]);
+}
+
+// Where each tensor lies in the stream that all share: from the first Philox block on that those before it left unused.
+inline std::vector<Block> share_stream(const Tensors& mu) {
+  const int64_t normals =
+      mu[0].scalar_type() == ScalarType::Double ? base::kNormalsPerBlock<double> : base::kNormalsPerBlock<float>;
+  std::vector<Block> blocks(mu.size());
+  int64_t place = 0;
+  for (size_t k = 0; k < mu.size(); ++k) {
+    blocks[k].first = place;
+    place += (mu[k].numel() + normals - 1) / normals * normals;
+  }
+  return blocks;
 }
 
 }  // namespace illia

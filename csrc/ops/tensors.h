@@ -2,7 +2,7 @@
 #pragma once
 
 #include "ops/checks.h"
-#include "ops/memory.h"
+#include "ops/kernels.h"
 
 namespace illia {
 
@@ -81,26 +81,11 @@ inline Tensor as_dtype(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : copy_as(tensor, dtype);
 }
 
-// A prior for each element of mu, contiguous in the arithmetic type: a copy where it is anything else.
-inline Tensor expand_as(const Tensor& prior, const Tensor& mu, Place place) {
-  const ScalarType dtype = log_prob_dtype(mu.scalar_type());
-  if (prior.scalar_type() == dtype && same_sizes(prior.sizes(), mu.sizes())) return as_contiguous(prior);
-  return copy_into(empty(mu.sizes(), dtype, place), prior.numel() == 1 ? torch::stable::reshape(prior, {}) : prior);
+// The value of a floating tensor of one element on the CPU.
+inline double read_value(const Tensor& tensor) {
+  if (tensor.scalar_type() == ScalarType::Float) return tensor.const_data_ptr<float>()[0];
+  if (tensor.scalar_type() == ScalarType::Double) return tensor.const_data_ptr<double>()[0];
+  return copy_as(tensor, ScalarType::Double).const_data_ptr<double>()[0];
 }
-
-inline Tensor not_asked_for(const Tensor& like, Place place) { return empty(Sizes{0}, like.scalar_type(), place); }
-
-// The values of a small floating tensor on the CPU.
-inline std::vector<double> read_values(const Tensor& argument) {
-  const auto copy = [](const auto* data, int64_t count) { return std::vector<double>(data, data + count); };
-  if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Float)
-    return copy(argument.const_data_ptr<float>(), argument.numel());
-  if (argument.is_contiguous() && argument.scalar_type() == ScalarType::Double)
-    return copy(argument.const_data_ptr<double>(), argument.numel());
-  const Tensor values = copy_as(argument, ScalarType::Double);
-  return copy(values.const_data_ptr<double>(), values.numel());
-}
-
-inline double read_value(const Tensor& tensor) { return read_values(tensor)[0]; }
 
 }  // namespace illia

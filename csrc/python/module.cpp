@@ -7,7 +7,7 @@
 
 #include "core/gaussian.h"
 #include "core/normal.h"
-#include "cpu/launch.h"
+#include "cpu/device.h"
 
 namespace py = pybind11;
 using namespace py::literals;

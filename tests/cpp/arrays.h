@@ -65,8 +65,6 @@ class Array {
   }
 
   char* data() { return memory_.data() + offset_; }
-  ConstView view() { return {data(), storage}; }
-  MutableView target() { return {data(), storage}; }
   double value(int64_t i) {
     float single = 0;
     double result = 0;

@@ -39,7 +39,7 @@ double sum(const std::vector<double>& partials, int64_t sample, int64_t num_chun
 }
 
 // Sums over tiles, with scratch where there are several.
-cuda::TileSums sums_into(Array& results, std::vector<double>& scratch, int64_t num_tiles) {
+TileSums sums_into(Array& results, std::vector<double>& scratch, int64_t num_tiles) {
   return {results.data(), num_tiles > 1 ? scratch.data() : nullptr, num_tiles};
 }
 
@@ -52,28 +52,34 @@ void test_case(const Case& c, const Feature& feature) {
   const bool in_double = c.parameters == Storage::kDouble;
   const Storage acc = in_double ? Storage::kDouble : Storage::kFloat;
   const KernelTable& cpu = in_double ? base::kKernels.in_double : base::kKernels.in_float;
-  const cuda::Launch launch{c.parameters, c.sample, nullptr};
+  const cuda::Launch launch_on{{c.parameters, c.sample}, nullptr};
   const int64_t total = c.numel * c.num_samples, cpu_chunks = count_chunks(c.numel);
   const auto array = [&](Storage storage, int64_t numel) { return Array(storage, numel, c.shift); };
 
   Array mu_priors = array(acc, c.numel).fill(5, 0.25, 0.3), std_priors = array(acc, c.numel).fill(6, 0.5, 0.03);
-  PriorValues prior{0.25, 0.5};
-  cuda::PriorScalars scalars{{nullptr, Storage::kDouble, prior.mu}, {&prior.std, Storage::kDouble, 0}};
-  cuda::General general{feature.block};
+  const double std_prior = 0.5;  // the CUDA kernels read it from memory
+  General general{feature.block};
+  PriorScalars prior{{nullptr, Storage::kDouble, 0.25}, {&std_prior, Storage::kDouble, std_prior}};
   if (feature.each_prior) {
-    prior = {0, 1, mu_priors.data(), std_priors.data()};
     general.mu_prior = mu_priors.data(), general.std_prior = std_priors.data();
-    scalars.mu.value = 0;
+    prior = {};
   }
-  const int64_t num_tiles = cuda::count_tiles(c.parameters, c.numel, general);
+  const int64_t num_tiles = cuda::count_tiles(launch_on.types, c.numel, general);
 
   Array mu = array(c.parameters, c.numel).fill(1, 0, 0.3), rho = array(c.parameters, c.numel).fill(2, -3, 3);
   Array grad_x = array(c.sample, total).fill(3, 0, 1), grad_log_prob = array(acc, c.num_samples).fill(4, 1, 0.5);
+  Array grad_kl = array(acc, 1).fill(7, 1, 0.5);
   std::vector<Key> keys;
   for (int64_t s = 0; s < c.num_samples; ++s)
     keys.push_back({0x9E3779B97F4A7C15u * static_cast<uint64_t>(s + 1), ~uint64_t{0} - static_cast<uint64_t>(2 * s)});
-  std::vector<double> log_prob_grads;
-  for (int64_t s = 0; s < c.num_samples; ++s) log_prob_grads.push_back(grad_log_prob.value(s));
+  // What all arguments have.
+  const auto start = [&](auto args) {
+    args.mu = mu.data(), args.rho = rho.data(), args.numel = c.numel, args.prior = prior;
+    return args;
+  };
+  const auto run_on_cpu = [&](const auto& args, const General& general) {
+    cpu.get<std::decay_t<decltype(args)>>()(args, general, launch_on.types, 0, cpu_chunks);
+  };
   // Both sides add up to 32 floats in a row: each is off by at most 32 2^-24 of the absolute sum.
   const double tolerance = in_double ? 1e-14 : 4e-6;
 
@@ -88,31 +94,33 @@ void test_case(const Case& c, const Feature& feature) {
     expect(ours.same_bits(theirs) && ours.sentinels_stand(), name(what));
   };
 
-  // ours(general) and theirs(prior_grads) run a backward: the gradients to the priors that both write agree.
+  // A backward on both: the gradients to the priors that both write agree.
   const auto check_backward = [&](auto ours, auto theirs, const char* what) {
     const Ask asked[] = {feature.grad_mu_prior, feature.grad_std_prior};
     Array each[] = {array(acc, c.numel), array(acc, c.numel)}, sums[] = {array(acc, 1), array(acc, 1)};
     Array their_each[] = {array(acc, c.numel), array(acc, c.numel)}, first_sums[] = {array(acc, 1), array(acc, 1)};
-    cuda::General with_grads = general;
+    General with_grads = general;
     with_grads.stick_the_landing = feature.stick_the_landing;
+    General their_general = with_grads;
+    their_general.mu_prior_grad.each = asked[0] == Ask::kNothing ? nullptr : their_each[0].data();
+    their_general.std_prior_grad.each = asked[1] == Ask::kNothing ? nullptr : their_each[1].data();
     const auto target = [&](int i, Array& sum) {
-      return cuda::PriorGrad{asked[i] == Ask::kEach ? each[i].data() : nullptr,
-                             asked[i] == Ask::kSum ? sum.data() : nullptr};
+      return PriorGrad{asked[i] == Ask::kEach ? each[i].data() : nullptr, asked[i] == Ask::kSum ? sum.data() : nullptr};
     };
     const auto run = [&](Array(&results)[2]) {
       with_grads.mu_prior_grad = target(0, results[0]), with_grads.std_prior_grad = target(1, results[1]);
-      std::vector<double> scratch(2 * cuda::count_tiles(c.parameters, c.numel, with_grads));
+      std::vector<double> scratch(2 * cuda::count_tiles(launch_on.types, c.numel, with_grads));
       with_grads.prior_partials = with_grads.sums_prior_grads() ? scratch.data() : nullptr;
       host_launches = 0;
-      ours(with_grads);
-      expect(host_launches <= (with_grads.sums_prior_grads() ? 2 : 1), name("launches of a backward"));
+      launch(launch_on, ours, with_grads);
+      expect(host_launches <= 1, name("launches of a backward"));
+      if (with_grads.sums_prior_grads()) cuda::launch_prior_grad_sums(launch_on, with_grads, c.numel);
     };
     host_grid_limit = dim3(2, 1);
     run(first_sums);
     host_grid_limit = dim3(0xFFFFFFFF, 0xFFFFFFFF);
     run(sums);
-    theirs(PriorGradTargets{asked[0] == Ask::kNothing ? nullptr : their_each[0].data(),
-                            asked[1] == Ask::kNothing ? nullptr : their_each[1].data()});
+    run_on_cpu(theirs, their_general);
     for (int i = 0; i < 2; ++i) {
       if (asked[i] == Ask::kEach) check_equal(each[i], their_each[i], what);
       if (asked[i] != Ask::kSum) continue;
@@ -130,8 +138,11 @@ void test_case(const Case& c, const Feature& feature) {
   // 1. Noise.
   if (c.parameters == c.sample) {
     Array ours = array(c.sample, total), theirs = array(c.sample, total);
-    launch_standard_normal(launch, {keys.data(), c.num_samples, c.numel, ours.data()}, general);
-    cpu.standard_normal({keys.data(), c.num_samples, c.numel, theirs.target(), feature.block}, 0, cpu_chunks);
+    StandardNormalArgs args{};
+    args.keys = keys.data(), args.num_samples = c.num_samples, args.numel = c.numel, args.eps = ours.data();
+    launch(launch_on, args, general);
+    args.eps = theirs.data();
+    run_on_cpu(args, general);
     check_equal(ours, theirs, "standard_normal");
   }
   // 2. A sample and its log_prob, on two grids.
@@ -140,24 +151,27 @@ void test_case(const Case& c, const Feature& feature) {
     Array other = array(c.sample, total), theirs = array(c.sample, total);
     Array log_prob(acc, c.num_samples), other_log_prob(acc, c.num_samples);
     std::vector<double> scratch(c.num_samples * num_tiles), partials(c.num_samples * cpu_chunks);
-    cuda::SampleArgs args{mu.data(), rho.data(), keys.data(), c.num_samples,
-                          c.numel,   scalars,    x.data(),    sums_into(log_prob, scratch, num_tiles)};
-    host_launches = 0;
-    launch_sample(launch, args, general);
-    expect(host_launches <= 2, name("launches of sample_and_log_prob"));
-    args.x = other.data(), args.log_prob.results = other_log_prob.data();
+    SampleArgs args = start(SampleArgs{});
+    args.keys = keys.data(), args.num_samples = c.num_samples;
+    const auto run = [&](Array& samples, Array& sums) {
+      args.x = samples.data(), args.log_prob = sums_into(sums, scratch, num_tiles);
+      host_launches = 0;
+      launch(launch_on, args, general);
+      cuda::launch_sums(launch_on, args.log_prob, c.num_samples);
+      expect(host_launches <= 2, name("launches of sample_and_log_prob"));
+    };
+    run(x, log_prob);
     host_grid_limit = dim3(2, 1);
-    launch_sample(launch, args, general);
+    run(other, other_log_prob);
     host_grid_limit = dim3(0xFFFFFFFF, 0xFFFFFFFF);
-    cpu.sample({mu.view(), rho.view(), keys.data(), c.num_samples, c.numel, prior, theirs.target(), partials.data(),
-                feature.block},
-               0, cpu_chunks);
+    args.x = theirs.data(), args.log_prob = {nullptr, partials.data(), cpu_chunks};
+    run_on_cpu(args, general);
     check_equal(x, theirs, "sample");
     check_equal(other, theirs, "sample on a small grid");
     expect(log_prob.same_bits(other_log_prob), name("the sum depends on the grid"));
     check_sums(log_prob, partials, c.num_samples, "log_prob of the sample");
-    args.log_prob = {};
-    launch_sample(launch, args, general);
+    args.x = other.data(), args.log_prob = {};
+    launch(launch_on, args, general);
     check_equal(other, theirs, "sample without its sum");
   }
   // 3. Its backward, with each of its gradients or without.
@@ -166,21 +180,14 @@ void test_case(const Case& c, const Feature& feature) {
       Array grad_mu = array(c.parameters, c.numel), grad_rho = array(c.parameters, c.numel);
       Array their_mu = array(c.parameters, c.numel), their_rho = array(c.parameters, c.numel);
       if (!with_log_prob && feature.grad_mu_prior != Ask::kNothing) continue;
-      check_backward(
-          [&](const cuda::General& general) {
-            launch_sample_backward(
-                launch,
-                {with_x ? grad_x.data() : nullptr, with_log_prob ? grad_log_prob.data() : nullptr, mu.data(),
-                 rho.data(), keys.data(), c.num_samples, c.numel, scalars, grad_mu.data(), grad_rho.data()},
-                general);
-          },
-          [&](const PriorGradTargets& prior_grads) {
-            cpu.sample_backward({with_x ? grad_x.view() : ConstView{}, with_log_prob ? log_prob_grads.data() : nullptr,
-                                 mu.view(), rho.view(), keys.data(), c.num_samples, c.numel, prior, their_mu.target(),
-                                 their_rho.target(), feature.block, prior_grads, feature.stick_the_landing},
-                                0, cpu_chunks);
-          },
-          "prior gradients of the sample");
+      SampleBackwardArgs ours = start(SampleBackwardArgs{});
+      ours.grad_x = with_x ? grad_x.data() : nullptr;
+      ours.grad_log_prob = with_log_prob ? grad_log_prob.data() : nullptr;
+      ours.keys = keys.data(), ours.num_samples = c.num_samples;
+      SampleBackwardArgs theirs = ours;
+      ours.grad_mu = grad_mu.data(), ours.grad_rho = grad_rho.data();
+      theirs.grad_mu = their_mu.data(), theirs.grad_rho = their_rho.data();
+      check_backward(ours, theirs, "prior gradients of the sample");
       check_equal(grad_mu, their_mu, "grad_mu of the sample");
       check_equal(grad_rho, their_rho, "grad_rho of the sample");
     }
@@ -188,52 +195,47 @@ void test_case(const Case& c, const Feature& feature) {
   {
     Array log_prob(acc, c.num_samples);
     std::vector<double> scratch(c.num_samples * num_tiles), partials(c.num_samples * cpu_chunks);
-    launch_log_prob(
-        launch,
-        {x.data(), mu.data(), rho.data(), c.num_samples, c.numel, scalars, sums_into(log_prob, scratch, num_tiles)},
-        general);
-    cpu.log_prob({x.view(), mu.view(), rho.view(), c.num_samples, c.numel, prior, partials.data()}, 0, cpu_chunks);
+    LogProbArgs args = start(LogProbArgs{});
+    args.x = x.data(), args.num_samples = c.num_samples, args.log_prob = sums_into(log_prob, scratch, num_tiles);
+    launch(launch_on, args, general);
+    cuda::launch_sums(launch_on, args.log_prob, c.num_samples);
+    args.log_prob = {nullptr, partials.data(), cpu_chunks};
+    run_on_cpu(args, general);
     check_sums(log_prob, partials, c.num_samples, "log_prob");
-    Array ours[] = {array(c.sample, total), array(c.parameters, c.numel), array(c.parameters, c.numel)};
-    Array theirs[] = {array(c.sample, total), array(c.parameters, c.numel), array(c.parameters, c.numel)};
-    check_backward(
-        [&](const cuda::General& general) {
-          launch_log_prob_backward(launch,
-                                   {grad_log_prob.data(), x.data(), mu.data(), rho.data(), c.num_samples, c.numel,
-                                    scalars, ours[0].data(), ours[1].data(), ours[2].data()},
-                                   general);
-        },
-        [&](const PriorGradTargets& prior_grads) {
-          cpu.log_prob_backward({log_prob_grads.data(), x.view(), mu.view(), rho.view(), c.num_samples, c.numel, prior,
-                                 theirs[0].target(), theirs[1].target(), theirs[2].target(), prior_grads},
-                                0, cpu_chunks);
-        },
-        "prior gradients of log_prob");
-    for (int i = 0; i < 3; ++i) check_equal(ours[i], theirs[i], "log_prob_backward");
+    Array results[2][3] = {{array(c.sample, total), array(c.parameters, c.numel), array(c.parameters, c.numel)},
+                           {array(c.sample, total), array(c.parameters, c.numel), array(c.parameters, c.numel)}};
+    LogProbBackwardArgs backward[2];
+    for (int i : {0, 1}) {
+      backward[i] = start(LogProbBackwardArgs{});
+      backward[i].grad_log_prob = grad_log_prob.data(), backward[i].x = x.data();
+      backward[i].num_samples = c.num_samples, backward[i].grad_x = results[i][0].data();
+      backward[i].grad_mu = results[i][1].data(), backward[i].grad_rho = results[i][2].data();
+    }
+    check_backward(backward[0], backward[1], "prior gradients of log_prob");
+    for (int i = 0; i < 3; ++i) check_equal(results[0][i], results[1][i], "log_prob_backward");
   }
   // 5. The closed-form KL divergence, and its backward.
   if (c.parameters == c.sample && c.num_samples == 1) {
     Array kl(acc, 1);
     std::vector<double> scratch(num_tiles), partials(cpu_chunks);
-    launch_kl_divergence(launch, {mu.data(), rho.data(), c.numel, scalars, sums_into(kl, scratch, num_tiles)}, general);
-    cpu.kl_divergence({mu.view(), rho.view(), c.numel, prior, partials.data()}, 0, cpu_chunks);
+    KlDivergenceArgs args = start(KlDivergenceArgs{});
+    args.kl_divergence = sums_into(kl, scratch, num_tiles);
+    launch(launch_on, args, general);
+    cuda::launch_sums(launch_on, args.kl_divergence, 1);
+    args.kl_divergence = {nullptr, partials.data(), cpu_chunks};
+    run_on_cpu(args, general);
     check_sums(kl, partials, 1, "kl_divergence");
-    Array grad_mu = array(c.parameters, c.numel), grad_rho = array(c.parameters, c.numel);
-    Array their_mu = array(c.parameters, c.numel), their_rho = array(c.parameters, c.numel);
-    check_backward(
-        [&](const cuda::General& general) {
-          launch_kl_divergence_backward(
-              launch, {grad_log_prob.data(), mu.data(), rho.data(), c.numel, scalars, grad_mu.data(), grad_rho.data()},
-              general);
-        },
-        [&](const PriorGradTargets& prior_grads) {
-          cpu.kl_divergence_backward({log_prob_grads[0], mu.view(), rho.view(), c.numel, prior, their_mu.target(),
-                                      their_rho.target(), prior_grads},
-                                     0, cpu_chunks);
-        },
-        "prior gradients of kl_divergence");
-    check_equal(grad_mu, their_mu, "grad_mu of kl_divergence");
-    check_equal(grad_rho, their_rho, "grad_rho of kl_divergence");
+    Array results[2][2] = {{array(c.parameters, c.numel), array(c.parameters, c.numel)},
+                           {array(c.parameters, c.numel), array(c.parameters, c.numel)}};
+    KlDivergenceBackwardArgs backward[2];
+    for (int i : {0, 1}) {
+      backward[i] = start(KlDivergenceBackwardArgs{});
+      backward[i].grad = grad_kl.data();
+      backward[i].grad_mu = results[i][0].data(), backward[i].grad_rho = results[i][1].data();
+    }
+    check_backward(backward[0], backward[1], "prior gradients of kl_divergence");
+    check_equal(results[0][0], results[1][0], "grad_mu of kl_divergence");
+    check_equal(results[0][1], results[1][1], "grad_rho of kl_divergence");
   }
 }
 
@@ -250,6 +252,7 @@ int main() {
   // of two; rows of one element
   const illia::Block row{(int64_t{1} << 35) + 6}, rows{3, 7, 2, {1000, 3}, {97, 10}}, elements{1, 1, 1, {100000}, {5}};
   const Feature features[] = {{"a row", row},
+                              {"a row from a Philox block on", {(int64_t{1} << 35) + 8}},
                               {"rows", rows, false, Ask::kSum, Ask::kSum},
                               {"elements", elements, true, Ask::kEach, Ask::kEach, true},
                               {"stick_the_landing", {}, false, Ask::kNothing, Ask::kSum, true},

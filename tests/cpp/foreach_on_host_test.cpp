@@ -40,7 +40,7 @@ void test_case(const Case& c, Storage parameters, Storage sample) {
   const bool in_double = parameters == Storage::kDouble;
   const Storage acc = in_double ? Storage::kDouble : Storage::kFloat;
   const int64_t normals = in_double ? 2 : 4, num_samples = c.num_samples;
-  const Launch launch{parameters, sample, nullptr};
+  const Launch launch_on{{parameters, sample}, nullptr};
 
   // 1. The parts, and what each is as a tensor of its own, whose keys are moved on by the blocks before it.
   std::vector<Key> keys;
@@ -73,84 +73,83 @@ void test_case(const Case& c, Storage parameters, Storage sample) {
                       keys});
     Memory& m = memory.back();
     for (Key& key : m.keys) key.offset += static_cast<uint64_t>(place / normals);
-    const PriorScalars prior =
-        each_prior ? PriorScalars{{}, {nullptr, Storage::kDouble, 1}}
-                   : PriorScalars{{nullptr, Storage::kDouble, 0.1 * (k % 5)}, {&m.std_prior, Storage::kFloat, 0}};
     General general;
-    if (each_prior) general.mu_prior = m.mu_priors.data(), general.std_prior = m.std_priors.data();
-    General backward_general = general;
-    backward_general.stick_the_landing = c.stick_the_landing;
-    const void* grad_x = k % 3 == 1 ? nullptr : m.grad_x.data();
+    PriorScalars prior{{nullptr, Storage::kDouble, 0.1 * (k % 5)}, {&m.std_prior, Storage::kFloat, 0}};
+    if (each_prior) {
+      general.mu_prior = m.mu_priors.data(), general.std_prior = m.std_priors.data();
+      prior = {};
+    }
+    // What all arguments have: one of all parts, or of a tensor of its own.
+    const auto start = [&, numel = numel](auto args) {
+      args.mu = m.mu.data(), args.rho = m.rho.data(), args.numel = numel, args.prior = prior;
+      return args;
+    };
     for (int i : {0, 1}) {
       const Key* part_keys = i == 0 ? keys.data() : m.keys.data();
-      const int64_t first = i == 0 ? place : 0;
-      samples[i].push_back(
-          {{m.mu.data(), m.rho.data(), part_keys, num_samples, numel, prior, m.x[i].data(), {}}, general, first});
-      backwards[i].push_back({{grad_x, grad_log_prob.data(), m.mu.data(), m.rho.data(), part_keys, num_samples, numel,
-                               prior, m.grad_mu[i].data(), m.grad_rho[i].data()},
-                              backward_general,
-                              first});
-      kls[i].push_back({{m.mu.data(), m.rho.data(), numel, prior, {}}, general});
-      kl_backwards[i].push_back(
-          {{grad_kl.data(), m.mu.data(), m.rho.data(), numel, prior, m.grad_mu[i].data(), m.grad_rho[i].data()},
-           general});
+      general.block.first = i == 0 ? place : 0;
+      SampleArgs draw = start(SampleArgs{});
+      draw.keys = part_keys, draw.num_samples = num_samples, draw.x = m.x[i].data();
+      samples[i].push_back({draw, general});
+      SampleBackwardArgs backward = start(SampleBackwardArgs{});
+      backward.grad_x = k % 3 == 1 ? nullptr : m.grad_x.data(), backward.grad_log_prob = grad_log_prob.data();
+      backward.keys = part_keys, backward.num_samples = num_samples;
+      backward.grad_mu = m.grad_mu[i].data(), backward.grad_rho = m.grad_rho[i].data();
+      backwards[i].push_back({backward, general});
+      backwards[i].back().general.stick_the_landing = c.stick_the_landing;
+      general.block = {};
+      kls[i].push_back({start(KlDivergenceArgs{}), general});
+      KlDivergenceBackwardArgs kl_backward = start(KlDivergenceBackwardArgs{});
+      kl_backward.grad = grad_kl.data();
+      kl_backward.grad_mu = m.grad_mu[i].data(), kl_backward.grad_rho = m.grad_rho[i].data();
+      kl_backwards[i].push_back({kl_backward, general});
     }
-    num_tiles += count_tiles(parameters, numel, general);
+    num_tiles += count_tiles(launch_on.types, numel, general);
     place += (numel + normals - 1) / normals * normals;
     all_plain = all_plain && !each_prior;
   }
 
   // 2. Sums agree with those of single launches, each of which is rounded: by 2^-24 (2^-53) of it, and so is their sum.
-  const auto check_sums = [&](auto sum_all, auto sum_one, int64_t rows, int64_t launches_beside, const char* what) {
+  const auto check_sums = [&](auto(&parts)[2], auto member, int64_t rows, const char* what) {
     Array sums[2] = {Array(acc, rows), Array(acc, rows)};
     std::vector<double> scratch(rows * num_tiles), expected(rows), absolute(rows);
     for (Array& result : sums) {
+      const TileSums all{result.data(), num_tiles > 1 ? scratch.data() : nullptr, num_tiles};
+      int64_t first_tile = 0;
+      for (auto& [args, general] : parts[0]) {
+        args.*member = all.partials ? TileSums{nullptr, all.partials + first_tile, num_tiles} : all;
+        first_tile += count_tiles(launch_on.types, args.numel, general);
+      }
       host_launches = 0;
-      const char* error = sum_all(TileSums{result.data(), num_tiles > 1 ? scratch.data() : nullptr, num_tiles});
-      expect(!all_plain || host_launches <= launches_beside + 1, name(what));
-      expect(error == nullptr && result.sentinels_stand(), name(what));
+      expect(launch(launch_on, parts[0]) == nullptr, name(what));
+      expect(!all_plain || host_launches <= c.most_launches, name(what));
+      expect(launch_sums(launch_on, all, rows) == nullptr && result.sentinels_stand(), name(what));
       host_grid_limit = dim3(3, 1);
     }
     host_grid_limit = dim3(0xFFFFFFFF, 0xFFFFFFFF);
     expect(sums[0].same_bits(sums[1]), name("a sum depends on the grid"));
-    for (size_t k = 0; k < memory.size(); ++k) {
+    for (auto& [args, general] : parts[1]) {
       Array one(acc, rows);
-      sum_one(k, one);
+      const int64_t tiles = count_tiles(launch_on.types, args.numel, general);
+      std::vector<double> own_scratch(tiles * rows);
+      args.*member = {one.data(), tiles > 1 ? own_scratch.data() : nullptr, tiles};
+      launch(launch_on, args, general);
+      launch_sums(launch_on, args.*member, rows);
       for (int64_t s = 0; s < rows; ++s) expected[s] += one.value(s), absolute[s] += std::fabs(one.value(s));
     }
     const double tolerance = in_double ? 1e-14 : 0x1p-23;
     for (int64_t s = 0; s < rows; ++s)
       expect(std::fabs(sums[0].value(s) - expected[s]) <= tolerance * absolute[s], name(what));
   };
-  const auto own_sums = [&](size_t k, const General& general, Array& result, std::vector<double>& scratch) {
-    const int64_t tiles = count_tiles(parameters, c.sizes[k].numel, general);
-    scratch.resize(tiles * std::max<int64_t>(num_samples, 1));
-    return TileSums{result.data(), tiles > 1 ? scratch.data() : nullptr, tiles};
-  };
-  std::vector<double> own_scratch;
-  check_sums([&](const TileSums& sums) { return launch_foreach_sample(launch, samples[0], sums); },
-             [&](size_t k, Array& result) {
-               auto& [args, general, first] = samples[1][k];
-               args.log_prob = own_sums(k, general, result, own_scratch);
-               launch_sample(launch, args, general);
-             },
-             num_samples, c.most_launches, "log_prob");
-  if (parameters == sample)
-    check_sums([&](const TileSums& sums) { return launch_foreach_kl_divergence(launch, kls[0], sums); },
-               [&](size_t k, Array& result) {
-                 auto& [args, general, first] = kls[1][k];
-                 args.kl_divergence = own_sums(k, general, result, own_scratch);
-                 launch_kl_divergence(launch, args, general);
-               },
-               1, c.most_launches, "kl_divergence");
+  check_sums(samples, &SampleArgs::log_prob, num_samples, "log_prob");
+  if (parameters == sample) check_sums(kls, &KlDivergenceArgs::kl_divergence, 1, "kl_divergence");
 
   // 3. Samples and gradients.
-  const auto check_grads = [&](auto launch_all, auto launch_one, const char* what) {
+  const auto check_grads = [&](const auto(&parts)[2], const char* what) {
     host_launches = 0;
-    expect(launch_all() == nullptr, name(what));
+    expect(launch(launch_on, parts[0]) == nullptr, name(what));
     expect(!all_plain || c.stick_the_landing || host_launches <= c.most_launches, name("launches of a backward"));
     for (size_t k = 0; k < memory.size(); ++k) {
-      launch_one(k);
+      launch(launch_on, parts[1][k].args, parts[1][k].general);
       for (Array(*pair)[2] : {&memory[k].grad_mu, &memory[k].grad_rho})
         expect((*pair)[0].same_bits((*pair)[1]) && (*pair)[0].sentinels_stand(), name(what, k));
     }
@@ -161,15 +160,9 @@ void test_case(const Case& c, Storage parameters, Storage sample) {
     if (!with_log_prob && c.stick_the_landing) continue;
     for (auto& parts : backwards)
       for (auto& part : parts) part.args.grad_log_prob = with_log_prob ? grad_log_prob.data() : nullptr;
-    check_grads([&] { return launch_foreach_sample_backward(launch, backwards[0]); },
-                [&](size_t k) { launch_sample_backward(launch, backwards[1][k].args, backwards[1][k].general); },
-                "gradients of the sample");
+    check_grads(backwards, "gradients of the sample");
   }
-  if (parameters == sample)
-    check_grads(
-        [&] { return launch_foreach_kl_divergence_backward(launch, kl_backwards[0]); },
-        [&](size_t k) { launch_kl_divergence_backward(launch, kl_backwards[1][k].args, kl_backwards[1][k].general); },
-        "gradients of kl_divergence");
+  if (parameters == sample) check_grads(kl_backwards, "gradients of kl_divergence");
 }
 
 }  // namespace

@@ -25,8 +25,6 @@ class Array {
     return *this;
   }
 
-  ConstView view() const { return {memory_.data(), storage_}; }
-  MutableView target() { return {memory_.data(), storage_}; }
   void* data() { return memory_.data(); }
 
   void add_to(Digest& digest) const {
@@ -106,66 +104,95 @@ void run(const Kernels& kernels, const Case& c, Digests& digests) {
   given_x.fill(values(3, -8, 0x1p-2)), grad_x.fill(values(4, -8, 0x1p-3));
   Array mu_priors(acc, numel), std_priors(acc, numel);
   mu_priors.fill(values(5, -8, 0x1p-3)), std_priors.fill(values(6, 0x1p-6, 0x1p-4));
-  PriorValues prior{0.25, 0.7};
-  if (feature.each_prior) prior = {0, 1, mu_priors.data(), std_priors.data()};
-  std::vector<Key> keys;
-  std::vector<double> grads;
-  for (int64_t s = 0; s < samples; ++s) {
-    keys.push_back({scattered(s), ~uint64_t{0} - static_cast<uint64_t>(3 * s)});  // the counters wrap around
-    grads.push_back(dyadic(7, s, -8) / 8);
+  General general;
+  general.block = feature.block;
+  PriorScalars prior{{nullptr, Storage::kDouble, 0.25}, {nullptr, Storage::kDouble, 0.7}};
+  if (feature.each_prior) {
+    prior = {};
+    general.mu_prior = mu_priors.data(), general.std_prior = std_priors.data();
   }
+  std::vector<Key> keys;
+  Array grads(acc, samples), grad_kl(acc, 1);
+  for (int64_t s = 0; s < samples; ++s)
+    keys.push_back({scattered(s), ~uint64_t{0} - static_cast<uint64_t>(3 * s)});  // the counters wrap around
+  grads.fill([](int64_t s) { return dyadic(7, s, -8) / 8; });
+  grad_kl.fill([](int64_t) { return 0.75; });
 
+  // What all arguments have.
+  const auto start = [&](auto args) {
+    args.mu = mu.data(), args.rho = rho.data(), args.numel = numel, args.prior = prior;
+    return args;
+  };
+  const auto call = [&](const auto& args, const General& general) {
+    table.get<std::decay_t<decltype(args)>>()(args, general, {c.parameters, c.sample}, 0, chunks);
+  };
   const auto add_all = [](const std::vector<double>& sums, Digest& digest) {
     for (double sum : sums) digest.add(sum);
   };
-  const auto with_prior_grads = [&](Digest& digest, auto backward) {
-    Array each_mu(acc, numel), each_std(acc, numel);
-    std::vector<double> mu_sums(chunks), std_sums(chunks);
-    PriorGradTargets targets;
-    if (feature.each_prior_grad) targets.each_mu = each_mu.data(), targets.each_std = each_std.data();
-    if (feature.sum_prior_grads) targets.mu_partials = mu_sums.data(), targets.std_partials = std_sums.data();
-    Array grad_mu(c.parameters, numel), grad_rho(c.parameters, numel);
-    backward(grad_mu.target(), grad_rho.target(), targets);
+  // backward(grad_mu, grad_rho, general)
+  const auto with_prior_grads = [&](Digest& digest, bool asked, auto backward) {
+    Array each_mu(acc, numel), each_std(acc, numel), grad_mu(c.parameters, numel), grad_rho(c.parameters, numel);
+    std::vector<double> sums(2 * chunks);
+    double not_read;  // a kernel leaves its sums in the partials
+    General with_grads = general;
+    with_grads.stick_the_landing = feature.stick_the_landing;
+    if (asked && feature.each_prior_grad)
+      with_grads.mu_prior_grad.each = each_mu.data(), with_grads.std_prior_grad.each = each_std.data();
+    if (asked && feature.sum_prior_grads) {
+      with_grads.mu_prior_grad.sum = &not_read, with_grads.std_prior_grad.sum = &not_read;
+      with_grads.prior_partials = sums.data();
+    }
+    backward(grad_mu.data(), grad_rho.data(), with_grads);
     for (const Array* result : {&grad_mu, &grad_rho, &each_mu, &each_std}) result->add_to(digest);
-    add_all(mu_sums, digest), add_all(std_sums, digest);
+    add_all(sums, digest);
   };
 
   Array eps(c.sample, total), x(c.sample, total), grad_given_x(c.sample, total);
   std::vector<double> sums(samples * chunks), kl(chunks);
-  table.standard_normal({keys.data(), samples, numel, eps.target(), feature.block}, 0, chunks);
+  StandardNormalArgs normal{};
+  normal.keys = keys.data(), normal.num_samples = samples, normal.numel = numel, normal.eps = eps.data();
+  call(normal, general);
   eps.add_to(digests.standard_normal);
 
-  table.sample({mu.view(), rho.view(), keys.data(), samples, numel, prior, x.target(), sums.data(), feature.block}, 0,
-               chunks);
+  SampleArgs sample = start(SampleArgs{});
+  sample.keys = keys.data(), sample.num_samples = samples, sample.x = x.data();
+  sample.log_prob = {nullptr, sums.data(), chunks};
+  call(sample, general);
   x.add_to(digests.sample), add_all(sums, digests.sample);
-  table.sample({mu.view(), rho.view(), keys.data(), samples, numel, prior, x.target(), nullptr, feature.block}, 0,
-               chunks);
+  sample.log_prob = {};
+  call(sample, general);
   x.add_to(digests.sample);
 
   for (int given : {1, 2, 3}) {
     const bool given_grads = given & 2;
-    with_prior_grads(digests.sample_backward, [&](MutableView grad_mu, MutableView grad_rho, PriorGradTargets targets) {
-      table.sample_backward({given & 1 ? grad_x.view() : ConstView{}, given_grads ? grads.data() : nullptr, mu.view(),
-                             rho.view(), keys.data(), samples, numel, prior, grad_mu, grad_rho, feature.block,
-                             given_grads ? targets : PriorGradTargets{}, feature.stick_the_landing},
-                            0, chunks);
+    with_prior_grads(digests.sample_backward, given_grads, [&](void* grad_mu, void* grad_rho, const General& asked) {
+      SampleBackwardArgs args = start(SampleBackwardArgs{});
+      args.grad_x = given & 1 ? grad_x.data() : nullptr, args.grad_log_prob = given_grads ? grads.data() : nullptr;
+      args.keys = keys.data(), args.num_samples = samples, args.grad_mu = grad_mu, args.grad_rho = grad_rho;
+      call(args, asked);
     });
   }
 
-  table.log_prob({given_x.view(), mu.view(), rho.view(), samples, numel, prior, sums.data()}, 0, chunks);
+  LogProbArgs log_prob = start(LogProbArgs{});
+  log_prob.x = given_x.data(), log_prob.num_samples = samples, log_prob.log_prob = {nullptr, sums.data(), chunks};
+  call(log_prob, general);
   add_all(sums, digests.log_prob);
-  with_prior_grads(digests.log_prob_backward, [&](MutableView grad_mu, MutableView grad_rho, PriorGradTargets targets) {
-    table.log_prob_backward({grads.data(), given_x.view(), mu.view(), rho.view(), samples, numel, prior,
-                             grad_given_x.target(), grad_mu, grad_rho, targets},
-                            0, chunks);
+  with_prior_grads(digests.log_prob_backward, true, [&](void* grad_mu, void* grad_rho, const General& asked) {
+    LogProbBackwardArgs args = start(LogProbBackwardArgs{});
+    args.grad_log_prob = grads.data(), args.x = given_x.data(), args.num_samples = samples;
+    args.grad_x = grad_given_x.data(), args.grad_mu = grad_mu, args.grad_rho = grad_rho;
+    call(args, asked);
   });
   grad_given_x.add_to(digests.log_prob_backward);
 
-  table.kl_divergence({mu.view(), rho.view(), numel, prior, kl.data()}, 0, chunks);
+  KlDivergenceArgs kl_divergence = start(KlDivergenceArgs{});
+  kl_divergence.kl_divergence = {nullptr, kl.data(), chunks};
+  call(kl_divergence, general);
   add_all(kl, digests.kl_divergence);
-  with_prior_grads(digests.kl_divergence_backward, [&](MutableView grad_mu, MutableView grad_rho,
-                                                       PriorGradTargets targets) {
-    table.kl_divergence_backward({0.75, mu.view(), rho.view(), numel, prior, grad_mu, grad_rho, targets}, 0, chunks);
+  with_prior_grads(digests.kl_divergence_backward, true, [&](void* grad_mu, void* grad_rho, const General& asked) {
+    KlDivergenceBackwardArgs args = start(KlDivergenceBackwardArgs{});
+    args.grad = grad_kl.data(), args.grad_mu = grad_mu, args.grad_rho = grad_rho;
+    call(args, asked);
   });
 }
 
