@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 import illia_ext._ops.autocast  # noqa: F401  (the dtype of a sample under autocast)
-from illia_ext._ops import foreach
-from illia_ext._ops.autograd import GaussianKLDivergence, GaussianLogProb, GaussianSample, GaussianSampleAndLogProb
+from illia_ext._ops import autograd, foreach
 from illia_ext._ops.dispatch import is_traced
 
 __all__ = [
@@ -36,11 +35,6 @@ __all__ = [
 ]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-_sample = GaussianSample.apply
-_log_prob = GaussianLogProb.apply
-_sample_and_log_prob = GaussianSampleAndLogProb.apply
-_kl_divergence = GaussianKLDivergence.apply
 
 
 def _explain(**tensors: Any) -> None:
@@ -158,7 +152,7 @@ def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | N
     Source: Blundell et al., "Weight uncertainty in neural networks" (2015); Kingma & Welling (2014).
     """
     try:
-        return _sample(mu, rho, key, dtype)
+        return autograd.gaussian_sample(mu, rho, key, dtype)
     except RuntimeError:
         _explain(mu=mu, rho=rho, key=key)
         raise
@@ -179,7 +173,7 @@ def gaussian_log_prob(
     """
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
-        return _log_prob(x, mu, rho, mu_prior, std_prior)
+        return autograd.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
     except RuntimeError:
         _explain(x=x, mu=mu, rho=rho)
         raise
@@ -212,7 +206,7 @@ def gaussian_sample_and_log_prob(
     """
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
-        return _sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing)
+        return autograd.gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing)
     except RuntimeError:
         _explain(mu=mu, rho=rho, key=key)
         raise
@@ -226,7 +220,7 @@ def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, st
     """
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
-        return _kl_divergence(mu, rho, mu_prior, std_prior)
+        return autograd.gaussian_kl_divergence(mu, rho, mu_prior, std_prior)
     except RuntimeError:
         _explain(mu=mu, rho=rho)
         raise

@@ -134,9 +134,8 @@ def main() -> None:
 
     print(f"{'kernel, ' + arguments.arch:68} {'registers':>9} {'instructions an element':>24}")
     for mangled, name in sorted(names.items(), key=lambda item: item[1]):
-        short = (
-            re.sub(r"void |illia::cuda::|\(.*", "", name).replace("__nv_bfloat16", "bfloat16").replace("__half", "half")
-        )
+        short = re.sub(r"void |illia::(cuda::)?|\(.*", "", name)
+        short = short.replace("__nv_bfloat16", "bfloat16").replace("__half", "half")
         kernel = short.split("<")[0]
         count = ""
         if kernel in KERNELS:

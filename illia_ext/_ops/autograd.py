@@ -1,7 +1,7 @@
 """First derivatives of the ops: reverse mode through the fused backward ops, forward mode by formula.
 
 Nothing is kept for backward but the inputs and the key; the noise is drawn again. Symbols, here and in
-`terms.py`:
+`formulas.py`:
 
     sigma = softplus(rho)    p = d sigma / d rho = sigmoid(rho)    h = d log sigma / d rho = p / sigma
     z = (x - mu) / sigma     w = (x - mu_prior) / std_prior^2
@@ -13,22 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from illia_ext._ops.dispatch import differentiable
+from illia_ext._ops.dispatch import OpFunction, expose
 from illia_ext._ops.fake import op
 from illia_ext._ops.formulas import Terms, save, saved_primals
 from illia_ext._ops.second_order import (
-    GaussianKLDivergenceBackward,
-    GaussianLogProbBackward,
-    GaussianSampleAndLogProbBackward,
-    GaussianSampleBackward,
+    gaussian_kl_divergence_backward,
+    gaussian_log_prob_backward,
+    gaussian_sample_and_log_prob_backward,
+    gaussian_sample_backward,
 )
 
-__all__ = ["GaussianKLDivergence", "GaussianLogProb", "GaussianSample", "GaussianSampleAndLogProb"]
-
-_sample_backward = GaussianSampleBackward.apply
-_log_prob_backward = GaussianLogProbBackward.apply
-_sample_and_log_prob_backward = GaussianSampleAndLogProbBackward.apply
-_kl_divergence_backward = GaussianKLDivergenceBackward.apply
+__all__ = ["gaussian_kl_divergence", "gaussian_log_prob", "gaussian_sample", "gaussian_sample_and_log_prob"]
 
 _NO_PRIOR = (False, False)
 
@@ -64,77 +59,86 @@ def _stick_the_landing_tangent(
     return torch.stack(tangents)[1:].reshape(key.shape[:-1])
 
 
-@differentiable(op("gaussian_sample"))
-class GaussianSample(torch.autograd.Function):
+class GaussianSample(OpFunction):
     """x = mu + sigma eps."""
 
+    overload = op("gaussian_sample")
+
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         mu, rho, key, dtype, full_size, origin = inputs
         save(ctx, rho, key)
         ctx.options = output.dtype, full_size, origin
 
     @staticmethod
-    def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
         rho, key = ctx.saved_tensors
         grad_mu = grad_rho = None
         if ctx.needs_input_grad[0]:
             grad_mu = grad_x.sum(0, dtype=rho.dtype) if key.dim() == 2 else grad_x.to(rho.dtype)
             grad_mu = grad_mu.contiguous()
         if ctx.needs_input_grad[1]:
-            grad_rho = _sample_backward(grad_x, rho, key, *ctx.options[1:])
+            grad_rho = gaussian_sample_backward(grad_x, rho, key, *ctx.options[1:])
         return grad_mu, grad_rho, None, None, None, None
 
     @staticmethod
-    def tangent(ctx: Any, mu: Tensor | None, rho: Tensor | None, *_: Any) -> Tensor:
+    def tangents(ctx: Any, mu: Tensor | None, rho: Tensor | None, *_: Any) -> Tensor:
         rho_value, key = saved_primals(ctx)
         dtype, full_size, origin = ctx.options
         terms = Terms(rho_value, key, full_size=full_size, origin=origin)
         return terms.sample_tangent(mu, rho).to(dtype)
 
 
-@differentiable(op("gaussian_log_prob"))
-class GaussianLogProb(torch.autograd.Function):
+gaussian_sample = expose(GaussianSample)
+
+
+class GaussianLogProb(OpFunction):
     """Sum of log q(x) - log p(x) at a given x."""
 
+    overload = op("gaussian_log_prob")
+
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         save(ctx, *inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad_log_prob: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, grad_log_prob: Tensor) -> tuple[Tensor | None, ...]:
         mask = list(ctx.needs_input_grad[:5])
-        return tuple(_only(_log_prob_backward(grad_log_prob, *ctx.saved_tensors, mask), mask))
+        return tuple(_only(gaussian_log_prob_backward(grad_log_prob, *ctx.saved_tensors, mask), mask))
 
     @staticmethod
-    def tangent(ctx: Any, *direction: Tensor | None) -> Tensor:
+    def tangents(ctx: Any, *direction: Tensor | None) -> Tensor:
         x, mu, rho, mu_prior, std_prior = saved_primals(ctx)
         return Terms(rho, None, mu, mu_prior, std_prior).log_prob_tangent(x, *direction)
 
 
-@differentiable(op("gaussian_sample_and_log_prob"))
-class GaussianSampleAndLogProb(torch.autograd.Function):
+gaussian_log_prob = expose(GaussianLogProb)
+
+
+class GaussianSampleAndLogProb(OpFunction):
     """A sample and its sum of log q(x) - log p(x)."""
 
+    overload = op("gaussian_sample_and_log_prob")
+
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing, full_size, origin = inputs
         save(ctx, mu, rho, mu_prior, std_prior, key)
         ctx.options = output[0].dtype, stick_the_landing, full_size, origin
 
     @staticmethod
-    def backward(ctx: Any, grad_x: Tensor | None, grad_log_prob: Tensor | None) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, grad_x: Tensor | None, grad_log_prob: Tensor | None) -> tuple[Tensor | None, ...]:
         mu, rho, *priors, key = ctx.saved_tensors
         asked = ctx.needs_input_grad[2:4]
         if asked != _NO_PRIOR:
             priors = _beside(mu, priors, asked)
-        grads = _sample_and_log_prob_backward(
+        grads = gaussian_sample_and_log_prob_backward(
             grad_x, grad_log_prob, mu, rho, *priors, key, *ctx.options[1:], asked != _NO_PRIOR
         )
         return *grads[:2], *_only(grads[2:], asked), None, None, None, None, None
 
     @staticmethod
-    def tangent(ctx: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any, *_: Any) -> tuple[Tensor, Tensor]:
+    def tangents(ctx: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any, *_: Any) -> tuple[Tensor, Tensor]:
         mu_value, rho_value, mu_prior_value, std_prior_value, key = saved_primals(ctx)
         dtype, stick_the_landing, full_size, origin = ctx.options
         terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value, full_size, origin)
@@ -148,24 +152,31 @@ class GaussianSampleAndLogProb(torch.autograd.Function):
         return x_tangent.to(dtype), log_prob_tangent
 
 
-@differentiable(op("gaussian_kl_divergence"))
-class GaussianKLDivergence(torch.autograd.Function):
+gaussian_sample_and_log_prob = expose(GaussianSampleAndLogProb)
+
+
+class GaussianKLDivergence(OpFunction):
     """KL(q || p) in closed form."""
 
+    overload = op("gaussian_kl_divergence")
+
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         save(ctx, *inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         mu, rho, *priors = ctx.saved_tensors
         asked = ctx.needs_input_grad[2:4]
         if asked != _NO_PRIOR:
             priors = _beside(mu, priors, asked)
-        grads = _kl_divergence_backward(grad, mu, rho, *priors, asked != _NO_PRIOR)
+        grads = gaussian_kl_divergence_backward(grad, mu, rho, *priors, asked != _NO_PRIOR)
         return *grads[:2], *_only(grads[2:], asked)
 
     @staticmethod
-    def tangent(ctx: Any, *direction: Tensor | None) -> Tensor:
+    def tangents(ctx: Any, *direction: Tensor | None) -> Tensor:
         mu, rho, mu_prior, std_prior = saved_primals(ctx)
         return Terms(rho, None, mu, mu_prior, std_prior).kl_divergence_tangent(*direction)
+
+
+gaussian_kl_divergence = expose(GaussianKLDivergence)

@@ -1,21 +1,25 @@
-"""Installs a Python `torch.autograd.Function` on an op's own Autograd key.
+"""Puts a Python `torch.autograd.Function` on an op's own Autograd key.
 
-So eager, torch.func, torch.compile, export and TorchScript all reach the same derivatives by calling the op. Nearly
-all private names of torch that we use stand here; tests/transforms/test_private_names.py lists them, and fails
-helpfully.
+So eager code, torch.func, torch.compile, torch.export and TorchScript all reach the same derivatives by calling the op.
+What PyTorch offers to the public was tried, on torch 2.11 to 2.15:
+
+- `Function.apply` around the op: TorchScript and strict export cannot have it; with a `jvp` torch.compile refuses it;
+  torch.compile(torch.func.grad(f)) and a nested jacfwd gave wrong derivatives without an error.
+- `torch.library.register_autograd`: forward mode gives zero tangents without an error, and torch.func.grad fails.
+
+Nearly all private names of torch that we use are here; tests/transforms/test_private_names.py lists them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
-__all__ = ["below_autograd", "composite", "dense", "differentiable", "is_traced", "is_watched"]
+__all__ = ["OpFunction", "below_autograd", "composite", "dense", "expose", "is_traced", "is_watched"]
 
 _library = torch.library.Library("illia_ext", "IMPL")
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -65,95 +69,120 @@ def dense(grad: Tensor | None) -> Tensor | None:
     return grad.to_dense() if grad is not None and grad.is_sparse else grad
 
 
-def differentiable(overload: Any) -> Callable[[type], type]:
-    """Class decorator: `overload` gets the derivatives of a class with the static methods
+class Inputs:
+    """How an op is called with its inputs in the schema's order, keyword-only ones included."""
 
-    setup_context(ctx, inputs, output)  saves what the others need
-    backward(ctx, *grad_outputs)        gradients, one an input; at least one grad_output is given
-    tangent(ctx, *grad_inputs)          forward mode (not named `jvp`: Dynamo refuses a class that has one)
+    def __init__(self, overload: Any) -> None:
+        arguments = overload._schema.arguments
+        self.overload = overload
+        self.names = [argument.name for argument in arguments if argument.kwarg_only]
+        self.num_positional = len(arguments) - len(self.names)
+        self.defaults = tuple(argument.default_value for argument in arguments)
 
-    Inputs stand in schema order, keyword-only ones included. The methods call ops, or another class's `apply`. The
-    class's own `apply` becomes the op, without the dispatcher's round trip through Python where plain eager code calls.
-    """
-    arguments = overload._schema.arguments
-    num_positional = sum(not argument.kwarg_only for argument in arguments)
-    defaults = tuple(argument.default_value for argument in arguments)
-    names = [argument.name for argument in arguments[num_positional:]]
-    keyword_defaults = defaults[num_positional:]
-    builtin = overload._op  # what `overload.__call__` calls
+    def call(self, *inputs: Any) -> Any:
+        given = zip(self.names, inputs[self.num_positional :], self.defaults[self.num_positional :])
+        keywords = {name: value for name, value, default in given if value is not default}
+        # the op refuses too many
+        return self.overload(*inputs[: self.num_positional], *inputs[len(self.defaults) :], **keywords)
 
-    def call(*inputs: Any) -> Any:
-        given = zip(names, inputs[num_positional:], keyword_defaults)
-        keywords = {name: v for name, v, default in given if v is not default}
-        return overload(*inputs[:num_positional], *inputs[len(arguments) :], **keywords)  # which refuses too many
-
-    def call_below_autograd(inputs: tuple[Any, ...]) -> Any:
+    def call_below_autograd(self, inputs: tuple[Any, ...]) -> Any:
         with below_autograd():
-            if inputs[num_positional:] == keyword_defaults[: len(inputs) - num_positional]:
-                return builtin(*inputs[:num_positional])
-            return call(*inputs)
+            if inputs[self.num_positional :] == self.defaults[self.num_positional : len(inputs)]:
+                return self.overload._op(*inputs[: self.num_positional])  # what overload.__call__ calls
+            return self.call(*inputs)
 
-    def decorate(cls: Any) -> type:
-        def forward(ctx: Any, *inputs_and_modes: Any) -> Any:
-            inputs, modes = inputs_and_modes[:-1], inputs_and_modes[-1]
-            if modes is None:
-                output = call_below_autograd(inputs)
-            else:
-                # `apply` switches recording off for this level of torch.func; the levels below it go on
-                with torch.set_grad_enabled(modes[0]), forward_ad._set_fwd_grad_enabled(modes[1]):
-                    output = call_below_autograd(inputs)
-            cls.setup_context(ctx, inputs, output)
-            return output
+    def complete(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """From a call by the dispatcher, which leaves out arguments that equal their defaults."""
+        inputs = (*args, *self.defaults[len(args) :])
+        if not kwargs:
+            return inputs
+        given = zip(self.names, self.defaults[self.num_positional :])
+        return *inputs[: self.num_positional], *(kwargs.get(name, default) for name, default in given)
 
-        def backward(ctx: Any, *grad_outputs: Any) -> Any:
-            if all(grad is None for grad in grad_outputs):
-                return (None,) * (len(arguments) + 1)
-            return *cls.backward(ctx, *map(dense, grad_outputs)), None
 
-        def tangent(ctx: Any, *grad_inputs_and_modes: Any) -> Any:
-            grad_inputs = grad_inputs_and_modes[:-1]
-            if not _transforms_active():
-                return cls.tangent(ctx, *grad_inputs)
-            with forward_ad._set_fwd_grad_enabled(True):  # off here too, and needed by the levels below
-                return cls.tangent(ctx, *grad_inputs)
+class OpFunction(torch.autograd.Function):
+    """The derivatives of one op; `expose` puts them on it.
 
-        members = {
-            "forward": staticmethod(forward),
-            "backward": staticmethod(backward),
-            "jvp": staticmethod(tangent),
-            "_compiled_autograd_key": staticmethod(torch.autograd.Function._compiled_autograd_key),
-        }
-        function: Any = type(cls.__name__, (_SingleLevelFunction,), members)
+    A subclass names the op by `overload`, and has the static methods
 
-        def kernel(*args: Any, **kwargs: Any) -> Any:
-            if not _is_recorded(args):
-                with below_autograd():
-                    return overload(*args, **kwargs)
-            # the dispatcher leaves out arguments that equal their defaults
-            inputs = (*args, *defaults[len(args) :])
-            if kwargs:
-                given = [kwargs.get(name, default) for name, default in zip(names, keyword_defaults)]
-                inputs = (*inputs[:num_positional], *given)
-            if _transforms_active():
-                modes = (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled())
-                with enable_single_level_autograd_function():
-                    return function.apply(*inputs, modes)
-            return function.apply(*inputs, None)
+        save_inputs(ctx, inputs, output)     what the others need (`setup_context` would cost 10 us a call)
+        gradients(ctx, *grad_outputs)        one an input; at least one grad_output is given
+        tangents(ctx, *grad_inputs)          forward mode: one an output
 
-        def apply(*inputs: Any) -> Any:
-            fits = num_positional <= len(inputs) <= len(arguments)
-            if not fits or is_watched(inputs):
-                return call(*inputs)
-            if _needs_gradients(inputs):
-                return function.apply(*inputs, *defaults[len(inputs) :], None)
-            return call_below_autograd(inputs)
+    with inputs as `Inputs` has them. The methods call ops, or what `expose` returns.
 
-        _library.impl(overload._schema.name.split("::")[1], kernel, "Autograd")
-        cls.forward = staticmethod(call)
-        cls.apply = staticmethod(apply)
-        return cls
+    `forward`, `backward` and `jvp` have one input more, `modes`: None, or within a transform of torch.func whether
+    gradients and tangents are recorded. torch.autograd switches both off for the call, for the levels of torch.func
+    below as well, which would make derivatives of derivatives zero.
+    """
 
-    return decorate
+    overload: ClassVar[Any]
+    inputs: ClassVar[Inputs]
+    save_inputs: ClassVar[Callable[..., None]]
+    gradients: ClassVar[Callable[..., tuple[Tensor | None, ...]]]
+    tangents: ClassVar[Callable[..., Any]]
+
+    def __init_subclass__(cls) -> None:
+        cls.inputs = Inputs(cls.overload)
+
+    @classmethod
+    def forward(cls, ctx: Any, *inputs_and_modes: Any) -> Any:
+        inputs, modes = inputs_and_modes[:-1], inputs_and_modes[-1]
+        if modes is None:
+            output = cls.inputs.call_below_autograd(inputs)
+        else:
+            with torch.set_grad_enabled(modes[0]), forward_ad._set_fwd_grad_enabled(modes[1]):
+                output = cls.inputs.call_below_autograd(inputs)
+        cls.save_inputs(ctx, inputs, output)
+        return output
+
+    @classmethod
+    def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
+        if all(grad is None for grad in grad_outputs):
+            return (None,) * (len(cls.inputs.defaults) + 1)
+        return *cls.gradients(ctx, *map(dense, grad_outputs)), None
+
+    @classmethod
+    def jvp(cls, ctx: Any, *grad_inputs_and_modes: Any) -> Any:
+        grad_inputs = grad_inputs_and_modes[:-1]
+        if not _transforms_active():
+            return cls.tangents(ctx, *grad_inputs)
+        with forward_ad._set_fwd_grad_enabled(True):  # off here too, and needed by the levels below
+            return cls.tangents(ctx, *grad_inputs)
+
+
+def expose(function: type[OpFunction]) -> Callable[..., Any]:
+    """Puts `function` on its op's Autograd key.
+
+    Returns:
+        What calls the op, without the dispatcher's round trip through Python where plain eager code calls. It is no
+        method of the class, because Dynamo would trace a Function in place of the op.
+    """
+    inputs_of, overload = function.inputs, function.overload
+    # past Function's own `apply`, which does not know levels of torch.func
+    record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        if not _is_recorded(args):
+            with below_autograd():
+                return overload(*args, **kwargs)
+        inputs = inputs_of.complete(args, kwargs)
+        if not _transforms_active():
+            return record(*inputs, None)
+        modes = (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled())
+        with enable_single_level_autograd_function():
+            return record(*inputs, modes)
+
+    def apply(*inputs: Any) -> Any:
+        fits = inputs_of.num_positional <= len(inputs) <= len(inputs_of.defaults)
+        if not fits or is_watched(inputs):
+            return inputs_of.call(*inputs)
+        if _needs_gradients(inputs):
+            return record(*inputs, *inputs_of.defaults[len(inputs) :], None)
+        return inputs_of.call_below_autograd(inputs)
+
+    _library.impl(overload._schema.name.split("::")[1], kernel, "Autograd")
+    return apply
 
 
 def _flatten(args: Sequence[Any]) -> list[Any]:

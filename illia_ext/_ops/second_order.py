@@ -1,17 +1,21 @@
-"""Derivatives of the backward ops, by the formulas of `terms.py`."""
+"""Derivatives of the backward ops, by the formulas of `formulas.py`."""
 
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from illia_ext._ops.dispatch import differentiable
+from illia_ext._ops.dispatch import OpFunction, expose
 from illia_ext._ops.fake import op
 from illia_ext._ops.formulas import Terms, save, saved_primals
 
-__all__: list[str] = []  # importing it registers them
+__all__ = [
+    "gaussian_kl_divergence_backward",
+    "gaussian_log_prob_backward",
+    "gaussian_sample_and_log_prob_backward",
+    "gaussian_sample_backward",
+]
 
 _Tensors = Sequence[Tensor]
 
@@ -47,17 +51,18 @@ def _refuse_stick_the_landing(stick_the_landing: bool) -> None:
         )
 
 
-@differentiable(op("gaussian_sample_backward"))
-class GaussianSampleBackward(torch.autograd.Function):
+class GaussianSampleBackward(OpFunction):
     """grad_rho = p sum over samples of grad_x eps."""
 
+    overload = op("gaussian_sample_backward")
+
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         grad_x, rho, key, ctx.full_size, ctx.origin = inputs
         save(ctx, grad_x, rho, key)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, rho, key = ctx.saved_tensors
         block = {"full_size": ctx.full_size, "origin": ctx.origin}
         terms = Terms(rho, key, **block)
@@ -65,7 +70,7 @@ class GaussianSampleBackward(torch.autograd.Function):
         return terms.sample_tangent(None, cotangent).to(grad_x.dtype), hessian_rho.to(rho.dtype), None, None, None
 
     @staticmethod
-    def tangent(ctx: Any, grad_x_tangent: Any, rho_tangent: Any, *_: Any) -> Tensor:
+    def tangents(ctx: Any, grad_x_tangent: Any, rho_tangent: Any, *_: Any) -> Tensor:
         grad_x, rho, key = saved_primals(ctx)
         block = {"full_size": ctx.full_size, "origin": ctx.origin}
         terms, backward = Terms(rho, key, **block), partial(op("gaussian_sample_backward"), **block)
@@ -74,17 +79,21 @@ class GaussianSampleBackward(torch.autograd.Function):
         return _reduce(tangent, rho, linear)
 
 
-@differentiable(op("gaussian_log_prob_backward"))
-class GaussianLogProbBackward(torch.autograd.Function):
+gaussian_sample_backward = expose(GaussianSampleBackward)
+
+
+class GaussianLogProbBackward(OpFunction):
     """Gradients to x, mu, rho and the priors; those that output_mask leaves out are empty."""
 
+    overload = op("gaussian_log_prob_backward")
+
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.output_mask = inputs
         save(ctx, *tensors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_log_prob, x, mu, rho, mu_prior, std_prior = ctx.saved_tensors
         terms = Terms(rho, None, mu, mu_prior, std_prior)
         direction = _asked(cotangents, ctx.output_mask)
@@ -94,7 +103,7 @@ class GaussianLogProbBackward(torch.autograd.Function):
         return to_grad, *_gradients(hessian, (x, mu, rho, mu_prior, std_prior), needed), None
 
     @staticmethod
-    def tangent(ctx: Any, grad_t: Any, *direction_and_mask: Any) -> tuple[Tensor, ...]:
+    def tangents(ctx: Any, grad_t: Any, *direction_and_mask: Any) -> tuple[Tensor, ...]:
         grad_log_prob, *inputs = saved_primals(ctx)
         x, mu, rho, mu_prior, std_prior = inputs
         hessian = Terms(rho, None, mu, mu_prior, std_prior).log_prob_hessian(grad_log_prob, x, *direction_and_mask[:5])
@@ -104,18 +113,22 @@ class GaussianLogProbBackward(torch.autograd.Function):
         return _tangents(hessian, linear, inputs, ctx.output_mask, mu)
 
 
-@differentiable(op("gaussian_sample_and_log_prob_backward"))
-class GaussianSampleAndLogProbBackward(torch.autograd.Function):
+gaussian_log_prob_backward = expose(GaussianLogProbBackward)
+
+
+class GaussianSampleAndLogProbBackward(OpFunction):
     """Gradients to mu, rho and the priors, summed over samples."""
 
+    overload = op("gaussian_sample_and_log_prob_backward")
+
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.stick_the_landing, ctx.full_size, ctx.origin, prior_grads = inputs
         ctx.output_mask = (True, True, prior_grads, prior_grads)
         save(ctx, *tensors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_stick_the_landing(ctx.stick_the_landing)
         grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key = ctx.saved_tensors
         terms = Terms(rho, key, mu, mu_prior, std_prior, ctx.full_size, ctx.origin)
@@ -130,7 +143,7 @@ class GaussianSampleAndLogProbBackward(torch.autograd.Function):
         return to_grad_x, to_grad_log_prob, *grads, *[None] * 5
 
     @staticmethod
-    def tangent(ctx: Any, grad_x_t: Any, grad_t: Any, *direction_and_others: Any) -> tuple[Tensor, ...]:
+    def tangents(ctx: Any, grad_x_t: Any, grad_t: Any, *direction_and_others: Any) -> tuple[Tensor, ...]:
         _refuse_stick_the_landing(ctx.stick_the_landing)
         grad_x, grad_log_prob, *inputs, key = saved_primals(ctx)
         mu, rho, mu_prior, std_prior = inputs
@@ -144,18 +157,22 @@ class GaussianSampleAndLogProbBackward(torch.autograd.Function):
         return _tangents(hessian, linear, inputs, ctx.output_mask, mu)
 
 
-@differentiable(op("gaussian_kl_divergence_backward"))
-class GaussianKLDivergenceBackward(torch.autograd.Function):
+gaussian_sample_and_log_prob_backward = expose(GaussianSampleAndLogProbBackward)
+
+
+class GaussianKLDivergenceBackward(OpFunction):
     """Gradients to mu, rho and the priors."""
 
+    overload = op("gaussian_kl_divergence_backward")
+
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, prior_grads = inputs
         ctx.output_mask = (True, True, prior_grads, prior_grads)
         save(ctx, *tensors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, mu, rho, mu_prior, std_prior = ctx.saved_tensors
         terms = Terms(rho, None, mu, mu_prior, std_prior)
         direction = _asked(cotangents, ctx.output_mask)
@@ -164,7 +181,7 @@ class GaussianKLDivergenceBackward(torch.autograd.Function):
         return to_grad, *_gradients(hessian, (mu, rho, mu_prior, std_prior), ctx.needs_input_grad[1:5]), None
 
     @staticmethod
-    def tangent(ctx: Any, grad_t: Any, *direction_and_flag: Any) -> tuple[Tensor, ...]:
+    def tangents(ctx: Any, grad_t: Any, *direction_and_flag: Any) -> tuple[Tensor, ...]:
         grad, *inputs = saved_primals(ctx)
         mu, rho, mu_prior, std_prior = inputs
         hessian = Terms(rho, None, mu, mu_prior, std_prior).kl_divergence_hessian(grad, *direction_and_flag[:4])
@@ -172,3 +189,6 @@ class GaussianKLDivergenceBackward(torch.autograd.Function):
         if grad_t is not None:
             linear = op("gaussian_kl_divergence_backward")(grad_t, *inputs, ctx.output_mask[2])
         return _tangents(hessian, linear, inputs, ctx.output_mask, mu)
+
+
+gaussian_kl_divergence_backward = expose(GaussianKLDivergenceBackward)

@@ -11,7 +11,6 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._pytree import tree_leaves
 
 from illia_ext import functional, reference
-from illia_ext._ops import autograd
 from illia_ext._ops.fake import NAMES, op
 
 MU_PRIOR, STD_PRIOR = 0.25, 0.75
@@ -245,11 +244,3 @@ def test_a_prior_that_requires_grad_is_read_under_no_grad() -> None:
     prior = PRIOR.clone().requires_grad_()
     with torch.no_grad():
         assert functional.gaussian_kl_divergence(THREE, THREE, prior, prior).isfinite()
-
-
-def test_functions_can_be_applied() -> None:
-    """The classes are the public face of the derivatives: `apply` is a call of the op."""
-    mu, rho = THREE.clone().requires_grad_(), THREE.clone().requires_grad_()
-    x = autograd.GaussianSample.apply(mu, rho, make_key(1))
-    assert torch.equal(x, functional.gaussian_sample(mu, rho, make_key(1)))
-    assert x.grad_fn is not None
