@@ -12,6 +12,7 @@ from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
 
 from illia_ext import functional
+from illia_ext._checks import check_count, shown
 from illia_ext._module.guard import GuardedModule, with_signature
 from illia_ext._module.in_place import (
     Turns,
@@ -28,8 +29,6 @@ from illia_ext._module.vmap import at_once
 from illia_ext._ops.dispatch import dispatch_modes, is_watched
 from illia_ext._ops.foreach import Apart
 from illia_ext.distributions import DistributionModule
-from illia_ext.functional import shown
-from illia_ext.random import count
 from illia_ext.selection import (
     Initial,
     Rows,
@@ -87,6 +86,8 @@ class BayesianModule(GuardedModule):
         chunk_size: how many of several samples run at once, by torch.vmap. 1: one after the other, each as a single
             call, which is right for every module. More may pay for small layers on a GPU; what vmap cannot do as single
             calls do is then refused: hooks, statistics to update, recurrent layers, changes in place.
+        stick_the_landing: leave the score term, whose mean is zero, out of log_prob's gradient, as
+            `functional.gaussian_sample_and_log_prob` says. An attribute of this name may be changed between steps.
 
     Functions of a parameter are given it detached: `mu_prior=lambda name, weight: weight` is a fixed prior. FSDP2's
     `fully_shard` takes the BayesianModule as a whole, no part of it; methods beside forward need
@@ -125,17 +126,19 @@ class BayesianModule(GuardedModule):
         copy: bool = True,
         reset_parameters: bool = False,
         chunk_size: int = 1,
+        stick_the_landing: bool = False,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module: expected an nn.Module, got {shown(module)}")
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"module: expected a Python module, got {type(module).__name__}, whose weights are fixed")
-        count(chunk_size, "chunk_size", least=1)
+        check_count("chunk_size", chunk_size, least=1)
         if reset_parameters and not copy:
             raise ValueError("reset_parameters: expected False with copy=False, which would overwrite the given module")
         names = selected_names(module, select, (DistributionModule, BayesianModule))
         super().__init__(look_up(module, places([next(iter(names))]))[0].device)
         self.chunk_size = chunk_size
+        self.stick_the_landing = stick_the_landing
         self.module = deep_copy(module) if copy else module
         if not copy:
             self._turns = Turns.of(module)
@@ -244,7 +247,7 @@ class BayesianModule(GuardedModule):
             # the dtype said: under autocast the weights of norms stay as they are, other ops narrow theirs
             arguments, rows = self._without_padding(mus, rhos)
             draw = functional.repeatable_draw if is_repeatable else functional.foreach_gaussian_sample_and_log_prob
-            x, log_prob = draw(*arguments, key, rhos[0].dtype)
+            x, log_prob = draw(*arguments, key, rhos[0].dtype, self.stick_the_landing)
             return put_back(x, rows, len(mus)) if rows else x, log_prob
         except (RuntimeError, TypeError, ValueError):
             self._explain()

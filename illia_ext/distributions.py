@@ -11,8 +11,8 @@ from torch.distributions import Independent, Normal
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from illia_ext import functional
-from illia_ext.functional import DTYPES, check_finite, check_std_prior
-from illia_ext.random import count, draw_key
+from illia_ext._checks import broadcasts, check_count, check_dtype, check_finite, check_prior
+from illia_ext.random import draw_key
 
 __all__ = ["DistributionModule", "GaussianDistribution", "Positive"]
 
@@ -35,15 +35,12 @@ def make_prior(name: str, value: Any, shape: torch.Size, dtype: torch.dtype, dev
     if isinstance(value, nn.Module):
         raise TypeError(f"{name}: expected a number, a tensor or a function (name, parameter), got a module")
     if not isinstance(value, Tensor):
-        number = check_std_prior(value) if name == "std_prior" else check_finite(name, value)
-        prior = torch.tensor([float(number)], dtype=dtype, device="cpu")
+        prior = torch.tensor([float(check_prior(name, value))], dtype=dtype, device="cpu")
         if not prior.isfinite() or (name == "std_prior" and prior == 0):
             raise ValueError(f"{name}: expected a number in the range of {dtype}, got {value}")
         return prior.to(device)
-    if value.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {value.dtype}")
-    fits = value.dim() <= len(shape) and all(n in (1, size) for n, size in zip(value.shape[::-1], shape[::-1]))
-    if value.numel() != 1 and not fits:
+    check_dtype(name, value.dtype)
+    if value.numel() != 1 and not broadcasts(value.shape, shape):
         message = f"expected one element, or a shape that broadcasts to {list(shape)}"
         raise ValueError(f"{name}: {message}, got {list(value.shape)}")
     if isinstance(value, nn.Parameter):
@@ -154,8 +151,7 @@ class GaussianDistribution(DistributionModule):
         if kwargs:
             raise TypeError(f"GaussianDistribution: unknown arguments {sorted(kwargs)}; device and dtype are known")
         dtype = torch.get_default_dtype() if factory["dtype"] is None else factory["dtype"]
-        if dtype not in DTYPES:
-            raise TypeError(f"dtype: expected float32, float64, float16 or bfloat16, got {dtype!r}")
+        check_dtype("dtype", dtype)
         self.shape = _shape(shape)
         self.mu_init = check_finite("mu_init", mu_init)
         self.rho_init = check_finite("rho_init", rho_init)
@@ -187,7 +183,7 @@ class GaussianDistribution(DistributionModule):
                 raise ValueError(f"num_samples: must be at least 0, got {num_samples}")
             return torch.randint(9223372036854775807, [num_samples, 2], generator=None, device=self.mu.device)
         else:
-            num_keys = None if num_samples is None else count(num_samples, "num_samples")
+            num_keys = None if num_samples is None else check_count("num_samples", num_samples)
             return draw_key(num_keys, device=self.mu.device, mesh=getattr(self.mu, "device_mesh", None))
 
     @torch.jit.export

@@ -13,7 +13,7 @@ All functions raise TypeError and ValueError for arguments of a wrong kind, and 
 tensors that do not fit together; the message names the argument and shows its value.
 """
 
-import sys
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import illia_ext._ops.autocast  # noqa: F401  (the dtype of a sample under autocast)
+from illia_ext._checks import check_prior
 from illia_ext._ops import autograd, foreach
 from illia_ext._ops.dispatch import is_traced
 
@@ -34,65 +35,31 @@ __all__ = [
     "gaussian_sample_and_log_prob",
 ]
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+# What C++ refuses, as a RuntimeError, though it is of a wrong kind or shape by itself.
+_KINDS = (
+    (TypeError, re.compile(r"(tensor \d+: )?(mu|rho|key): expected (float32|int64|the dtype)")),
+    (ValueError, re.compile(r"(tensor \d+: )?(rho|key): expected (the )?shape")),
+    (ValueError, re.compile(r"(mu|rho|mu_prior|std_prior): expected (at least one|one|as many) tensor")),
+)
 
 
-def _explain(**tensors: Any) -> None:
-    """After the op has refused: says in Python's terms what is of the wrong kind, if anything is.
-
-    The op checks everything by itself, so that a call that is in order need not pay for a second look.
-    """
-    for name, value in tensors.items():
+def _in_python(error: RuntimeError, lists: dict[str, list[Any]] | None = None, **tensors: Any) -> Exception:
+    """The exception for what an op has refused. It checks all by itself, so that a good call is not checked twice."""
+    named = {f"tensor {k}: {name}": value for name, values in (lists or {}).items() for k, value in enumerate(values)}
+    for name, value in {**named, **tensors}.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {value!r}") from None
-    mu, rho, key = tensors["mu"], tensors["rho"], tensors.get("key")
-    if mu.dtype not in DTYPES:
-        raise TypeError(f"mu: expected float32, float64, float16 or bfloat16, got {mu.dtype}") from None
-    if rho.shape != mu.shape:
-        raise ValueError(f"rho: expected the shape of mu, {list(mu.shape)}, got {list(rho.shape)}") from None
-    if rho.dtype != mu.dtype:
-        raise TypeError(f"rho: expected the dtype of mu, {mu.dtype}, got {rho.dtype}") from None
-    if key is not None:
-        if key.dtype not in (torch.int64, torch.uint64):
-            raise TypeError(f"key: expected int64 or uint64, got {key.dtype}") from None
-        if key.dim() not in (1, 2) or key.shape[-1] != 2:
-            raise ValueError(f"key: expected shape [2] or [num_samples, 2], got {list(key.shape)}") from None
-
-
-def shown(value: Any) -> str:
-    """A value in a message: tensors by their shapes, others in one line."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {list(value.shape)}"
-    text = repr(value).split("\n")[0]
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _check_number(name: str, value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {shown(value)}")
-    return value
-
-
-def check_std_prior(value: float) -> float:
-    """A standard deviation given as a number."""
-    if not 0 < _check_number("std_prior", value) <= sys.float_info.max:
-        raise ValueError(f"std_prior: expected a positive finite number, got {value}")
-    return value
-
-
-def check_finite(name: str, value: float) -> float:
-    """Another number, such as the prior's mean."""
-    # comparisons, because they also trace a number that is dynamic under torch.compile
-    if not -sys.float_info.max <= _check_number(name, value) <= sys.float_info.max:
-        raise ValueError(f"{name}: expected a finite number, got {value}")
-    return value
+            return TypeError(f"{name}: expected a tensor, got {value!r}")
+    for kind, message in _KINDS:
+        if message.match(str(error)):
+            return kind(str(error))
+    return error
 
 
 def _prior(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    number = check_std_prior(value) if name == "std_prior" else check_finite(name, value)
-    return torch.scalar_tensor(number, dtype=torch.float64, device="cpu")
+    return torch.scalar_tensor(check_prior(name, value), dtype=torch.float64, device="cpu")
 
 
 def _priors(name: str, value: Any) -> list[Tensor]:
@@ -114,29 +81,6 @@ def _tensors(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def _explain_each(**arguments: Any) -> None:
-    """As `_explain`, of lists and a key."""
-    mu, rho, key = arguments["mu"], arguments["rho"], arguments.get("key")
-    if not mu:
-        raise ValueError("mu: expected at least one tensor, got an empty list") from None
-    if len(rho) != len(mu):
-        raise ValueError(f"rho: expected as many tensors as mu, {len(mu)}, got {len(rho)}") from None
-    for name, count in (("mu_prior", len(arguments["mu_prior"])), ("std_prior", len(arguments["std_prior"]))):
-        if count not in (1, len(mu)):
-            message = f"{name}: expected one value, or as many as mu has tensors, {len(mu)}, got {count}"
-            raise ValueError(message) from None
-    for k, pair in enumerate(zip(mu, rho)):
-        try:
-            _explain(mu=pair[0], rho=pair[1])
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"tensor {k}: {error}") from None
-        if pair[0].dtype != mu[0].dtype:
-            message = f"tensor {k}: mu: expected the dtype of tensor 0, {mu[0].dtype}, got {pair[0].dtype}"
-            raise TypeError(message) from None
-    if "key" in arguments:
-        _explain(mu=mu[0], rho=rho[0], key=key)
-
-
 def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """x = mu + softplus(rho) * eps, with eps drawn from the stream of `key`.
 
@@ -153,9 +97,8 @@ def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | N
     """
     try:
         return autograd.gaussian_sample(mu, rho, key, dtype)
-    except RuntimeError:
-        _explain(mu=mu, rho=rho, key=key)
-        raise
+    except RuntimeError as error:
+        raise _in_python(error, mu=mu, rho=rho, key=key) from None
 
 
 def gaussian_log_prob(
@@ -174,9 +117,8 @@ def gaussian_log_prob(
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
         return autograd.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
-    except RuntimeError:
-        _explain(x=x, mu=mu, rho=rho)
-        raise
+    except RuntimeError as error:
+        raise _in_python(error, x=x, mu=mu, rho=rho) from None
 
 
 def gaussian_sample_and_log_prob(
@@ -207,9 +149,8 @@ def gaussian_sample_and_log_prob(
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
         return autograd.gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing)
-    except RuntimeError:
-        _explain(mu=mu, rho=rho, key=key)
-        raise
+    except RuntimeError as error:
+        raise _in_python(error, mu=mu, rho=rho, key=key) from None
 
 
 def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float) -> Tensor:
@@ -221,9 +162,8 @@ def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, st
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
         return autograd.gaussian_kl_divergence(mu, rho, mu_prior, std_prior)
-    except RuntimeError:
-        _explain(mu=mu, rho=rho)
-        raise
+    except RuntimeError as error:
+        raise _in_python(error, mu=mu, rho=rho) from None
 
 
 def foreach_gaussian_sample_and_log_prob(
@@ -257,9 +197,8 @@ def foreach_gaussian_sample_and_log_prob(
         return foreach.sample_and_log_prob(
             mu, rho, mu_prior, std_prior, key, dtype=dtype, stick_the_landing=stick_the_landing
         )
-    except RuntimeError:
-        _explain_each(mu=mu, rho=rho, mu_prior=mu_prior, std_prior=std_prior, key=key)
-        raise
+    except RuntimeError as error:
+        raise _in_python(error, {"mu": mu, "rho": rho}, key=key) from None
 
 
 def repeatable_draw(
@@ -269,21 +208,24 @@ def repeatable_draw(
     std_prior: Tensor | Sequence[Tensor],
     key: Tensor,
     dtype: torch.dtype,
+    stick_the_landing: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """`foreach_gaussian_sample_and_log_prob` whose backward may run several times.
 
     A compiled program, a transform of torch.func and forward mode have the op itself.
     """
     if not torch.is_grad_enabled() or is_traced():
-        return foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype)
+        return foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing)
     lists = [list(mu), list(rho), _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)]
     try:
         *x, log_prob = foreach.RepeatableDraw.apply(
-            lists, key, dtype, *[tensor for tensors in lists for tensor in tensors]
+            lists,
+            key,
+            {"dtype": dtype, "stick_the_landing": stick_the_landing},
+            *[tensor for tensors in lists for tensor in tensors],
         )
-    except RuntimeError:
-        _explain_each(mu=lists[0], rho=lists[1], mu_prior=lists[2], std_prior=lists[3], key=key)
-        raise
+    except RuntimeError as error:
+        raise _in_python(error, {"mu": lists[0], "rho": lists[1]}, key=key) from None
     return x, log_prob
 
 
@@ -302,6 +244,5 @@ def foreach_gaussian_kl_divergence(
     mu_prior, std_prior = _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)
     try:
         return foreach.kl_divergence(mu, rho, mu_prior, std_prior)
-    except RuntimeError:
-        _explain_each(mu=mu, rho=rho, mu_prior=mu_prior, std_prior=std_prior)
-        raise
+    except RuntimeError as error:
+        raise _in_python(error, {"mu": mu, "rho": rho}) from None

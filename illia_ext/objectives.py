@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from illia_ext._checks import check_finite, check_positive, shown
 from illia_ext._ops.dispatch import dispatch_modes, is_traced
-from illia_ext.functional import check_finite, shown
 
 __all__ = ["elbo_loss", "mutual_information", "predictive_entropy"]
 
@@ -69,8 +69,7 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
             "log_prob: expected numbers, got nan: a weight is nan, or a learned std_prior has become negative, which "
             "illia_ext.Positive prevents"
         )
-    if not check_finite("num_data", num_data) > 0:
-        raise ValueError(f"num_data: expected a positive number, got {num_data}")
+    check_positive("num_data", num_data)
     if not check_finite("kl_weight", kl_weight) >= 0:
         raise ValueError(f"kl_weight: expected a non-negative number, got {kl_weight}")
     nll, log_prob = (value.mean() if value.dim() else value for value in (nll, log_prob))

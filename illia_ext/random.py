@@ -4,12 +4,13 @@ A key holds two 64-bit words, `[seed, offset]`: shape [2] for one sample, [S, 2]
 function of the key (Philox4x32-10), in the stream of PyTorch's own stateless generator, `torch.func._random`.
 """
 
-import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.module_tracker import ModuleTracker
+
+from illia_ext._checks import check_count, check_int64, check_key
 
 __all__ = ["advance", "draw_key", "fold_in", "key", "split"]
 
@@ -49,40 +50,6 @@ def philox4x32(seed: Tensor, counter: Tensor) -> list[Tensor]:
     return words
 
 
-def _integer(value: Any, name: str) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer, got {value}")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
-
-
-def _as_int64(value: Any, name: str) -> int:
-    """The signed integer of the same 64 bits."""
-    number = _integer(value, name)
-    if not -(2**63) <= number < 2**64:
-        raise ValueError(f"{name}: expected an integer in [-2**63, 2**64), got {number}")
-    return number - 2**64 if number >= 2**63 else number
-
-
-def count(value: Any, name: str, least: int = 0) -> int:
-    """`value` as a number of things; `name` is the argument that an error names."""
-    number = _integer(value, name)
-    if number < least:
-        raise ValueError(f"{name}: must be at least {least}, got {number}")
-    return number
-
-
-def check_key(key: Tensor) -> Tensor:
-    if not isinstance(key, Tensor) or key.dtype not in (torch.int64, torch.uint64):
-        got = key.dtype if isinstance(key, Tensor) else repr(key)
-        raise TypeError(f"key: expected a tensor of int64 or uint64, got {got}")
-    if key.dim() == 0 or key.shape[-1] != 2:
-        raise ValueError(f"key: expected shape [..., 2], got {list(key.shape)}")
-    return key.to(torch.int64)
-
-
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:
     """The key `[seed, 0]`.
 
@@ -93,7 +60,7 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
     Returns:
         int64 tensor of shape [2].
     """
-    return torch.tensor([_as_int64(seed, "seed"), 0], dtype=torch.int64, device=device)
+    return torch.tensor([check_int64("seed", seed), 0], dtype=torch.int64, device=device)
 
 
 def draw_key(
@@ -128,7 +95,7 @@ def draw_key(
         raise TypeError(f"mesh: expected a torch.distributed.DeviceMesh, got {mesh!r}")
     if mesh is not None and mesh.get_coordinate() is None:
         raise ValueError(f"mesh: expected one with this rank on it, got {mesh}")
-    size = [2] if num_keys is None else [count(num_keys, "num_keys"), 2]
+    size = [2] if num_keys is None else [check_count("num_keys", num_keys), 2]
     # `generator=` must be written, also when it is None: without it a compiled program draws other numbers.
     drawn = torch.randint(2**63 - 1, size, generator=generator, device=device)
     return drawn if mesh is None else _share(drawn, mesh)
@@ -157,8 +124,8 @@ def split(key: Tensor, n: int = 2) -> Tensor:
     Returns:
         int64 tensor of shape [n, *key.shape].
     """
-    key = check_key(key)
-    steps = torch.arange(count(n, "n"), device=key.device)
+    key = check_key(key).to(torch.int64)
+    steps = torch.arange(check_count("n", n), device=key.device)
     return _fold(key, steps.reshape([-1, *[1] * (key.dim() - 1)]))
 
 
@@ -172,9 +139,9 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     Returns:
         int64 tensor of key's shape.
     """
-    key = check_key(key)
+    key = check_key(key).to(torch.int64)
     if not isinstance(data, Tensor):
-        return _fold(key, torch.tensor(_as_int64(data, "data"), device=key.device))
+        return _fold(key, torch.tensor(check_int64("data", data), device=key.device))
     if data.numel() != 1 or data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
         raise TypeError(f"data: expected one integer, got a tensor of {data.dtype} and shape {list(data.shape)}")
     return _fold(key, data.to(torch.int64).reshape(()))
@@ -193,6 +160,6 @@ def advance(key: Tensor, blocks: int | torch.SymInt) -> Tensor:
         int64 tensor of key's shape.
     """
     # int() of a symbol would be a guard
-    number: Any = blocks if isinstance(blocks, torch.SymInt) else _as_int64(blocks, "blocks")
-    key = check_key(key)
+    number: Any = blocks if isinstance(blocks, torch.SymInt) else check_int64("blocks", blocks)
+    key = check_key(key).to(torch.int64)
     return torch.stack([key[..., 0], key[..., 1] + number], dim=-1)

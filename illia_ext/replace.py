@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from illia_ext._checks import DTYPES
 from illia_ext.distributions import DistributionModule, GaussianDistribution, make_prior
-from illia_ext.functional import DTYPES, gaussian_log_prob
+from illia_ext.functional import gaussian_log_prob
 
 __all__ = ["replace_distributions"]
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from illia_ext import distributions
+from illia_ext._checks import check_dtype, check_finite, check_positive, shown
 from illia_ext._module.contents import reach
 from illia_ext._module.in_place import FLAT_WEIGHTS, Targets
 from illia_ext._ops.dispatch import dense, is_watched
-from illia_ext.functional import DTYPES, check_finite, shown
 
 __all__ = [
     "Initial",
@@ -174,9 +174,7 @@ def _check_memory(parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
 def _check_parameter(name: str, parameter: nn.Parameter, first: tuple[str, nn.Parameter]) -> None:
     if is_lazy(parameter):
         raise ValueError(f"{name}: expected a shape, got an uninitialized parameter; run the module on a batch first")
-    if parameter.dtype not in DTYPES:
-        message = f"expected float32, float64, float16 or bfloat16, got {parameter.dtype}"
-        raise TypeError(f"{name}: {message}; leave it out by select")
+    check_dtype(name, parameter.dtype, "; leave it out by select")
     if hasattr(parameter, "device_mesh"):
         raise ValueError(f"{name}: expected a plain tensor, got a DTensor; shard the BayesianModule instead")
     for what in ("dtype", "device"):
@@ -361,8 +359,7 @@ def relative_rho(delta: float, smallest: float = 1e-4) -> Callable[[str, Tensor]
     Bayes" (2020), MOPED; the prior's mean is the pretrained weight there: `mu_prior=lambda name, weight: weight`.
     """
     for argument, value in (("delta", delta), ("smallest", smallest)):
-        if not check_finite(argument, value) > 0:
-            raise ValueError(f"{argument}: expected a positive number, got {value}")
+        check_positive(argument, value)
 
     def rho(name: str, parameter: Tensor) -> Tensor:
         # of half types in float32, where `smallest` does not vanish

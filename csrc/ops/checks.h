@@ -30,11 +30,40 @@ inline std::ostream& operator<<(std::ostream& out, Shape shape) {
   return out << ']';
 }
 
+// A dtype as Python calls it.
+struct Dtype {
+  ScalarType dtype;
+};
+
+inline std::ostream& operator<<(std::ostream& out, Dtype value) {
+  constexpr std::pair<ScalarType, const char*> kNames[] = {{ScalarType::Float, "torch.float32"},
+                                                           {ScalarType::Double, "torch.float64"},
+                                                           {ScalarType::Half, "torch.float16"},
+                                                           {ScalarType::BFloat16, "torch.bfloat16"},
+                                                           {ScalarType::Byte, "torch.uint8"},
+                                                           {ScalarType::Char, "torch.int8"},
+                                                           {ScalarType::Short, "torch.int16"},
+                                                           {ScalarType::Int, "torch.int32"},
+                                                           {ScalarType::Long, "torch.int64"},
+                                                           {ScalarType::Bool, "torch.bool"},
+                                                           {ScalarType::ComplexFloat, "torch.complex64"},
+                                                           {ScalarType::ComplexDouble, "torch.complex128"}};
+  for (const auto& [dtype, name] : kNames)
+    if (dtype == value.dtype) return out << name;
+  return out << value.dtype;
+}
+
+template <typename part_t>
+const part_t& printed(const part_t& part) {
+  return part;
+}
+inline Dtype printed(ScalarType dtype) { return {dtype}; }
+
 template <typename... parts_t>
 void check(bool holds, const parts_t&... parts) {
   if (holds) return;
   std::ostringstream message;
-  (message << ... << parts);
+  (message << ... << printed(parts));
   throw std::runtime_error(message.str());
 }
 

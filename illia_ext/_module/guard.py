@@ -15,8 +15,9 @@ from torch import Tensor, distributed, nn
 from torch.compiler import is_compiling
 from torch.nn.parallel import DistributedDataParallel
 
+from illia_ext._checks import check_count, check_key, check_one_key
 from illia_ext._module.in_place import Turns, are_taken, kept_tensors
-from illia_ext.random import check_key, count, draw_key
+from illia_ext.random import draw_key
 
 __all__ = ["GuardedModule", "with_signature"]
 
@@ -188,24 +189,19 @@ class GuardedModule(nn.Module):
                 )
             return self.frozen_key.to(rho.device)  # elsewhere after load_state_dict(assign=True)
         if key is None:
-            num_keys = None if num_samples is None else count(num_samples, "num_samples", least=1)
+            num_keys = None if num_samples is None else check_count("num_samples", num_samples, least=1)
             key = draw_key(num_keys, device=rho.device, mesh=getattr(rho, "device_mesh", None))
         elif num_samples is not None:
             message = f"a key says how many samples to draw, got num_samples={num_samples} too"
             raise ValueError(f"num_samples: {message}; {_BY_POSITION}")
-        elif not isinstance(key, Tensor):
-            raise TypeError(f"key: expected a tensor, got {key!r}; {_BY_POSITION}")
-        elif key.dtype not in (torch.int64, torch.uint64):
-            raise TypeError(f"key: expected int64 or uint64, got {key.dtype}; {_BY_POSITION}")
+        else:
+            check_key(key, f"; {_BY_POSITION}")
         if key.dim() == 2 and len(key) == 0:
             raise ValueError(f"key: expected at least one, got shape {list(key.shape)}")
         return key
 
     def _choose_one_key(self, key: Tensor | None, rho: Tensor) -> Tensor:
-        key = self._choose_key(None, key, rho)
-        if key.shape != (2,):
-            raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
-        return key
+        return check_one_key(self._choose_key(None, key, rho))
 
     def freeze(self, key: Tensor | None = None) -> None:
         """Every call gives the sample of one key from now on, until `unfreeze`; kept in the state_dict.
@@ -215,8 +211,7 @@ class GuardedModule(nn.Module):
         """
         if key is None:
             key = draw_key(device=self.frozen_key.device)
-        if check_key(key).shape != (2,):
-            raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
+        check_one_key(key)
         with self.mu_in_place("freeze"):
             self.frozen_key.copy_(key)
             self.frozen = True

@@ -159,6 +159,7 @@ def expose(function: type[OpFunction]) -> Callable[..., Any]:
         method of the class, because Dynamo would trace a Function in place of the op.
     """
     inputs_of, overload = function.inputs, function.overload
+    least, most = inputs_of.num_positional, len(inputs_of.defaults)
     # past Function's own `apply`, which does not know levels of torch.func
     record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
@@ -174,8 +175,7 @@ def expose(function: type[OpFunction]) -> Callable[..., Any]:
             return record(*inputs, modes)
 
     def apply(*inputs: Any) -> Any:
-        fits = inputs_of.num_positional <= len(inputs) <= len(inputs_of.defaults)
-        if not fits or is_watched(inputs):
+        if not least <= len(inputs) <= most or is_watched(inputs):
             return inputs_of.call(*inputs)
         if _needs_gradients(inputs):
             return record(*inputs, *inputs_of.defaults[len(inputs) :], None)
@@ -200,6 +200,16 @@ def composite(
         What calls the op, without the dispatcher's round trip through Python where plain eager code calls.
     """
 
+    def in_its_words(*args: Any, **kwargs: Any) -> Any:
+        """`decomposed`, but what that cannot do the op refuses."""
+        try:
+            return decomposed(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError):
+            if not is_watched(_flatten(args)):
+                with torch.no_grad():
+                    overload(*args, **kwargs)
+            raise
+
     def call(args: Sequence[Any], kwargs: Mapping[str, Any], decompose: Callable[..., Any]) -> Any:
         if not _needs_gradients(_flatten(args)):
             with below_autograd():
@@ -211,7 +221,7 @@ def composite(
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if forward_ad._current_level >= 0 or (_transforms_active() and _needs_gradients(_flatten(args))):
             return decomposed(*args, **kwargs)
-        return call(args, kwargs, decomposed)
+        return call(args, kwargs, in_its_words)
 
     def apply(*args: Any, **kwargs: Any) -> Any:
         if is_watched(_flatten(args)):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
+from illia_ext._checks import broadcasts
 from illia_ext._ops.fake import op
 from illia_ext._ops.foreach import DECOMPOSED
 
@@ -76,8 +77,7 @@ class Layout:
         if name in _LIKE_MU:
             fits = list(shape[max(len(shape) - len(self.full_size), 0) :]) == self.full_size
         elif name in _PRIORS and math.prod(shape) != 1:
-            along = zip(reversed(shape), reversed(self.full_size))
-            fits = len(shape) <= len(self.full_size) and all(size in (1, full) for size, full in along)
+            fits = broadcasts(shape, self.full_size)
         if not fits:
             raise RuntimeError(f"{name}: expected a shape as {self.name} has it, {self.full_size}, got {list(shape)}")
 

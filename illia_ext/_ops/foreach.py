@@ -14,7 +14,6 @@ from torch import Tensor
 
 from illia_ext._ops.dispatch import below_autograd, composite, dense
 from illia_ext._ops.fake import op
-from illia_ext._ops.foreach_shapes import check_grad_x, check_lists, split_lists
 from illia_ext._ops.formulas import save
 from illia_ext.random import advance
 
@@ -26,6 +25,14 @@ _sample_and_log_prob = op("foreach_gaussian_sample_and_log_prob")
 _sample_and_log_prob_backward = op("foreach_gaussian_sample_and_log_prob_backward")
 _kl_divergence = op("foreach_gaussian_kl_divergence")
 _kl_divergence_backward = op("foreach_gaussian_kl_divergence_backward")
+
+
+def _split_lists(mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors) -> Iterator[_Tensors]:
+    """mu, rho, mu_prior and std_prior of each tensor. Raises ValueError, which `composite` lets the op explain."""
+    if any(tensor.dtype != mu[0].dtype for tensor in mu):
+        raise ValueError("mu: expected one dtype for all tensors")
+    priors = [list(prior) * (len(mu) if len(prior) == 1 else 1) for prior in (mu_prior, std_prior)]
+    return zip(mu, rho, *priors, strict=True)
 
 
 def _move_keys(mu: _Tensors, key: Tensor) -> list[Tensor]:
@@ -48,9 +55,8 @@ def _transpose(pairs: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
 def _decomposed_sample_and_log_prob(
     mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors, key: Tensor, **options: Any
 ) -> tuple[list[Tensor], Tensor]:
-    check_lists(mu, rho, mu_prior, std_prior, key)
     single = op("gaussian_sample_and_log_prob")
-    each = zip(split_lists(mu, rho, mu_prior, std_prior), _move_keys(mu, key))
+    each = zip(_split_lists(mu, rho, mu_prior, std_prior), _move_keys(mu, key))
     x, parts = _transpose([single(*tensors, key, **options) for tensors, key in each])
     return x, _add(parts)
 
@@ -65,24 +71,20 @@ def _decomposed_sample_and_log_prob_backward(
     key: Tensor,
     **options: Any,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    check_lists(mu, rho, mu_prior, std_prior, key)
-    check_grad_x(grad_x, rho, key)
     single = op("gaussian_sample_and_log_prob_backward")
-    each = zip(grad_x, split_lists(mu, rho, mu_prior, std_prior), _move_keys(mu, key))
+    each = zip(grad_x, _split_lists(mu, rho, mu_prior, std_prior), _move_keys(mu, key), strict=True)
     return _transpose([single(grad, grad_log_prob, *tensors, key, **options) for grad, tensors, key in each])
 
 
 def _decomposed_kl_divergence(mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors) -> Tensor:
-    check_lists(mu, rho, mu_prior, std_prior)
-    return _add([op("gaussian_kl_divergence")(*tensors) for tensors in split_lists(mu, rho, mu_prior, std_prior)])
+    return _add([op("gaussian_kl_divergence")(*tensors) for tensors in _split_lists(mu, rho, mu_prior, std_prior)])
 
 
 def _decomposed_kl_divergence_backward(
     grad: Tensor, mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors
 ) -> tuple[list[Tensor], list[Tensor]]:
-    check_lists(mu, rho, mu_prior, std_prior)
     single = op("gaussian_kl_divergence_backward")
-    return _transpose([single(grad, *tensors) for tensors in split_lists(mu, rho, mu_prior, std_prior)])
+    return _transpose([single(grad, *tensors) for tensors in _split_lists(mu, rho, mu_prior, std_prior)])
 
 
 DECOMPOSED: dict[Any, Callable[..., Any]] = {
@@ -198,11 +200,11 @@ class RepeatableDraw(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, lists: Any, key: Tensor, dtype: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, lists: Any, key: Tensor, options: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         with below_autograd():
-            x, log_prob = _sample_and_log_prob(*lists, key, dtype=dtype)
+            x, log_prob = _sample_and_log_prob(*lists, key, **options)
         ctx.set_materialize_grads(False)
-        ctx.lists, ctx.key, ctx.dtype = lists, key, dtype
+        ctx.lists, ctx.key, ctx.options = lists, key, options
         ctx.versions = [tensor._version for tensor in tensors]
         return *x, log_prob
 
@@ -225,7 +227,7 @@ class RepeatableDraw(torch.autograd.Function):
             part = [prior if len(prior) == 1 else prior[run] for prior in priors]
             arguments = grad_x[run], grad_log_prob, mu[run], rho[run], *part, keys[run.start]
             found[run], found[run.start + len(mu) : run.stop + len(mu)] = _apply_sample_and_log_prob_backward(
-                *arguments
+                *arguments, stick_the_landing=ctx.options["stick_the_landing"]
             )
         return *[None] * 3, *found
 
@@ -235,7 +237,7 @@ class RepeatableDraw(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             lists = [[tensor.view_as(tensor) for tensor in tensors] for tensors in ctx.lists]
-            x, log_prob = sample_and_log_prob(*lists, ctx.key, dtype=ctx.dtype)
+            x, log_prob = sample_and_log_prob(*lists, ctx.key, **ctx.options)
         outputs, given = zip(*((o, g) for o, g in zip([*x, log_prob], grads) if g is not None))
         inputs = [tensor for tensor, is_wanted in zip([t for tensors in lists for t in tensors], wanted) if is_wanted]
         found = iter(torch.autograd.grad(outputs, inputs, given, allow_unused=True, create_graph=create_graph))

@@ -12,7 +12,7 @@ from helpers import run_python
 pytestmark = pytest.mark.usefixtures("cpu")
 # Ours, of a vector of the C++ library, and torch's own for the tensors that it makes: gradients of ones, zeros.
 SENTENCE = re.compile(
-    r"RuntimeError: out of memory: cannot (?:allocate|copy) a \w+ tensor of shape \[[\d, ]*\]$"
+    r"RuntimeError: out of memory: cannot (?:allocate|copy) a torch\.\w+ tensor of shape \[[\d, ]*\]$"
     r"|(?:Memory|Runtime)Error: std::bad_alloc$"  # torch 2.15 makes a RuntimeError of it
     r"|RuntimeError: \[enforce fail at alloc_cpu.cpp:\d+\] .*DefaultCPUAllocator: can't allocate memory: you tried to "
     r"allocate \d+ bytes"

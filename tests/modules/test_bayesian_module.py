@@ -184,7 +184,7 @@ def test_freezing(bayesian: BayesianModule, device: torch.device) -> None:
 def test_what_frozen_weights_refuse(bayesian: BayesianModule, device: torch.device) -> None:
     with pytest.raises(ValueError, match=r"key: expected shape \[2\], got \[3, 2\]"):
         bayesian.freeze(make_keys((1, 2), (3, 4), (5, 6)))
-    with pytest.raises(TypeError, match=r"key: expected a tensor of int64 or uint64, got 5"):
+    with pytest.raises(TypeError, match=r"key: expected a tensor, got 5"):
         bayesian.freeze(5)
     assert not bayesian.frozen
     bayesian.freeze()

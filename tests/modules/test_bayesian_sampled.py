@@ -196,7 +196,7 @@ def test_reentrant_parts_cost_one_backward(learned: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         foreach,
         "_apply_sample_and_log_prob_backward",
-        lambda grad_x, *args: sizes.append(len(grad_x)) or backward(grad_x, *args),
+        lambda grad_x, *args, **options: sizes.append(len(grad_x)) or backward(grad_x, *args, **options),
     )
     results = []
     for run in (lambda part, hidden: part(hidden), partial(checkpoint, use_reentrant=True)):

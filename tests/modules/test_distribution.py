@@ -328,7 +328,7 @@ def test_training_moves_the_posterior_to_the_prior(device: torch.device) -> None
             TypeError,
             "data: expected one integer, got a tensor of torch.int64",
         ),
-        (lambda: random.split([1, 2]), TypeError, "key: expected a tensor of int64 or uint64, got [1, 2]"),
+        (lambda: random.split([1, 2]), TypeError, "key: expected a tensor, got [1, 2]"),
         (
             lambda: GaussianDistribution(True),
             TypeError,

@@ -12,7 +12,7 @@ from helpers import DEVICE, FLOAT_DTYPES, arithmetic_dtype, make_key, make_keys,
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
-from illia_ext import GaussianDistribution, functional
+from illia_ext import BayesianModule, GaussianDistribution, functional
 
 parametrize = pytest.mark.parametrize
 inf, nan = float("inf"), float("nan")
@@ -193,3 +193,30 @@ def test_stick_the_landing(scripted: bool, device: torch.device) -> None:
     # -eps / sigma + x / std_prior^2 = 0 but for the rounding of sigma and x: 4 units in the last place of |eps| < 4
     assert gradients[True].abs().max() < 16 * 2**-23
     assert gradients[False].abs().max() > 1
+
+
+@parametrize("way", ["call", "samples", "block"])
+@parametrize("learned", [False, True])
+def test_stick_the_landing_of_a_network(way: str, learned: bool, device: torch.device) -> None:
+    """The gradients are those of the functional, and the values those without it."""
+    torch.manual_seed(0)
+    prior = nn.Parameter(torch.full((1,), 0.5, device=device)) if learned else 0.5
+    bayesian = BayesianModule(nn.Linear(3, 2, device=device), std_prior=prior, rho_init=-1.0)
+    key = make_keys((1, 2), (3, 4), device=device) if way == "samples" else make_key(1, device=device)
+    _, mus, rhos = zip(*bayesian.named_gaussians())
+    parameters, gradients, values = list(bayesian.parameters()), {}, []
+    for bayesian.stick_the_landing in (False, True):
+        if way == "block":
+            with bayesian.sampled(key) as log_prob:
+                pass
+        else:
+            _, log_prob = bayesian(torch.ones(1, 3, device=device), key=key)
+        values.append(log_prob)
+        gradients[bayesian.stick_the_landing] = torch.autograd.grad(log_prob.sum(), parameters)
+    _, expected = functional.foreach_gaussian_sample_and_log_prob(
+        mus, rhos, bayesian.mu_prior, bayesian.std_prior, key, stick_the_landing=True
+    )
+    assert same_bits(*values)
+    # the sums over samples may be rounded in another order: 2^-24 of some ten terms of size 1
+    torch.testing.assert_close(gradients[True], torch.autograd.grad(expected.sum(), parameters), rtol=1e-5, atol=1e-5)
+    assert not any(torch.allclose(a, b) for a, b in list(zip(*gradients.values()))[-4:])

@@ -47,9 +47,9 @@ def test_bad_losses(arguments: Any, error: type[Exception], message: str) -> Non
 @parametrize(
     ("arguments", "error", "message"),
     [
-        ((0,), ValueError, "num_data: expected a positive number, got 0"),
-        ((-5,), ValueError, "num_data: expected a positive number, got -5"),
-        ((float("nan"),), ValueError, "num_data: expected a finite number, got nan"),
+        ((0,), ValueError, "num_data: expected a positive finite number, got 0"),
+        ((-5,), ValueError, "num_data: expected a positive finite number, got -5"),
+        ((float("nan"),), ValueError, "num_data: expected a positive finite number, got nan"),
         ((None,), TypeError, "num_data: expected a number, got None"),
         ((10, -0.5), ValueError, "kl_weight: expected a non-negative number, got -0.5"),
         ((10, "1"), TypeError, "kl_weight: expected a number, got '1'"),

@@ -324,9 +324,9 @@ def test_relative_rho(dtype: torch.dtype, device: torch.device) -> None:
     bound = 4 * torch.finfo(dtype).eps * rho.double().abs().clamp(min=1) * expected.clamp(max=1) + 1e-7 * expected
     assert rho.dtype == dtype and ((ours - expected).abs() <= bound + torch.finfo(dtype).eps * expected).all()
     assert relative_rho(0.1)("bias", torch.zeros(1)).item() == pytest.approx(-9.21029, abs=1e-5)  # log(1e-4) + 5e-5
-    with pytest.raises(ValueError, match=r"delta: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match=r"delta: expected a positive finite number, got 0"):
         relative_rho(0)
-    with pytest.raises(ValueError, match=r"smallest: expected a positive number, got -1"):
+    with pytest.raises(ValueError, match=r"smallest: expected a positive finite number, got -1"):
         relative_rho(0.1, -1)
 
 

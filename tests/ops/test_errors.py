@@ -92,43 +92,52 @@ OPS: list[Case] = [
     (call, RuntimeError, message)
     for call, message in [
         # dtypes
-        (lambda: op_sample(MU.int(), RHO.int(), KEY), "mu: expected float32, float64, float16 or bfloat16, got Int"),
+        (
+            lambda: op_sample(MU.int(), RHO.int(), KEY),
+            "mu: expected float32, float64, float16 or bfloat16, got torch.int32",
+        ),
         (
             lambda: op_kl_divergence(MU.to(torch.float8_e5m2), RHO, *PRIOR),
             "mu: expected float32, float64, float16 or bfloat16, got Float8_e5m2",
         ),
-        (lambda: op_both(MU, RHO.half(), *PRIOR, KEY), "rho: expected the dtype of mu, Float, got Half"),
-        (lambda: op_sample(MU, RHO, KEY.int()), "key: expected int64 or uint64, got Int"),
-        (lambda: op_normal(KEY.float(), [2], dtype=torch.float32), "key: expected int64 or uint64, got Float"),
+        (
+            lambda: op_both(MU, RHO.half(), *PRIOR, KEY),
+            "rho: expected the dtype of mu, torch.float32, got torch.float16",
+        ),
+        (lambda: op_sample(MU, RHO, KEY.int()), "key: expected int64 or uint64, got torch.int32"),
+        (lambda: op_normal(KEY.float(), [2], dtype=torch.float32), "key: expected int64 or uint64, got torch.float32"),
         (lambda: op_normal(KEY, [2], dtype=torch.cfloat), "dtype: expected float32, float64, float16 or bfloat16"),
         *[
             (
                 lambda dtype=dtype: op_sample(MU, RHO, KEY, dtype=dtype),
-                f"dtype: expected the dtype of mu, Float, or float16 or bfloat16 beside float32, got {name}",
+                f"dtype: expected the dtype of mu, torch.float32, or float16 or bfloat16 beside float32, got {name}",
             )
-            for dtype, name in ((torch.float64, "Double"), (torch.int64, "Long"))
+            for dtype, name in ((torch.float64, "torch.float64"), (torch.int64, "torch.int64"))
         ],
         (
             lambda: op_both(MU.double(), RHO.double(), *PRIOR, KEY, dtype=torch.float16),
-            "dtype: expected the dtype of mu, Double, or float16 or bfloat16 beside float32, got Half",
+            "dtype: expected the dtype of mu, torch.float64, or float16 or bfloat16 beside float32, got torch.float16",
         ),
         (
             lambda: op_log_prob(MU.double(), MU, RHO, *PRIOR),
-            "x: expected the dtype of mu, Float, or float16 or bfloat16 beside float32, got Double",
+            "x: expected the dtype of mu, torch.float32, or float16 or bfloat16 beside float32, got torch.float64",
         ),
         (
             lambda: op_log_prob(MU.half(), MU.bfloat16(), RHO.bfloat16(), *PRIOR),
-            "x: expected the dtype of mu, BFloat16, or float16 or bfloat16 beside float32, got Half",
+            "x: expected the dtype of mu, torch.bfloat16, or float16 or bfloat16 beside float32, got torch.float16",
         ),
         (
             lambda: op_kl_divergence(MU, RHO, PRIOR[0].long(), PRIOR[1]),
-            "mu_prior: expected float32, float64, float16 or bfloat16, got Long",
+            "mu_prior: expected float32, float64, float16 or bfloat16, got torch.int64",
         ),
         (
             lambda: op_log_prob_backward(ONE.double(), MU, MU, RHO, *PRIOR, MASK),
-            "grad_log_prob: expected Float, got Double",
+            "grad_log_prob: expected torch.float32, got torch.float64",
         ),
-        (lambda: op_kl_divergence_backward(ONE.half(), MU, RHO, *PRIOR), "grad: expected Float, got Half"),
+        (
+            lambda: op_kl_divergence_backward(ONE.half(), MU, RHO, *PRIOR),
+            "grad: expected torch.float32, got torch.float16",
+        ),
         # shapes
         (lambda: op_sample(MU, RHO[:2], KEY), "rho: expected the shape of mu, [3], got [2]"),
         (lambda: op_sample(MU, RHO, KEYS[None]), "key: expected shape [2] or [num_samples, 2], got [1, 2, 2]"),
@@ -259,7 +268,7 @@ MODULE: list[Case] = [
     (lambda: random.draw_key(mesh="x"), TypeError, "mesh: expected a torch.distributed.DeviceMesh, got 'x'"),
     (lambda: random.draw_key(True), TypeError, "num_keys: expected an integer, got True"),
     (lambda: random.split(KEY, -1), ValueError, "n: must be at least 0, got -1"),
-    (lambda: random.split(KEY.int()), TypeError, "key: expected a tensor of int64 or uint64, got torch.int32"),
+    (lambda: random.split(KEY.int()), TypeError, "key: expected int64 or uint64, got torch.int32"),
     (lambda: random.fold_in(MU.long(), 1), ValueError, "key: expected shape [..., 2], got [3]"),
     (lambda: random.fold_in(KEY, 2**64), ValueError, f"data: expected an integer in [-2**63, 2**64), got {2**64}"),
 ]

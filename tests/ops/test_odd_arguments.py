@@ -27,10 +27,9 @@ def valid_arguments(name: str, device: torch.device | str, numel: int = 3) -> di
 TENSORS = [(name, a.name) for name in NAMES for a in op(name)._schema.arguments if str(a.type) == "Tensor"]
 
 
-@pytest.mark.parametrize("meta", [False, True])
 @pytest.mark.parametrize(("name", "argument"), TENSORS)
-def test_none_for_a_tensor(name: str, argument: str, meta: bool, device: torch.device) -> None:
-    arguments = valid_arguments(name, "meta" if meta else device)
+def test_none_for_a_tensor(name: str, argument: str, device: torch.device) -> None:
+    arguments = valid_arguments(name, device)
     op(name)(**arguments)
     alone = name == "standard_normal"  # torch then finds no device
     message = "There were no tensor arguments" if alone else f"{argument}: expected a tensor, got None$"
@@ -49,15 +48,14 @@ def test_a_dtype_that_the_shims_do_not_know(name: str, argument: str, dtype: tor
 
 @pytest.mark.parametrize("name", NAMES)
 def test_larger_than_any_memory(name: str, device: torch.device) -> None:
-    message = f"cannot allocate a Float tensor of shape [{HUGE}]"
+    message = f"cannot allocate a torch.float32 tensor of shape [{HUGE}]"
     with pytest.raises(RuntimeError, match=rf"^(out of memory: )?{re.escape(message)}"):
         op(name)(**valid_arguments(name, device, HUGE))
 
 
 @pytest.mark.parametrize("count", [4, 6])
-@pytest.mark.parametrize("meta", [False, True])
-def test_output_mask_has_five_values(count: int, meta: bool, device: torch.device) -> None:
+def test_output_mask_has_five_values(count: int, device: torch.device) -> None:
     name = "gaussian_log_prob_backward"
-    arguments = valid_arguments(name, "meta" if meta else device) | {"output_mask": [True] * count}
+    arguments = valid_arguments(name, device) | {"output_mask": [True] * count}
     with pytest.raises(RuntimeError, match=f"^output_mask: expected 5 values, got {count}$"):
         op(name)(**arguments)

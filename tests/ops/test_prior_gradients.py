@@ -252,7 +252,7 @@ def test_a_module_learns_its_prior_by_functional_call(device: torch.device) -> N
 
 
 def test_a_number_on_the_cpu_beside_another_device() -> None:
-    """It gets no gradient, by name, and does not stand in the way of the other prior's."""
+    """It does not stand in the way of the other prior's gradient; that it gets none itself, C++ says on a GPU."""
     mu = torch.ones(3, device="meta", requires_grad=True)
     number, learnt = torch.tensor(0.5), torch.ones(3, device="meta", requires_grad=True)
     key = torch.ones(2, dtype=torch.int64, device="meta")
@@ -264,10 +264,6 @@ def test_a_number_on_the_cpu_beside_another_device() -> None:
     for function in functions:
         for priors in ((number, learnt), (learnt, number)):
             assert torch.autograd.grad(function(*priors), learnt)[0].shape == (3,)
-        for name, priors in (("mu_prior", (number.clone(), learnt)), ("std_prior", (learnt, number.clone()))):
-            wanted = priors[name == "std_prior"].requires_grad_()
-            with pytest.raises(RuntimeError, match=f"^{name}: a gradient to a number on the CPU beside parameters on"):
-                torch.autograd.grad(function(*priors), wanted)
 
 
 def test_a_learnt_prior_compiles(device: torch.device) -> None:

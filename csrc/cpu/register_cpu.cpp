@@ -1,3 +1,4 @@
+// The ops on the CPU.
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/device.h"
