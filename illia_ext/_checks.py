@@ -103,6 +103,7 @@ def check_key(key: Any, advice: str = "") -> Tensor:
 
 
 def check_one_key(key: Any) -> Tensor:
-    if check_key(key).shape != (2,):
-        raise ValueError(f"key: expected shape [2], got {list(key.shape)}")
-    return key
+    one = check_key(key)
+    if one.shape != (2,):
+        raise ValueError(f"key: expected shape [2], got {list(one.shape)}")
+    return one

@@ -264,7 +264,7 @@ class BayesianModule(GuardedModule):
                 yield self._draw(mus, rhos, some[0])
                 continue
             samples, log_prob = self._draw(mus, rhos, some)
-            apart = Apart.apply(*samples)
+            apart = Apart.apply(*samples)  # type: ignore[no-untyped-call]
             weights = [apart[start : start + len(mus)] for start in range(0, len(apart), len(mus))]
             yield from zip(weights, log_prob.unbind())
 

@@ -199,7 +199,8 @@ class GaussianDistribution(DistributionModule):
         """
         key = self._choose_key(num_samples, key)
         if is_scripting():
-            return torch.ops.illia_ext.gaussian_sample(self.mu, self.rho, key)
+            x: Tensor = torch.ops.illia_ext.gaussian_sample(self.mu, self.rho, key)
+            return x
         else:
             return functional.gaussian_sample(self.mu, self.rho, key)
 
@@ -229,7 +230,8 @@ class GaussianDistribution(DistributionModule):
                 x = x.to(dtype)
         x = _broadcast(x, mu)
         if is_scripting():
-            return torch.ops.illia_ext.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
+            log_prob: Tensor = torch.ops.illia_ext.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
+            return log_prob
         else:
             return functional.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
 
@@ -249,9 +251,10 @@ class GaussianDistribution(DistributionModule):
         """
         key = self._choose_key(num_samples, key)
         if is_scripting():
-            return torch.ops.illia_ext.gaussian_sample_and_log_prob(
+            both: Tuple[Tensor, Tensor] = torch.ops.illia_ext.gaussian_sample_and_log_prob(
                 self.mu, self.rho, self.mu_prior, self.std_prior, key, stick_the_landing=stick_the_landing
             )
+            return both
         else:
             return functional.gaussian_sample_and_log_prob(
                 self.mu, self.rho, self.mu_prior, self.std_prior, key, None, stick_the_landing
@@ -261,11 +264,12 @@ class GaussianDistribution(DistributionModule):
     def kl_divergence(self) -> Tensor:
         """KL(q || p) in closed form: scalar, in nats."""
         if is_scripting():
-            return torch.ops.illia_ext.gaussian_kl_divergence(self.mu, self.rho, self.mu_prior, self.std_prior)
+            kl: Tensor = torch.ops.illia_ext.gaussian_kl_divergence(self.mu, self.rho, self.mu_prior, self.std_prior)
+            return kl
         else:
             return functional.gaussian_kl_divergence(self.mu, self.rho, self.mu_prior, self.std_prior)
 
-    def to_distribution(self) -> Independent:
+    def to_distribution(self) -> "Independent[Normal]":
         """q as one of torch.distributions, with a graph to mu and rho: event_shape is shape, batch_shape empty.
 
         Its samples come from torch's generator, not from keys. Its formulas need softplus(rho) > 0, which in float32

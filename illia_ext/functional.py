@@ -218,7 +218,7 @@ def repeatable_draw(
         return foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing)
     lists = [list(mu), list(rho), _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)]
     try:
-        *x, log_prob = foreach.RepeatableDraw.apply(
+        *x, log_prob = foreach.RepeatableDraw.apply(  # type: ignore[no-untyped-call]
             lists,
             key,
             {"dtype": dtype, "stick_the_landing": stick_the_landing},

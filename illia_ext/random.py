@@ -113,7 +113,9 @@ def _fold(key: Any, steps: Tensor) -> Tensor:
     if _is_distributed(key):
         if not all(placement.is_replicate() for placement in key.placements):
             raise ValueError(f"key: expected to be replicated, the same on all ranks, got {key.placements}")
-        return type(key).from_local(_fold(key.to_local(), steps), key.device_mesh, key.placements, run_check=False)
+        local = _fold(key.to_local(), steps)
+        whole: Tensor = type(key).from_local(local, key.device_mesh, key.placements, run_check=False)
+        return whole
     words = philox4x32(key[..., 0], key[..., 1] + steps)
     return torch.stack([words[0] | (words[1] << 32), words[2] | (words[3] << 32)], dim=-1)
 

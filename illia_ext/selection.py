@@ -270,7 +270,7 @@ def put_back(parts: Sequence[Tensor], rows: Rows, num_tensors: int) -> list[Tens
             dim = tensor.dim() - 2
             row = rows[i].expand(*tensor.shape[:dim], 1, -1)
             pieces = [tensor, row, next(remaining)]
-            tensor = torch.cat(pieces, dim) if is_watched(pieces) else _Rows.apply(dim, *pieces)
+            tensor = torch.cat(pieces, dim) if is_watched(pieces) else _Rows.apply(dim, *pieces)  # type: ignore[no-untyped-call]
         tensors.append(tensor)
     return tensors
 
@@ -328,7 +328,7 @@ def shard_like(mus: Sequence[Any], priors: Sequence[Tensor]) -> list[Tensor]:
 
 def initial_rho(name: str, parameter: Tensor, rho_init: Initial) -> Tensor:
     """[*shape] of the parameter."""
-    if rho_init is relative_rho:
+    if rho_init is relative_rho:  # type: ignore[comparison-overlap]
         raise TypeError("rho_init: expected relative_rho(delta), such as relative_rho(0.1), got relative_rho itself")
     value: Any = rho_init(name, parameter) if _is_function("rho_init", rho_init) else rho_init  # type: ignore[operator]
     if not isinstance(value, Tensor):

@@ -170,7 +170,7 @@ class GuardedModule(nn.Module):
         """The key keeps its value, which the meta device has no place for and to_empty leaves unset."""
         key = self.frozen_key
         with self.mu_in_place("to"):
-            super()._apply(fn, recurse)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.frozen_key.is_meta:
             self.frozen_key = key
         else:

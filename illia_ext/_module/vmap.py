@@ -83,7 +83,9 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> Tensor:
     """By the formula, because the fused kernels would run one sample after the other, in torch's slowest way."""
-    return torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, *args, **kwargs)[0]
+    math = torch.ops.aten._scaled_dot_product_attention_math
+    output: Tensor = math(query, key, value, attn_mask, *args, **kwargs)[0]
+    return output
 
 
 class _VmapMode(TorchFunctionMode):

@@ -282,13 +282,14 @@ def load_jit() -> ModuleType:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Before 2.15 torch waits for ever on the lock that a killed process left. We hold ours: nobody holds that.
             (folder / "lock").unlink(missing_ok=True)
-            return cpp_extension.load(
+            library: ModuleType = cpp_extension.load(
                 name="illia_ext_C",
                 sources=[str(CSRC / name) for name in sources(".cpp")],
                 extra_cflags=flags,
                 extra_ldflags=[shlex.quote(flag) for flag in [*compile_cuda(folder, auto), *link_flags(auto)]],
                 build_directory=str(folder),
             )
+            return library
     except OSError as error:
         raise ImportError(
             f"compiling illia_ext in {folder} fails: {error}; the environment variable TORCH_EXTENSIONS_DIR names "

@@ -7,7 +7,7 @@ Nothing is kept for backward but the inputs and the key; the noise is drawn agai
     z = (x - mu) / sigma     w = (x - mu_prior) / std_prior^2
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ class GaussianSample(OpFunction):
         return terms.sample_tangent(mu, rho).to(dtype)
 
 
-gaussian_sample = expose(GaussianSample)
+gaussian_sample: Callable[..., Tensor] = expose(GaussianSample)
 
 
 class GaussianLogProb(OpFunction):
@@ -112,7 +112,7 @@ class GaussianLogProb(OpFunction):
         return Terms(rho, None, mu, mu_prior, std_prior).log_prob_tangent(x, *direction)
 
 
-gaussian_log_prob = expose(GaussianLogProb)
+gaussian_log_prob: Callable[..., Tensor] = expose(GaussianLogProb)
 
 
 class GaussianSampleAndLogProb(OpFunction):
@@ -152,7 +152,7 @@ class GaussianSampleAndLogProb(OpFunction):
         return x_tangent.to(dtype), log_prob_tangent
 
 
-gaussian_sample_and_log_prob = expose(GaussianSampleAndLogProb)
+gaussian_sample_and_log_prob: Callable[..., tuple[Tensor, Tensor]] = expose(GaussianSampleAndLogProb)
 
 
 class GaussianKLDivergence(OpFunction):
@@ -179,4 +179,4 @@ class GaussianKLDivergence(OpFunction):
         return Terms(rho, None, mu, mu_prior, std_prior).kl_divergence_tangent(*direction)
 
 
-gaussian_kl_divergence = expose(GaussianKLDivergence)
+gaussian_kl_divergence: Callable[..., Tensor] = expose(GaussianKLDivergence)

@@ -141,7 +141,7 @@ class ForeachGaussianKLDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lists: Any, *tensors: Tensor) -> Tensor:
         with below_autograd():
-            kl_divergence = _kl_divergence(*lists)
+            kl_divergence: Tensor = _kl_divergence(*lists)
         save(ctx, *tensors)
         ctx.sizes = [*map(len, lists)]
         return kl_divergence
@@ -156,12 +156,14 @@ class ForeachGaussianKLDivergence(torch.autograd.Function):
 def _record_sample_and_log_prob(*lists_and_key: Any, **options: Any) -> tuple[list[Tensor], Tensor]:
     *lists, key = lists_and_key
     tensors = [tensor for tensors in lists for tensor in tensors]
-    *x, log_prob = ForeachGaussianSampleAndLogProb.apply(lists, options, *tensors, key)
+    *x, log_prob = ForeachGaussianSampleAndLogProb.apply(lists, options, *tensors, key)  # type: ignore[no-untyped-call]
     return x, log_prob
 
 
 def _record_kl_divergence(*lists: Any) -> Tensor:
-    return ForeachGaussianKLDivergence.apply(lists, *[tensor for tensors in lists for tensor in tensors])
+    tensors = [tensor for tensors in lists for tensor in tensors]
+    kl_divergence: Tensor = ForeachGaussianKLDivergence.apply(lists, *tensors)  # type: ignore[no-untyped-call]
+    return kl_divergence
 
 
 class Apart(torch.autograd.Function):
@@ -244,5 +246,7 @@ class RepeatableDraw(torch.autograd.Function):
         return tuple(next(found) if is_wanted else None for is_wanted in wanted)
 
 
-sample_and_log_prob = composite(_sample_and_log_prob, _decomposed_sample_and_log_prob, _record_sample_and_log_prob)
-kl_divergence = composite(_kl_divergence, _decomposed_kl_divergence, _record_kl_divergence)
+sample_and_log_prob: Callable[..., tuple[list[Tensor], Tensor]] = composite(
+    _sample_and_log_prob, _decomposed_sample_and_log_prob, _record_sample_and_log_prob
+)
+kl_divergence: Callable[..., Tensor] = composite(_kl_divergence, _decomposed_kl_divergence, _record_kl_divergence)

@@ -61,13 +61,14 @@ class Terms:
         if mu_prior is not None and std_prior is not None:
             self.mu_prior, self.std_prior = self.of_prior(mu_prior), self.of_prior(std_prior)
         if key is not None:
-            self.eps = _standard_normal(key, rho.shape, dtype=self.dtype, full_size=full_size, origin=origin)
+            self.eps: Tensor = _standard_normal(key, rho.shape, dtype=self.dtype, full_size=full_size, origin=origin)
 
     @cached_property
     def h(self) -> Tensor:
         # The gradient of KL(q || p) to rho is -h under a flat prior: exact where p / sigma would be 0 / 0.
         scalar = self.rho.new_ones(())
-        return -_kl_divergence_backward(scalar, self.rho, self.rho, scalar, scalar * torch.inf)[1]
+        grad_rho: Tensor = _kl_divergence_backward(scalar, self.rho, self.rho, scalar, scalar * torch.inf)[1]
+        return -grad_rho
 
     @cached_property
     def dh(self) -> Tensor:
