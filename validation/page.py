@@ -42,7 +42,7 @@ def page(sections: list[Section], command: str, seconds: float, missing: Sequenc
     if missing:
         verdict += f" **Not measured: {', '.join(missing)}.**"
     parts = [
-        "# Trust: what was measured of the numbers",
+        "# Validation: what was measured of the numbers",
         f"Written by `{command}`, in {seconds / 60:.0f} min, never by hand. Each section ends with its own run: the "
         "command, date, machine, versions and commit.",
         verdict,
