@@ -92,18 +92,16 @@ def broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
     return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(target)))
 
 
-def check_key(key: Any, advice: str = "") -> Tensor:
+def check_key(key: Any, advice: str = "", dims: Sequence[int] = (), shape: str = "[..., 2]") -> Tensor:
+    """`dims`: how many dimensions it may have, any if that is empty; `shape` says so in the message."""
     if not isinstance(key, Tensor):
         raise TypeError(f"key: expected a tensor, got {key!r}{advice}")
     if key.dtype not in (torch.int64, torch.uint64):
         raise TypeError(f"key: expected int64 or uint64, got {key.dtype}{advice}")
-    if key.dim() == 0 or key.shape[-1] != 2:
-        raise ValueError(f"key: expected shape [..., 2], got {list(key.shape)}")
+    if key.dim() == 0 or key.shape[-1] != 2 or (dims and key.dim() not in dims):
+        raise ValueError(f"key: expected shape {shape}, got {list(key.shape)}")
     return key
 
 
 def check_one_key(key: Any) -> Tensor:
-    one = check_key(key)
-    if one.shape != (2,):
-        raise ValueError(f"key: expected shape [2], got {list(one.shape)}")
-    return one
+    return check_key(key, dims=(1,), shape="[2]")

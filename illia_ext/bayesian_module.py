@@ -133,6 +133,8 @@ class BayesianModule(GuardedModule):
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"module: expected a Python module, got {type(module).__name__}, whose weights are fixed")
         check_count("chunk_size", chunk_size, least=1)
+        if not isinstance(stick_the_landing, bool):
+            raise TypeError(f"stick_the_landing: expected True or False, got {shown(stick_the_landing)}")
         if reset_parameters and not copy:
             raise ValueError("reset_parameters: expected False with copy=False, which would overwrite the given module")
         names = selected_names(module, select, (DistributionModule, BayesianModule))

@@ -16,7 +16,7 @@ tensors that do not fit together; the message names the argument and shows its v
 import re
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -36,24 +36,24 @@ __all__ = [
 ]
 
 
-# What C++ refuses, as a RuntimeError, though it is of a wrong kind or shape by itself.
+# What C++ refuses by a RuntimeError, and Python has another exception for.
 _KINDS = (
-    (TypeError, re.compile(r"(tensor \d+: )?(mu|rho|key): expected (float32|int64|the dtype)")),
-    (ValueError, re.compile(r"(tensor \d+: )?(rho|key): expected (the )?shape")),
+    (TypeError, re.compile(r"(tensor \d+: )?(mu|rho|key): expected (float32|int64|the dtype|a dtype)")),
+    (ValueError, re.compile(r"(tensor \d+: )?(rho|key): expected (the |a )?shape")),
     (ValueError, re.compile(r"(mu|rho|mu_prior|std_prior): expected (at least one|one|as many) tensor")),
 )
 
 
-def _in_python(error: RuntimeError, lists: dict[str, list[Any]] | None = None, **tensors: Any) -> Exception:
-    """The exception for what an op has refused. It checks all by itself, so that a good call is not checked twice."""
+def _raise(error: RuntimeError, lists: dict[str, list[Any]] | None = None, **tensors: Any) -> NoReturn:
+    """After an op has refused its arguments, which it checks all by itself, so that a good call is checked once."""
     named = {f"tensor {k}: {name}": value for name, values in (lists or {}).items() for k, value in enumerate(values)}
     for name, value in {**named, **tensors}.items():
         if not isinstance(value, Tensor):
-            return TypeError(f"{name}: expected a tensor, got {value!r}")
+            raise TypeError(f"{name}: expected a tensor, got {value!r}") from None
     for kind, message in _KINDS:
-        if message.match(str(error)):
-            return kind(str(error))
-    return error
+        if type(error) is RuntimeError and message.match(str(error)):
+            raise kind(str(error)) from None
+    raise error
 
 
 def _prior(name: str, value: Any) -> Tensor:
@@ -98,7 +98,7 @@ def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | N
     try:
         return autograd.gaussian_sample(mu, rho, key, dtype)
     except RuntimeError as error:
-        raise _in_python(error, mu=mu, rho=rho, key=key) from None
+        _raise(error, mu=mu, rho=rho, key=key)
 
 
 def gaussian_log_prob(
@@ -118,7 +118,7 @@ def gaussian_log_prob(
     try:
         return autograd.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
     except RuntimeError as error:
-        raise _in_python(error, x=x, mu=mu, rho=rho) from None
+        _raise(error, x=x, mu=mu, rho=rho)
 
 
 def gaussian_sample_and_log_prob(
@@ -150,7 +150,7 @@ def gaussian_sample_and_log_prob(
     try:
         return autograd.gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing)
     except RuntimeError as error:
-        raise _in_python(error, mu=mu, rho=rho, key=key) from None
+        _raise(error, mu=mu, rho=rho, key=key)
 
 
 def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float) -> Tensor:
@@ -163,7 +163,7 @@ def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, st
     try:
         return autograd.gaussian_kl_divergence(mu, rho, mu_prior, std_prior)
     except RuntimeError as error:
-        raise _in_python(error, mu=mu, rho=rho) from None
+        _raise(error, mu=mu, rho=rho)
 
 
 def foreach_gaussian_sample_and_log_prob(
@@ -198,7 +198,7 @@ def foreach_gaussian_sample_and_log_prob(
             mu, rho, mu_prior, std_prior, key, dtype=dtype, stick_the_landing=stick_the_landing
         )
     except RuntimeError as error:
-        raise _in_python(error, {"mu": mu, "rho": rho}, key=key) from None
+        _raise(error, {"mu": mu, "rho": rho}, key=key)
 
 
 def repeatable_draw(
@@ -225,7 +225,7 @@ def repeatable_draw(
             *[tensor for tensors in lists for tensor in tensors],
         )
     except RuntimeError as error:
-        raise _in_python(error, {"mu": lists[0], "rho": lists[1]}, key=key) from None
+        _raise(error, {"mu": lists[0], "rho": lists[1]}, key=key)
     return x, log_prob
 
 
@@ -245,4 +245,4 @@ def foreach_gaussian_kl_divergence(
     try:
         return foreach.kl_divergence(mu, rho, mu_prior, std_prior)
     except RuntimeError as error:
-        raise _in_python(error, {"mu": mu, "rho": rho}) from None
+        _raise(error, {"mu": mu, "rho": rho})

@@ -4,15 +4,16 @@ import ast
 import subprocess
 import sys
 from collections import defaultdict
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from statistics import median
 
+ROOT = Path(__file__).resolve().parents[1]
 CODE = {".py", ".h", ".cpp", ".cu", ".cuh"}
 PRODUCT = ("csrc", "illia_ext")
 
 
 def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def room_of(path: PurePath) -> str:

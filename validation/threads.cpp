@@ -1,5 +1,5 @@
 // torch's parallel loop, in threads that ThreadSanitizer sees: torch's own are OpenMP's, whose barriers it does not
-// know. Loaded before torch it takes the place of the function that csrc/cpu/launch.h calls. Neighbouring indices go to
+// know. Loaded before torch it takes the place of the function that csrc/cpu/device.h calls. Neighbouring indices go to
 // different threads, so that whatever two chunks share is shared by two threads.
 #include <atomic>
 #include <chrono>

@@ -43,7 +43,11 @@ class Cuda {
   void launch(Types types, const Parts<args_t>& parts) const {
     const Launch on{types, stream_};
     if (parts.size() == 1) return check_launch(cuda::launch(on, parts[0].args, parts[0].general));
-    if constexpr (kTakesMany<args_t>) check_launch(cuda::launch(on, parts));
+    if constexpr (kTakesMany<args_t>) {
+      check_launch(cuda::launch(on, parts));
+    } else {
+      check(false, op_, ": takes one tensor, got ", parts.size());
+    }
   }
 
   void add(Types types, const TileSums& sums, const std::vector<int64_t>&, int64_t num_samples) const {

@@ -1,11 +1,46 @@
-// The kernels of many tensors: what those of one do with a tile, for the tiles of a table.
+// The kernels of many tensors: what those of one do with a tile. The tensors' arguments are a table in the kernel's
+// own, and the grid runs over the tiles of all.
 #include "cuda/kl_tile.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/sample_tile.cuh"
-#include "cuda/table.cuh"
 
 namespace illia {
 namespace cuda {
+
+constexpr size_t kArgumentBytes = CUDART_VERSION >= 12010 ? 32764 : 4096;  // that a kernel may have
+
+template <typename args_t>
+struct Table {
+  struct Entry {
+    args_t args;
+    Plain plain;
+  };
+  static constexpr int kCapacity = (kArgumentBytes - 2 * sizeof(int64_t)) / (sizeof(Entry) + sizeof(int64_t));
+
+  int64_t num_tiles = 0;
+  int size = 0;
+  int64_t first_tiles[kCapacity];  // of each tensor: apart, so that a search reads little memory
+  Entry entries[kCapacity];
+
+  // The tensor that has a tile.
+  __device__ __forceinline__ int find(int64_t tile) const {
+    int low = 0, high = size;
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (first_tiles[middle] <= tile ? low : high) = middle;
+    }
+    return low;
+  }
+};
+
+// function(entry, index): each tile that falls to this block, by its tensor and its index there.
+template <typename args_t, typename function_t>
+__device__ __forceinline__ void for_each_tile(const Table<args_t>& table, function_t function) {
+  for (int64_t tile = blockIdx.x; tile < table.num_tiles; tile += gridDim.x) {
+    const int place = table.find(tile);
+    function(table.entries[place], tile - table.first_tiles[place]);
+  }
+}
 
 template <typename scalar_t, typename sample_t>
 __global__ void __launch_bounds__(kThreads, 2) foreach_sample_kernel(const __grid_constant__ Table<SampleArgs> table) {
@@ -17,8 +52,8 @@ __global__ void __launch_bounds__(kThreads, 2) foreach_sample_kernel(const __gri
     const SampleArgs& args = entry.args;
     const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
     keep_constants(index, args.prior.std, args.numel, kLogProbConstant, &constants);
-    with_tile<ForwardTile, scalar_t>(index, args.numel, entry.aligned, entry.first_block, [&](const auto& tile) {
-      sample_tile<sample_t, true>(tile, index, args, prior, Plain{}, &constants, block_sum);
+    with_tile<ForwardTile, scalar_t>(index, args.numel, entry.plain, [&](const auto& tile) {
+      sample_tile<sample_t, true>(tile, index, args, prior, entry.plain, &constants, block_sum);
     });
   });
 }
@@ -33,8 +68,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   for_each_tile(table, [&](const auto& entry, int64_t index) {
     const SampleBackwardArgs& args = entry.args;
     const Prior<acc_t> prior = kLogProb ? read_prior<acc_t>(args.prior) : Prior<acc_t>{};
-    with_tile<BackwardTile, scalar_t>(index, args.numel, entry.aligned, entry.first_block, [&](const auto& tile) {
-      sample_backward_tile<sample_t, kLogProb>(tile, index, args, prior, h_scale, Plain{}, block_sum);
+    with_tile<BackwardTile, scalar_t>(index, args.numel, entry.plain, [&](const auto& tile) {
+      sample_backward_tile<sample_t, kLogProb>(tile, index, args, prior, h_scale, entry.plain, block_sum);
     });
   });
 }
@@ -50,8 +85,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     const KlDivergenceArgs& args = entry.args;
     const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
     keep_constants(index, args.prior.std, args.numel, kKlConstant, &constants);
-    with_tile<ForwardTile, scalar_t>(index, args.numel, entry.aligned, entry.first_block, [&](const auto& tile) {
-      kl_divergence_tile(tile, index, args, prior, Plain{}, &constants, block_sum);
+    with_tile<ForwardTile, scalar_t>(index, args.numel, entry.plain, [&](const auto& tile) {
+      kl_divergence_tile(tile, index, args, prior, entry.plain, &constants, block_sum);
     });
   });
 }
@@ -65,8 +100,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   for_each_tile(table, [&](const auto& entry, int64_t index) {
     const KlDivergenceBackwardArgs& args = entry.args;
     const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
-    with_tile<BackwardTile, scalar_t>(index, args.numel, entry.aligned, entry.first_block, [&](const auto& tile) {
-      kl_divergence_backward_tile(tile, index, args, prior, Plain{}, block_sum);
+    with_tile<BackwardTile, scalar_t>(index, args.numel, entry.plain, [&](const auto& tile) {
+      kl_divergence_backward_tile(tile, index, args, prior, entry.plain, block_sum);
     });
   });
 }
@@ -88,7 +123,7 @@ const char* start_parts(const Launch& on, void (*kernel)(const Table<args_t>), c
     if (is_plain<scalar_t>(general)) {
       if (table.size == Table<args_t>::kCapacity) error = flush();
       table.first_tiles[table.size] = table.num_tiles;
-      table.entries[table.size++] = {args, first_block<scalar_t>(general), memory_aligned<scalar_t, sample_t>(args)};
+      table.entries[table.size++] = {args, {memory_aligned<scalar_t, sample_t>(args), first_block<scalar_t>(general)}};
       table.num_tiles += tile_t<scalar_t, true>::cover(args.numel);
     } else {
       error = launch(on, args, general);
@@ -130,27 +165,6 @@ const char* launch(const Launch& on, const Parts<KlDivergenceBackwardArgs>& part
   return dispatch(on.types.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     return start_parts<BackwardTile, scalar_t, scalar_t>(on, foreach_kl_divergence_backward_kernel<scalar_t>, parts);
-  });
-}
-
-// Of one tile the sum is made already; of none it is 0.
-const char* launch_sums(const Launch& on, const TileSums& sums, int64_t num_samples) {
-  if (sums.num_tiles == 1 || num_samples == 0) return nullptr;
-  const dim3 grid(static_cast<unsigned>(std::min(num_samples, kMostBlocks)));
-  return dispatch(on.types.parameters, [&](auto tag) {
-    using acc_t = AccType<typename decltype(tag)::type>;
-    return start(on, sum_tiles_kernel<acc_t>, grid, kSumThreads, sums.partials, num_samples, sums.num_tiles,
-                 static_cast<acc_t*>(sums.results));
-  });
-}
-
-const char* launch_prior_grad_sums(const Launch& on, const General& general, int64_t numel) {
-  return dispatch(on.types.parameters, [&](auto tag) {
-    using scalar_t = typename decltype(tag)::type;
-    using acc_t = AccType<scalar_t>;
-    return start(on, sum_prior_grads_kernel<acc_t>, dim3(2), kSumThreads, general.prior_partials,
-                 GeneralTile<scalar_t>::cover(numel), static_cast<acc_t*>(general.mu_prior_grad.sum),
-                 static_cast<acc_t*>(general.std_prior_grad.sum));
   });
 }
 

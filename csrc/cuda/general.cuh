@@ -1,4 +1,5 @@
-// The two variants of a kernel over tiles. The plain one draws a whole tensor against one prior, by vectors. The
+// The two variants of a kernel over tiles. The plain one draws a tensor that is one row of the stream, from a Philox
+// block on, against one prior, by vectors. The
 // general one does what `General` asks for besides: it learns that at run time, moves single elements and takes few of
 // them a thread, so that it costs little code and the plain one nothing.
 #pragma once
@@ -69,14 +70,13 @@ using TileOf = std::conditional_t<kIsGeneral<variant_t>, GeneralTile<scalar_t>, 
 
 // function(tile) for one tile of a tensor without rare features.
 template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>
-__device__ __forceinline__ void with_tile(int64_t index, int64_t numel, bool aligned, uint64_t first_block,
-                                          function_t function) {
+__device__ __forceinline__ void with_tile(int64_t index, int64_t numel, const Plain& plain, function_t function) {
   using Full = tile_t<scalar_t, true>;
   using Part = tile_t<scalar_t, false>;
-  if (aligned && (index + 1) * Full::kSize <= numel) {
-    function(Full(index, numel, first_block));
+  if (plain.aligned && (index + 1) * Full::kSize <= numel) {
+    function(Full(index, numel, plain.first_block));
   } else {
-    function(Part(index, numel, first_block));
+    function(Part(index, numel, plain.first_block));
   }
 }
 
@@ -84,8 +84,7 @@ __device__ __forceinline__ void with_tile(int64_t index, int64_t numel, bool ali
 template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>
 __device__ __forceinline__ void for_each_tile(int64_t numel, const Plain& plain, function_t function) {
   for (int64_t index = blockIdx.x; index * tile_t<scalar_t, true>::kSize < numel; index += gridDim.x)
-    with_tile<tile_t, scalar_t>(index, numel, plain.aligned, plain.first_block,
-                                [&](const auto& tile) { function(tile, index); });
+    with_tile<tile_t, scalar_t>(index, numel, plain, [&](const auto& tile) { function(tile, index); });
 }
 
 template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>

@@ -50,15 +50,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-int64_t count_tiles(Types types, int64_t numel, const General& general) {
-  return dispatch(types.parameters, [&](auto tag) {
-    using scalar_t = typename decltype(tag)::type;
-    return dispatch_variant<scalar_t>(general, true, [&](const auto& variant) {
-      return TileOf<ForwardTile, scalar_t, std::decay_t<decltype(variant)>>::cover(numel);
-    });
-  });
-}
-
 const char* launch(const Launch& on, const StandardNormalArgs& args, const General& general) {
   return dispatch(on.types.parameters, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
@@ -90,8 +81,10 @@ const char* launch(const Launch& on, const SampleBackwardArgs& args, const Gener
     using sample_t = typename decltype(sample_tag)::type;
     return dispatch_variant<scalar_t>(general, memory_aligned<scalar_t, sample_t>(args), [&](const auto& variant) {
       using variant_t = std::decay_t<decltype(variant)>;
-      const auto kernel = args.grad_log_prob ? sample_backward_kernel<scalar_t, sample_t, true, variant_t>
-                                             : sample_backward_kernel<scalar_t, sample_t, false, variant_t>;
+      // of no sample grad_log_prob has no memory, and gradients to priors are 0
+      const bool with_log_prob = args.grad_log_prob || args.num_samples == 0;
+      const auto kernel = with_log_prob ? sample_backward_kernel<scalar_t, sample_t, true, variant_t>
+                                        : sample_backward_kernel<scalar_t, sample_t, false, variant_t>;
       return start_tiles<BackwardTile, scalar_t>(on, kernel, args, variant);
     });
   });

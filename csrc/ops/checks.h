@@ -47,7 +47,14 @@ inline std::ostream& operator<<(std::ostream& out, Dtype value) {
                                                            {ScalarType::Long, "torch.int64"},
                                                            {ScalarType::Bool, "torch.bool"},
                                                            {ScalarType::ComplexFloat, "torch.complex64"},
-                                                           {ScalarType::ComplexDouble, "torch.complex128"}};
+                                                           {ScalarType::ComplexDouble, "torch.complex128"},
+                                                           {ScalarType::UInt16, "torch.uint16"},
+                                                           {ScalarType::UInt32, "torch.uint32"},
+                                                           {ScalarType::UInt64, "torch.uint64"},
+                                                           {ScalarType::Float8_e5m2, "torch.float8_e5m2"},
+                                                           {ScalarType::Float8_e4m3fn, "torch.float8_e4m3fn"},
+                                                           {ScalarType::Float8_e5m2fnuz, "torch.float8_e5m2fnuz"},
+                                                           {ScalarType::Float8_e4m3fnuz, "torch.float8_e4m3fnuz"}};
   for (const auto& [dtype, name] : kNames)
     if (dtype == value.dtype) return out << name;
   return out << value.dtype;

@@ -10,8 +10,8 @@ namespace illia {
 
 enum class Storage { kFloat, kDouble, kHalf, kBFloat16 };
 
-// How tensors are stored: mu, rho and their gradients as `parameters`, x, eps and grad_x as `sample`. Everything else
-// has the arithmetic type: double beside double parameters, else float.
+// How tensors are stored: mu, rho and their gradients as `parameters`, x, eps and grad_x as `sample`. Where nothing
+// else is said, other memory has the arithmetic type: double beside double parameters, else float.
 struct Types {
   Storage parameters, sample;
 };
@@ -32,10 +32,10 @@ struct PriorScalars {
   Scalar mu{}, std{nullptr, Storage::kDouble, 1};
 };
 
-// The gradient to a prior: neither is nullptr where it is not asked for.
+// The gradient to a prior: both are nullptr where it is not asked for.
 struct PriorGrad {
   void* each = nullptr;  // [numel]: for each element, or
-  void* sum = nullptr;   // [1]: over all of them
+  void* sum = nullptr;   // [1]: over all of them, double on the CPU
 
   bool asked() const { return each || sum; }
 };
@@ -59,7 +59,7 @@ struct General {
 // added when all are there; where one tile is all, its sum is the result.
 struct TileSums {
   void* results = nullptr;     // [num_samples]; nullptr: partials alone
-  double* partials = nullptr;  // [num_samples, num_tiles]; nullptr where there is one tile
+  double* partials = nullptr;  // [num_samples, num_tiles]; nullptr where there are fewer than two tiles
   int64_t num_tiles = 0;
 
   bool asked() const { return results || partials; }

@@ -19,6 +19,10 @@ inline Storage storage_of(ScalarType dtype) {
   }
 }
 
+inline ScalarType arithmetic_dtype(Types types) {
+  return types.parameters == Storage::kDouble ? ScalarType::Double : ScalarType::Float;
+}
+
 // A device as the shims name it.
 struct Place {
   int32_t type, index;

@@ -195,7 +195,7 @@ class GuardedModule(nn.Module):
             message = f"a key says how many samples to draw, got num_samples={num_samples} too"
             raise ValueError(f"num_samples: {message}; {_BY_POSITION}")
         else:
-            check_key(key, f"; {_BY_POSITION}")
+            check_key(key, f"; {_BY_POSITION}", (1, 2), "[2] or [num_samples, 2]")
         if key.dim() == 2 and len(key) == 0:
             raise ValueError(f"key: expected at least one, got shape {list(key.shape)}")
         return key

@@ -1,4 +1,4 @@
-"""What makes the ops of torch.ops.illia_ext citizens of PyTorch.
+"""How PyTorch sees the ops of torch.ops.illia_ext.
 
 In reading order: `fake` (shapes and batching), `autograd` (first derivatives), `second_order`, `formulas` (of both),
 `foreach` (many tensors), `dispatch` (how derivatives get onto an op), `autocast`, `dtensor`.
@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-__all__: list[str] = []  # importing it registers all
+__all__: list[str] = []  # importing it has `dtensor` registered in time
 
 AWAITED, FOLLOWER = "torch.distributed.tensor", "illia_ext._ops.dtensor"
 

@@ -17,9 +17,19 @@ import torch
 from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
-__all__ = ["OpFunction", "below_autograd", "composite", "dense", "expose", "is_traced", "is_watched"]
+__all__ = [
+    "OpFunction",
+    "below_autograd",
+    "composite",
+    "dense",
+    "dispatch_modes",
+    "expose",
+    "is_traced",
+    "is_watched",
+]
 
 _library = torch.library.Library("illia_ext", "IMPL")
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -69,8 +79,8 @@ def dense(grad: Tensor | None) -> Tensor | None:
     return grad.to_dense() if grad is not None and grad.is_sparse else grad
 
 
-class Inputs:
-    """How an op is called with its inputs in the schema's order, keyword-only ones included."""
+class Signature:
+    """Calls an op with its inputs in the schema's order, keyword-only ones included."""
 
     def __init__(self, overload: Any) -> None:
         arguments = overload._schema.arguments
@@ -100,55 +110,57 @@ class Inputs:
         return *inputs[: self.num_positional], *(kwargs.get(name, default) for name, default in given)
 
 
-class OpFunction(torch.autograd.Function):
+class OpFunction(_SingleLevelFunction):
     """The derivatives of one op; `expose` puts them on it.
 
     A subclass names the op by `overload`, and has the static methods
 
-        save_inputs(ctx, inputs, output)     what the others need (`setup_context` would cost 10 us a call)
-        gradients(ctx, *grad_outputs)        one an input; at least one grad_output is given
-        tangents(ctx, *grad_inputs)          forward mode: one an output
+        save_inputs(ctx, inputs, output)     saves what the others need (`setup_context` would cost 10 us per call)
+        gradients(ctx, *grad_outputs)        one per input; at least one grad_output is given
+        tangents(ctx, *grad_inputs)          forward mode: one per output
 
-    with inputs as `Inputs` has them. The methods call ops, or what `expose` returns.
-
-    `forward`, `backward` and `jvp` have one input more, `modes`: None, or within a transform of torch.func whether
-    gradients and tangents are recorded. torch.autograd switches both off for the call, for the levels of torch.func
-    below as well, which would make derivatives of derivatives zero.
+    Inputs are in the schema's order, keyword-only ones included. The methods call ops, or what `expose` returns.
     """
 
     overload: ClassVar[Any]
-    inputs: ClassVar[Inputs]
+    signature: ClassVar[Signature]
     save_inputs: ClassVar[Callable[..., None]]
     gradients: ClassVar[Callable[..., tuple[Tensor | None, ...]]]
     tangents: ClassVar[Callable[..., Any]]
+    _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
 
     def __init_subclass__(cls) -> None:
-        cls.inputs = Inputs(cls.overload)
+        """Plain functions, because compiled autograd takes no class methods.
 
-    @classmethod
-    def forward(cls, ctx: Any, *inputs_and_modes: Any) -> Any:
-        inputs, modes = inputs_and_modes[:-1], inputs_and_modes[-1]
-        if modes is None:
-            output = cls.inputs.call_below_autograd(inputs)
-        else:
-            with torch.set_grad_enabled(modes[0]), forward_ad._set_fwd_grad_enabled(modes[1]):
-                output = cls.inputs.call_below_autograd(inputs)
-        cls.save_inputs(ctx, inputs, output)
-        return output
+        Each has one input more, `modes`: None, or within a transform of torch.func whether gradients and tangents are
+        recorded. torch.autograd switches both off for the call, for the levels of torch.func below as well, which would
+        make derivatives of derivatives zero.
+        """
+        signature = cls.signature = Signature(cls.overload)
 
-    @classmethod
-    def backward(cls, ctx: Any, *grad_outputs: Any) -> Any:
-        if all(grad is None for grad in grad_outputs):
-            return (None,) * (len(cls.inputs.defaults) + 1)
-        return *cls.gradients(ctx, *map(dense, grad_outputs)), None
+        def forward(ctx: Any, *inputs_and_modes: Any) -> Any:
+            inputs, modes = inputs_and_modes[:-1], inputs_and_modes[-1]
+            if modes is None:
+                output = signature.call_below_autograd(inputs)
+            else:
+                with torch.set_grad_enabled(modes[0]), forward_ad._set_fwd_grad_enabled(modes[1]):
+                    output = signature.call_below_autograd(inputs)
+            cls.save_inputs(ctx, inputs, output)
+            return output
 
-    @classmethod
-    def jvp(cls, ctx: Any, *grad_inputs_and_modes: Any) -> Any:
-        grad_inputs = grad_inputs_and_modes[:-1]
-        if not _transforms_active():
-            return cls.tangents(ctx, *grad_inputs)
-        with forward_ad._set_fwd_grad_enabled(True):  # off here too, and needed by the levels below
-            return cls.tangents(ctx, *grad_inputs)
+        def backward(ctx: Any, *grad_outputs: Any) -> Any:
+            if all(grad is None for grad in grad_outputs):
+                return (None,) * (len(signature.defaults) + 1)
+            return *cls.gradients(ctx, *map(dense, grad_outputs)), None
+
+        def jvp(ctx: Any, *grad_inputs_and_modes: Any) -> Any:
+            grad_inputs = grad_inputs_and_modes[:-1]
+            if not _transforms_active():
+                return cls.tangents(ctx, *grad_inputs)
+            with forward_ad._set_fwd_grad_enabled(True):  # off here too, and needed by the levels below
+                return cls.tangents(ctx, *grad_inputs)
+
+        cls.forward, cls.backward, cls.jvp = map(staticmethod, (forward, backward, jvp))  # type: ignore[method-assign]
 
 
 def expose(function: type[OpFunction]) -> Callable[..., Any]:
@@ -158,16 +170,15 @@ def expose(function: type[OpFunction]) -> Callable[..., Any]:
         What calls the op, without the dispatcher's round trip through Python where plain eager code calls. It is no
         method of the class, because Dynamo would trace a Function in place of the op.
     """
-    inputs_of, overload = function.inputs, function.overload
-    least, most = inputs_of.num_positional, len(inputs_of.defaults)
-    # past Function's own `apply`, which does not know levels of torch.func
-    record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    signature, overload = function.signature, function.overload
+    record = function.apply  # type: ignore[attr-defined]
+    least, most = signature.num_positional, len(signature.defaults)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if not _is_recorded(args):
             with below_autograd():
                 return overload(*args, **kwargs)
-        inputs = inputs_of.complete(args, kwargs)
+        inputs = signature.complete(args, kwargs)
         if not _transforms_active():
             return record(*inputs, None)
         modes = (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled())
@@ -176,10 +187,10 @@ def expose(function: type[OpFunction]) -> Callable[..., Any]:
 
     def apply(*inputs: Any) -> Any:
         if not least <= len(inputs) <= most or is_watched(inputs):
-            return inputs_of.call(*inputs)
+            return signature.call(*inputs)
         if _needs_gradients(inputs):
-            return record(*inputs, *inputs_of.defaults[len(inputs) :], None)
-        return inputs_of.call_below_autograd(inputs)
+            return record(*inputs, *signature.defaults[len(inputs) :], None)
+        return signature.call_below_autograd(inputs)
 
     _library.impl(overload._schema.name.split("::")[1], kernel, "Autograd")
     return apply
@@ -200,16 +211,6 @@ def composite(
         What calls the op, without the dispatcher's round trip through Python where plain eager code calls.
     """
 
-    def in_its_words(*args: Any, **kwargs: Any) -> Any:
-        """`decomposed`, but what that cannot do the op refuses."""
-        try:
-            return decomposed(*args, **kwargs)
-        except (RuntimeError, ValueError, IndexError):
-            if not is_watched(_flatten(args)):
-                with torch.no_grad():
-                    overload(*args, **kwargs)
-            raise
-
     def call(args: Sequence[Any], kwargs: Mapping[str, Any], decompose: Callable[..., Any]) -> Any:
         if not _needs_gradients(_flatten(args)):
             with below_autograd():
@@ -221,7 +222,7 @@ def composite(
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if forward_ad._current_level >= 0 or (_transforms_active() and _needs_gradients(_flatten(args))):
             return decomposed(*args, **kwargs)
-        return call(args, kwargs, in_its_words)
+        return call(args, kwargs, decomposed)
 
     def apply(*args: Any, **kwargs: Any) -> Any:
         if is_watched(_flatten(args)):

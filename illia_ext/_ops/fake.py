@@ -37,18 +37,23 @@ def op(name: str) -> Any:
 
 
 def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    arguments = [argument.name for argument in op(name)._schema.arguments]
-    leader = next(argument for argument in ("mu", "rho", "key") if argument in arguments)
+    types = {argument.name: argument.type for argument in op(name)._schema.arguments}
+    leader = next(argument for argument in ("mu", "rho", "key") if argument in types)
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         def on_one_device(*args: Any, **kwargs: Any) -> Any:
-            """One tensor on the meta device brings a call here, where C++ does not see the others."""
-            given = dict(zip(arguments, args))
-            first = given[leader][0] if isinstance(given[leader], (list, tuple)) else given[leader]
+            """A call with one meta tensor runs this in place of the checks in C++."""
+            given = dict(zip(types, args))
+            leading: Any = given[leader]
+            first: Any = next(iter(leading), None) if isinstance(leading, (list, tuple)) else leading
             for argument, value in given.items():
                 for k, tensor in enumerate(value) if isinstance(value, (list, tuple)) else ((None, value),):
-                    is_number = isinstance(tensor, Tensor) and tensor.dim() == 0 and argument.endswith("_prior")
-                    if isinstance(tensor, Tensor) and tensor.device != first.device and not is_number:
+                    if tensor is None and str(types[argument]) == "Tensor":
+                        raise RuntimeError(f"{argument}: expected a tensor, got None")
+                    if not isinstance(tensor, Tensor) or first is None or tensor.device == first.device:
+                        continue
+                    is_number = argument.endswith("_prior") and tensor.dim() == 0 and tensor.device.type == "cpu"
+                    if not is_number:
                         where = "" if k is None else f"tensor {k}: "
                         other = "tensor 0" if argument == leader else leader
                         expected = f"expected to be on the device of {other}, {first.device}, got {tensor.device}"
@@ -77,7 +82,7 @@ def _sums(mu: Tensor, size: Sequence[int]) -> Tensor:
 
 def _grads(tensors: Sequence[Tensor], asked: Sequence[bool], mu: Tensor) -> list[Tensor]:
     """An output that is not asked for is empty."""
-    return [_empty(tensor) if wanted else _empty(mu, [0]) for tensor, wanted in zip(tensors, asked)]
+    return [_empty(tensor) if wanted else _empty(mu, [0]) for tensor, wanted in zip(tensors, asked, strict=True)]
 
 
 @_fake("standard_normal")

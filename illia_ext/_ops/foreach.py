@@ -4,7 +4,7 @@ The tensors share one stream: each starts at the first Philox block that those b
 serve all that is rare: gradients to priors, forward mode, torch.func, second derivatives and DTensors.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import accumulate, groupby, islice
 from typing import Any
@@ -28,18 +28,41 @@ _kl_divergence_backward = op("foreach_gaussian_kl_divergence_backward")
 
 
 def _split_lists(mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors) -> Iterator[_Tensors]:
-    """mu, rho, mu_prior and std_prior of each tensor. Raises ValueError, which `composite` lets the op explain."""
-    if any(tensor.dtype != mu[0].dtype for tensor in mu):
-        raise ValueError("mu: expected one dtype for all tensors")
-    priors = [list(prior) * (len(mu) if len(prior) == 1 else 1) for prior in (mu_prior, std_prior)]
-    return zip(mu, rho, *priors, strict=True)
+    """mu, rho, mu_prior and std_prior of each tensor. Refuses what C++ would, did it see the lists."""
+    if not mu:
+        raise RuntimeError("mu: expected at least one tensor, got an empty list")
+    if len(rho) != len(mu):
+        raise RuntimeError(f"rho: expected as many tensors as mu, {len(mu)}, got {len(rho)}")
+    for name, priors in (("mu_prior", mu_prior), ("std_prior", std_prior)):
+        if len(priors) not in (1, len(mu)):
+            raise RuntimeError(f"{name}: expected one tensor, or as many as mu, {len(mu)}, got {len(priors)}")
+    for k, tensor in enumerate(mu):
+        if tensor.dtype != mu[0].dtype:
+            expected = f"expected the dtype of tensor 0, {mu[0].dtype}, got {tensor.dtype}"
+            raise RuntimeError(f"tensor {k}: mu: {expected}")
+    return zip(mu, rho, *(list(priors) * (len(mu) // len(priors)) for priors in (mu_prior, std_prior)))
 
 
-def _move_keys(mu: _Tensors, key: Tensor) -> list[Tensor]:
-    """The key of each tensor."""
+def _call_each(single: Any, arguments: Iterable[Sequence[Any]], **options: Any) -> list[Any]:
+    """The single op on each tensor; what it refuses gets the tensor's number, if it is not what all share."""
+    results = []
+    for k, each in enumerate(arguments):
+        try:
+            results.append(single(*each, **options))
+        except RuntimeError as error:
+            if type(error) is RuntimeError and not str(error).startswith(("key:", "grad:", "grad_log_prob:")):
+                error.args = (f"tensor {k}: {error}",)
+            raise
+    return results
+
+
+def _move_keys(mu: _Tensors, key: Tensor) -> Iterator[Tensor]:
+    """The key of each tensor: the first one's as it is, so that the op refuses a bad one."""
     per_block = 2 if mu[0].dtype == torch.float64 else 4
     blocks = [(tensor.numel() + per_block - 1) // per_block for tensor in mu]
-    return [advance(key, start) for start in accumulate(blocks[:-1], initial=0)]
+    yield key
+    for start in accumulate(blocks[:-1]):
+        yield advance(key, start)
 
 
 def _add(parts: Sequence[Tensor]) -> Tensor:
@@ -56,8 +79,9 @@ def _decomposed_sample_and_log_prob(
     mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors, key: Tensor, **options: Any
 ) -> tuple[list[Tensor], Tensor]:
     single = op("gaussian_sample_and_log_prob")
-    each = zip(_split_lists(mu, rho, mu_prior, std_prior), _move_keys(mu, key))
-    x, parts = _transpose([single(*tensors, key, **options) for tensors, key in each])
+    split = _split_lists(mu, rho, mu_prior, std_prior)
+    each = zip(split, _move_keys(mu, key))
+    x, parts = _transpose(_call_each(single, ((*tensors, key) for tensors, key in each), **options))
     return x, _add(parts)
 
 
@@ -72,19 +96,23 @@ def _decomposed_sample_and_log_prob_backward(
     **options: Any,
 ) -> tuple[list[Tensor], list[Tensor]]:
     single = op("gaussian_sample_and_log_prob_backward")
-    each = zip(grad_x, _split_lists(mu, rho, mu_prior, std_prior), _move_keys(mu, key), strict=True)
-    return _transpose([single(grad, grad_log_prob, *tensors, key, **options) for grad, tensors, key in each])
+    split = _split_lists(mu, rho, mu_prior, std_prior)
+    if len(grad_x) != len(mu):
+        raise RuntimeError(f"grad_x: expected as many gradients as mu has tensors, {len(mu)}, got {len(grad_x)}")
+    each = zip(grad_x, split, _move_keys(mu, key))
+    arguments = ((grad, grad_log_prob, *tensors, key) for grad, tensors, key in each)
+    return _transpose(_call_each(single, arguments, **options))
 
 
 def _decomposed_kl_divergence(mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors) -> Tensor:
-    return _add([op("gaussian_kl_divergence")(*tensors) for tensors in _split_lists(mu, rho, mu_prior, std_prior)])
+    return _add(_call_each(op("gaussian_kl_divergence"), _split_lists(mu, rho, mu_prior, std_prior)))
 
 
 def _decomposed_kl_divergence_backward(
     grad: Tensor, mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors
 ) -> tuple[list[Tensor], list[Tensor]]:
-    single = op("gaussian_kl_divergence_backward")
-    return _transpose([single(grad, *tensors) for tensors in _split_lists(mu, rho, mu_prior, std_prior)])
+    split = _split_lists(mu, rho, mu_prior, std_prior)
+    return _transpose(_call_each(op("gaussian_kl_divergence_backward"), ((grad, *tensors) for tensors in split)))
 
 
 DECOMPOSED: dict[Any, Callable[..., Any]] = {
@@ -223,7 +251,7 @@ class RepeatableDraw(torch.autograd.Function):
         if any(wanted[2 * len(ctx.lists[0]) :]):
             return *[None] * 3, *RepeatableDraw.draw_again(ctx, wanted, [*grad_x, grad_log_prob])
         mu, rho, *priors = ctx.lists
-        keys = _move_keys(mu, ctx.key)
+        keys = list(_move_keys(mu, ctx.key))
         found: list[Tensor | None] = [None] * len(tensors)
         for run in [slice(0, len(mu))] if grad_log_prob is not None else _runs(grad_x):
             part = [prior if len(prior) == 1 else prior[run] for prior in priors]

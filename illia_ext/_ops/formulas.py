@@ -32,7 +32,7 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
 
 
 def saved_primals(ctx: Any) -> list[Any]:
-    """For a `tangent`: the saved tensors without the tangents that they carry at this level of forward mode."""
+    """For `tangents`: the saved tensors without the tangents that they carry at this level of forward mode."""
     return [None if tensor is None else forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
 
 

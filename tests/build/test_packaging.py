@@ -241,3 +241,23 @@ def test_every_dependency_has_a_reason() -> None:
     names = set(re.findall(r'"([\w-]+)', extras))
     reasons = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Dependencies\n")[2]
     assert "pytest" in names and sorted(name for name in names if not re.search(rf"\b{name}\b", reasons)) == []
+
+
+def test_a_library_without_cuda_kernels_says_so(package: Path) -> None:
+    code = """
+import torch, illia_ext
+cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+for name in ("gaussian_sample", "foreach_gaussian_kl_divergence"):
+    arguments = [torch.zeros(3)] * 2
+    rest = [torch.zeros(2, dtype=torch.int64)] if name == "gaussian_sample" else []
+    if not rest:
+        arguments = [[torch.zeros(3)]] * 4
+    try:
+        getattr(torch.ops.illia_ext, name).default.redispatch(cuda, *arguments, *rest)
+    except RuntimeError as error:
+        print(error)"""
+    lines = run_python(code, package).stdout.splitlines()
+    for name, line in zip(("gaussian_sample", "foreach_gaussian_kl_divergence"), lines, strict=True):
+        assert line.startswith(
+            f"{name}: got a tensor on a CUDA device, and this build of illia_ext has no CUDA kernels;"
+        )

@@ -19,7 +19,7 @@ struct Case {
 // How a gradient to a prior is asked for.
 enum class Ask { kNothing, kEach, kSum };
 
-// What the general kernels do; the plain ones without any of it.
+// What few calls ask for.
 struct Feature {
   const char* name;
   Block block{};
@@ -57,13 +57,17 @@ void test_case(const Case& c, const Feature& feature) {
   const auto array = [&](Storage storage, int64_t numel) { return Array(storage, numel, c.shift); };
 
   Array mu_priors = array(acc, c.numel).fill(5, 0.25, 0.3), std_priors = array(acc, c.numel).fill(6, 0.5, 0.03);
-  const double std_prior = 0.5;  // the CUDA kernels read it from memory
   General general{feature.block};
-  PriorScalars prior{{nullptr, Storage::kDouble, 0.25}, {&std_prior, Storage::kDouble, std_prior}};
+  PriorScalars prior{{nullptr, Storage::kDouble, 0.25}, {nullptr, Storage::kDouble, 0.5}};
   if (feature.each_prior) {
     general.mu_prior = mu_priors.data(), general.std_prior = std_priors.data();
     prior = {};
   }
+  // CUDA kernels read std_prior from memory, which may be of another type than mu's
+  PriorScalars device_prior = prior;
+  const double std_double = prior.std.value;
+  const __half std_half = __float2half_rn(static_cast<float>(std_double));
+  device_prior.std = in_double ? Scalar{&std_double, Storage::kDouble, NAN} : Scalar{&std_half, Storage::kHalf, NAN};
   const int64_t num_tiles = cuda::count_tiles(launch_on.types, c.numel, general);
 
   Array mu = array(c.parameters, c.numel).fill(1, 0, 0.3), rho = array(c.parameters, c.numel).fill(2, -3, 3);
@@ -76,6 +80,10 @@ void test_case(const Case& c, const Feature& feature) {
   const auto start = [&](auto args) {
     args.mu = mu.data(), args.rho = rho.data(), args.numel = c.numel, args.prior = prior;
     return args;
+  };
+  const auto run_on_cuda = [&](auto args, const General& general) {
+    if constexpr (!std::is_same_v<decltype(args), StandardNormalArgs>) args.prior = device_prior;
+    expect(launch(launch_on, args, general) == nullptr, name("a launch"));
   };
   const auto run_on_cpu = [&](const auto& args, const General& general) {
     cpu.get<std::decay_t<decltype(args)>>()(args, general, launch_on.types, 0, cpu_chunks);
@@ -112,7 +120,7 @@ void test_case(const Case& c, const Feature& feature) {
       std::vector<double> scratch(2 * cuda::count_tiles(launch_on.types, c.numel, with_grads));
       with_grads.prior_partials = with_grads.sums_prior_grads() ? scratch.data() : nullptr;
       host_launches = 0;
-      launch(launch_on, ours, with_grads);
+      run_on_cuda(ours, with_grads);
       expect(host_launches <= 1, name("launches of a backward"));
       if (with_grads.sums_prior_grads()) cuda::launch_prior_grad_sums(launch_on, with_grads, c.numel);
     };
@@ -140,7 +148,7 @@ void test_case(const Case& c, const Feature& feature) {
     Array ours = array(c.sample, total), theirs = array(c.sample, total);
     StandardNormalArgs args{};
     args.keys = keys.data(), args.num_samples = c.num_samples, args.numel = c.numel, args.eps = ours.data();
-    launch(launch_on, args, general);
+    run_on_cuda(args, general);
     args.eps = theirs.data();
     run_on_cpu(args, general);
     check_equal(ours, theirs, "standard_normal");
@@ -156,7 +164,7 @@ void test_case(const Case& c, const Feature& feature) {
     const auto run = [&](Array& samples, Array& sums) {
       args.x = samples.data(), args.log_prob = sums_into(sums, scratch, num_tiles);
       host_launches = 0;
-      launch(launch_on, args, general);
+      run_on_cuda(args, general);
       cuda::launch_sums(launch_on, args.log_prob, c.num_samples);
       expect(host_launches <= 2, name("launches of sample_and_log_prob"));
     };
@@ -166,12 +174,19 @@ void test_case(const Case& c, const Feature& feature) {
     host_grid_limit = dim3(0xFFFFFFFF, 0xFFFFFFFF);
     args.x = theirs.data(), args.log_prob = {nullptr, partials.data(), cpu_chunks};
     run_on_cpu(args, general);
+    if (cpu_chunks == 1) {  // whose sums are the results
+      Array results(acc, c.num_samples);
+      args.log_prob = {results.data(), nullptr, 1};
+      run_on_cpu(args, general);
+      for (int64_t s = 0; s < c.num_samples; ++s)
+        expect(results.value(s) == (in_double ? partials[s] : static_cast<float>(partials[s])), name("one chunk"));
+    }
     check_equal(x, theirs, "sample");
     check_equal(other, theirs, "sample on a small grid");
     expect(log_prob.same_bits(other_log_prob), name("the sum depends on the grid"));
     check_sums(log_prob, partials, c.num_samples, "log_prob of the sample");
     args.x = other.data(), args.log_prob = {};
-    launch(launch_on, args, general);
+    run_on_cuda(args, general);
     check_equal(other, theirs, "sample without its sum");
   }
   // 3. Its backward, with each of its gradients or without.
@@ -179,10 +194,11 @@ void test_case(const Case& c, const Feature& feature) {
     for (bool with_log_prob : {true, false}) {
       Array grad_mu = array(c.parameters, c.numel), grad_rho = array(c.parameters, c.numel);
       Array their_mu = array(c.parameters, c.numel), their_rho = array(c.parameters, c.numel);
-      if (!with_log_prob && feature.grad_mu_prior != Ask::kNothing) continue;
+      const bool asks = feature.grad_mu_prior != Ask::kNothing || feature.grad_std_prior != Ask::kNothing;
+      if (!with_log_prob && asks) continue;
       SampleBackwardArgs ours = start(SampleBackwardArgs{});
       ours.grad_x = with_x ? grad_x.data() : nullptr;
-      ours.grad_log_prob = with_log_prob ? grad_log_prob.data() : nullptr;
+      ours.grad_log_prob = with_log_prob && c.num_samples ? grad_log_prob.data() : nullptr;  // as torch has it
       ours.keys = keys.data(), ours.num_samples = c.num_samples;
       SampleBackwardArgs theirs = ours;
       ours.grad_mu = grad_mu.data(), ours.grad_rho = grad_rho.data();
@@ -197,7 +213,7 @@ void test_case(const Case& c, const Feature& feature) {
     std::vector<double> scratch(c.num_samples * num_tiles), partials(c.num_samples * cpu_chunks);
     LogProbArgs args = start(LogProbArgs{});
     args.x = x.data(), args.num_samples = c.num_samples, args.log_prob = sums_into(log_prob, scratch, num_tiles);
-    launch(launch_on, args, general);
+    run_on_cuda(args, general);
     cuda::launch_sums(launch_on, args.log_prob, c.num_samples);
     args.log_prob = {nullptr, partials.data(), cpu_chunks};
     run_on_cpu(args, general);
@@ -220,7 +236,7 @@ void test_case(const Case& c, const Feature& feature) {
     std::vector<double> scratch(num_tiles), partials(cpu_chunks);
     KlDivergenceArgs args = start(KlDivergenceArgs{});
     args.kl_divergence = sums_into(kl, scratch, num_tiles);
-    launch(launch_on, args, general);
+    run_on_cuda(args, general);
     cuda::launch_sums(launch_on, args.kl_divergence, 1);
     args.kl_divergence = {nullptr, partials.data(), cpu_chunks};
     run_on_cpu(args, general);
@@ -248,9 +264,9 @@ int main() {
       {Storage::kFloat, Storage::kFloat}, {Storage::kDouble, Storage::kDouble},
       {Storage::kHalf, Storage::kHalf},   {Storage::kBFloat16, Storage::kBFloat16},
       {Storage::kFloat, Storage::kHalf},  {Storage::kFloat, Storage::kBFloat16}};
-  // a row off the Philox blocks and beyond 2^32 of them; rows that end within a thread's elements, one outer dimension
-  // of two; rows of one element
-  const illia::Block row{(int64_t{1} << 35) + 6}, rows{3, 7, 2, {1000, 3}, {97, 10}}, elements{1, 1, 1, {100000}, {5}};
+  // a row off the Philox blocks of either type and beyond 2^32 of them; rows that end within a thread's elements, one
+  // outer dimension of two; rows of one element
+  const illia::Block row{(int64_t{1} << 35) + 7}, rows{3, 7, 2, {1000, 3}, {97, 10}}, elements{1, 1, 1, {100000}, {5}};
   const Feature features[] = {{"a row", row},
                               {"a row from a Philox block on", {(int64_t{1} << 35) + 8}},
                               {"rows", rows, false, Ask::kSum, Ask::kSum},

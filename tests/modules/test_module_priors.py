@@ -11,6 +11,7 @@ import torch
 from helpers import DEVICE, FLOAT_DTYPES, arithmetic_dtype, make_key, make_keys, same_bits
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
+from torch.utils.checkpoint import checkpoint
 
 from illia_ext import BayesianModule, GaussianDistribution, functional
 
@@ -195,20 +196,24 @@ def test_stick_the_landing(scripted: bool, device: torch.device) -> None:
     assert gradients[False].abs().max() > 1
 
 
-@parametrize("way", ["call", "samples", "block"])
+@parametrize("way", ["call", "samples", "at once", "block", "reentrant parts"])
 @parametrize("learned", [False, True])
 def test_stick_the_landing_of_a_network(way: str, learned: bool, device: torch.device) -> None:
     """The gradients are those of the functional, and the values those without it."""
     torch.manual_seed(0)
     prior = nn.Parameter(torch.full((1,), 0.5, device=device)) if learned else 0.5
-    bayesian = BayesianModule(nn.Linear(3, 2, device=device), std_prior=prior, rho_init=-1.0)
-    key = make_keys((1, 2), (3, 4), device=device) if way == "samples" else make_key(1, device=device)
+    chunk_size = 2 if way == "at once" else 1
+    bayesian = BayesianModule(nn.Linear(3, 2, device=device), std_prior=prior, rho_init=-1.0, chunk_size=chunk_size)
+    several = way in ("samples", "at once")
+    key = make_keys((1, 2), (3, 4), device=device) if several else make_key(1, device=device)
     _, mus, rhos = zip(*bayesian.named_gaussians())
     parameters, gradients, values = list(bayesian.parameters()), {}, []
     for bayesian.stick_the_landing in (False, True):
-        if way == "block":
+        if way in ("block", "reentrant parts"):
             with bayesian.sampled(key) as log_prob:
-                pass
+                if way == "reentrant parts":  # whose backward leaves the draw's graph to log_prob's
+                    hidden = torch.ones(1, 3, device=device, requires_grad=True)
+                    (0 * checkpoint(bayesian.module, hidden, use_reentrant=True).sum()).backward()
         else:
             _, log_prob = bayesian(torch.ones(1, 3, device=device), key=key)
         values.append(log_prob)
@@ -220,3 +225,29 @@ def test_stick_the_landing_of_a_network(way: str, learned: bool, device: torch.d
     # the sums over samples may be rounded in another order: 2^-24 of some ten terms of size 1
     torch.testing.assert_close(gradients[True], torch.autograd.grad(expected.sum(), parameters), rtol=1e-5, atol=1e-5)
     assert not any(torch.allclose(a, b) for a, b in list(zip(*gradients.values()))[-4:])
+
+
+def test_stick_the_landing_of_a_network_has_no_second_derivatives(device: torch.device) -> None:
+    bayesian = BayesianModule(nn.Linear(3, 2, device=device), stick_the_landing=True)
+    _, log_prob = bayesian(torch.ones(1, 3, device=device))
+    parameters = list(bayesian.parameters())
+    first = torch.autograd.grad(log_prob, parameters, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"^stick_the_landing: second derivatives are not offered"):
+        torch.autograd.grad(sum(gradient.sum() for gradient in first), parameters)
+
+
+def test_a_compiled_network_follows_stick_the_landing(device: torch.device) -> None:
+    bayesian = BayesianModule(nn.Linear(3, 2, device=device), rho_init=-1.0)
+    compiled, key = torch.compile(bayesian, backend="aot_eager"), make_key(1, device=device)
+    for bayesian.stick_the_landing in (False, True):
+        ours, expected = (
+            torch.autograd.grad(call(torch.ones(1, 3, device=device), key=key)[1], list(bayesian.parameters()))
+            for call in (compiled, bayesian)
+        )
+        assert all(map(same_bits, ours, expected))
+
+
+@parametrize("value", [None, 1, "yes"])
+def test_stick_the_landing_is_a_flag(value: object) -> None:
+    with pytest.raises(TypeError, match=r"^stick_the_landing: expected True or False, got "):
+        BayesianModule(nn.Linear(3, 2), stick_the_landing=value)

@@ -98,7 +98,7 @@ OPS: list[Case] = [
         ),
         (
             lambda: op_kl_divergence(MU.to(torch.float8_e5m2), RHO, *PRIOR),
-            "mu: expected float32, float64, float16 or bfloat16, got Float8_e5m2",
+            "mu: expected float32, float64, float16 or bfloat16, got torch.float8_e5m2",
         ),
         (
             lambda: op_both(MU, RHO.half(), *PRIOR, KEY),
@@ -171,6 +171,7 @@ OPS: list[Case] = [
                 (op_log_prob, (MU, MU, RHO, *PRIOR), 0, "x", "mu"),
                 (op_log_prob, (MU, MU, RHO, *PRIOR), 3, "mu_prior", "mu"),
                 (op_both, (MU, RHO, *PRIOR, KEY), 3, "std_prior", "mu"),
+                (op_kl_divergence, (MU, RHO, ONE, ONE), 2, "mu_prior", "mu"),
                 (op_kl_divergence, (MU, RHO, *PRIOR), 1, "rho", "mu"),
                 (op_sample_backward, (MU, RHO, KEY), 0, "grad_x", "rho"),
                 (op_both_backward, (MU, ONE, MU, RHO, *PRIOR, KEY), 1, "grad_log_prob", "mu"),

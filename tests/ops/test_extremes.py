@@ -239,3 +239,15 @@ def test_default_initial_values_have_finite_gradients(dtype: torch.dtype, device
     (x.sum() + log_prob + distribution.log_prob(x.detach()) + distribution.kl_divergence()).backward()
     assert log_prob.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in distribution.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_a_number_beyond_float32_beside_a_prior_for_each_element(dtype: torch.dtype, device: torch.device) -> None:
+    """It becomes infinite in float32, as in the conversion of a tensor."""
+    mu, rho = torch.zeros(2, 3, dtype=dtype, device=device), torch.zeros(2, 3, dtype=dtype, device=device)
+    each = torch.ones(3, dtype=dtype, device=device)
+    far, wide = (
+        functional.gaussian_kl_divergence(mu, rho, 1e39, each),
+        functional.gaussian_kl_divergence(mu, rho, each, 1e39),
+    )
+    assert far.isfinite() == wide.isfinite() == (dtype == torch.float64)

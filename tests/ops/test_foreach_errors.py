@@ -140,3 +140,32 @@ def test_mixed_devices(names: tuple[str, ...], device: torch.device) -> None:
     message = f"^tensor 1: {names[0]}: expected to be on the device of {home}, {device}, got meta"
     with pytest.raises(RuntimeError, match=message):
         kl_divergence(*lists.values(), 0.0, 1.0)
+
+
+LISTS = [  # mu, rho, mu_prior, and how the message goes on
+    ([], [], [ONE], "mu: expected at least one tensor, got an empty list"),
+    (MU, RHO[:1], [ONE], "rho: expected as many tensors as mu, 2, got 1"),
+    (MU, RHO, [ONE] * 3, "mu_prior: expected one tensor, or as many as mu, 2, got 3"),
+    (MU, RHO[::-1], [ONE], "tensor 0: rho: expected the shape of mu, [3], got [2, 2]"),
+    (
+        [MU[0], MU[1].detach().half()],
+        [RHO[0], RHO[1].detach().half()],
+        [ONE],
+        "tensor 1: mu: expected the dtype of tensor 0, torch.float32, got torch.float16",
+    ),
+]
+
+
+@parametrize("name", [FORWARD, KL])
+@parametrize(("mu", "rho", "priors", "message"), LISTS, ids=lambda value: value if isinstance(value, str) else "")
+def test_lists_are_refused_in_one_voice_under_transforms(
+    name: str, mu: list[Tensor], rho: list[Tensor], priors: list[Tensor], message: str
+) -> None:
+    def function(scale: Tensor) -> Tensor:
+        arguments = ([scale * tensor for tensor in mu], [tensor.detach() for tensor in rho], priors, [scale])
+        outputs = op(name)(*arguments, *[KEY] * (name == FORWARD))
+        return outputs[1] if name == FORWARD else outputs
+
+    for transform in (torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))):
+        with pytest.raises(RuntimeError, match="^" + re.escape(message)):
+            transform(function)(ONE.clone())

@@ -33,6 +33,8 @@ NAMES = {
     "torch._C._len_torch_dispatch_stack": "it counts the modes that see calls of ops",
     "torch._C._len_torch_function_stack": "it counts the modes that see calls of torch's functions",
     "torch._functorch.autograd_function.enable_single_level_autograd_function": "it lets a level of torch.func record",
+    "torch.autograd.Function._compiled_autograd_key": "it lets compiled autograd trace a backward",
+    "torch.autograd.function._SingleLevelFunction": "it is the autograd.Function of one level of torch.func",
     "torch.autograd.forward_ad._current_level": "it says whether forward mode is on",
     "torch.autograd.forward_ad._set_fwd_grad_enabled": "it turns forward mode on for the levels below",
     "torch.nn.LSTM(1, 1)._flat_weights": "it is the list of a recurrent layer's parameters",
