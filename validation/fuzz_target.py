@@ -99,6 +99,8 @@ def check_refusal(call: Call, rules: Rules, message: str, huge: bool) -> None:
     named = re.match(r"(?:tensor \d+: )?(\w+): ", message)
     if named and named[1] in culprits:
         return
+    if rules.meta and culprits and " expected to be on the device of " in message:
+        return  # of several devices, which argument is on the wrong one?
     if rules.parser:
         LEDGER.counts["refused by torch itself: None in a list"] += 1
         return

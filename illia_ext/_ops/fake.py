@@ -46,11 +46,13 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             given = dict(zip(types, args))
             leading: Any = given[leader]
             first: Any = next(iter(leading), None) if isinstance(leading, (list, tuple)) else leading
+            if first is None:
+                raise RuntimeError(f"{leader}: expected a tensor, got {leading}")
             for argument, value in given.items():
                 for k, tensor in enumerate(value) if isinstance(value, (list, tuple)) else ((None, value),):
                     if tensor is None and str(types[argument]) == "Tensor":
                         raise RuntimeError(f"{argument}: expected a tensor, got None")
-                    if not isinstance(tensor, Tensor) or first is None or tensor.device == first.device:
+                    if not isinstance(tensor, Tensor) or tensor.device == first.device:
                         continue
                     is_number = argument.endswith("_prior") and tensor.dim() == 0 and tensor.device.type == "cpu"
                     if not is_number:
@@ -82,7 +84,7 @@ def _sums(mu: Tensor, size: Sequence[int]) -> Tensor:
 
 def _grads(tensors: Sequence[Tensor], asked: Sequence[bool], mu: Tensor) -> list[Tensor]:
     """An output that is not asked for is empty."""
-    return [_empty(tensor) if wanted else _empty(mu, [0]) for tensor, wanted in zip(tensors, asked, strict=True)]
+    return [_empty(tensor) if wanted else _empty(mu, [0]) for tensor, wanted in zip(tensors, asked)]
 
 
 @_fake("standard_normal")
@@ -108,6 +110,8 @@ def _(x: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -
 @_fake("gaussian_log_prob_backward")
 def _(grad_log_prob: Tensor, *tensors_and_mask: Any) -> tuple[Tensor, ...]:
     *tensors, output_mask = tensors_and_mask
+    if len(output_mask) != 5:
+        raise RuntimeError(f"output_mask: expected 5 values, got {len(output_mask)}")
     return tuple(_grads(tensors, output_mask, tensors[1]))
 
 
