@@ -88,6 +88,7 @@ class Signature:
         self.names = [argument.name for argument in arguments if argument.kwarg_only]
         self.num_positional = len(arguments) - len(self.names)
         self.defaults = tuple(argument.default_value for argument in arguments)
+        self.call_positional = overload._op  # what overload.__call__ calls
 
     def call(self, *inputs: Any) -> Any:
         given = zip(self.names, inputs[self.num_positional :], self.defaults[self.num_positional :])
@@ -98,7 +99,7 @@ class Signature:
     def call_below_autograd(self, inputs: tuple[Any, ...]) -> Any:
         with below_autograd():
             if inputs[self.num_positional :] == self.defaults[self.num_positional : len(inputs)]:
-                return self.overload._op(*inputs[: self.num_positional])  # what overload.__call__ calls
+                return self.call_positional(*inputs[: self.num_positional])
             return self.call(*inputs)
 
     def complete(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -172,7 +173,8 @@ def expose(function: type[OpFunction]) -> Callable[..., Any]:
     """
     signature, overload = function.signature, function.overload
     record = function.apply  # type: ignore[attr-defined]
-    least, most = signature.num_positional, len(signature.defaults)
+    least, defaults = signature.num_positional, signature.defaults
+    call, call_below_autograd = signature.call, signature.call_below_autograd
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if not _is_recorded(args):
@@ -186,11 +188,11 @@ def expose(function: type[OpFunction]) -> Callable[..., Any]:
             return record(*inputs, modes)
 
     def apply(*inputs: Any) -> Any:
-        if not least <= len(inputs) <= most or is_watched(inputs):
-            return signature.call(*inputs)
+        if not least <= len(inputs) <= len(defaults) or is_watched(inputs):
+            return call(*inputs)
         if _needs_gradients(inputs):
-            return record(*inputs, *signature.defaults[len(inputs) :], None)
-        return signature.call_below_autograd(inputs)
+            return record(*inputs, *defaults[len(inputs) :], None)
+        return call_below_autograd(inputs)
 
     _library.impl(overload._schema.name.split("::")[1], kernel, "Autograd")
     return apply
