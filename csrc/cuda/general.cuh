@@ -1,7 +1,6 @@
 // The two variants of a kernel over tiles. The plain one draws a tensor that is one row of the stream, from a Philox
-// block on, against one prior, by vectors. The
-// general one does what `General` asks for besides: it learns that at run time, moves single elements and takes few of
-// them a thread, so that it costs little code and the plain one nothing.
+// block on, against one prior, by vectors. The general one does what `General` asks for besides: it learns that at run
+// time, moves single elements and takes few of them a thread, so that it costs little code and the plain one nothing.
 #pragma once
 
 #include "cuda/reduce.cuh"

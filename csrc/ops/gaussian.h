@@ -86,7 +86,8 @@ std::tuple<Tensors, Tensor> foreach_gaussian_sample_and_log_prob(Tensors mu, Ten
   return {x, *log_prob};
 }
 
-// The gradients of a draw: to mu and rho of each tensor, without mu in `inputs` to rho alone, and to the priors of one.
+// The gradients of a draw: to mu and rho of each tensor (to rho alone where `inputs` has no mu) and, of a single
+// tensor, to its priors.
 template <typename device_t>
 std::tuple<Tensors, Tensors> draw_backward(const device_t& device, const Inputs& inputs, const OptionalTensors& grad_x,
                                            const std::optional<Tensor>& grad_log_prob, const Tensor& key,

@@ -35,7 +35,7 @@ struct PriorScalars {
 // The gradient to a prior: both are nullptr where it is not asked for.
 struct PriorGrad {
   void* each = nullptr;  // [numel]: for each element, or
-  void* sum = nullptr;   // [1]: over all of them, double on the CPU
+  void* sum = nullptr;   // [1]: over all of them; double on the CPU, the arithmetic type on CUDA
 
   bool asked() const { return each || sum; }
 };
@@ -49,7 +49,7 @@ struct General {
   double* prior_partials = nullptr;                      // [2, num_tiles]; nullptr without their sums
 
   bool sums_prior_grads() const { return mu_prior_grad.sum || std_prior_grad.sum; }
-  // Whether it asks for nothing, but perhaps for another place in the stream.
+  // Whether it asks for nothing but perhaps another place in the stream.
   bool is_plain_row() const {
     return block.is_one_row() && !std_prior && !stick_the_landing && !mu_prior_grad.asked() && !std_prior_grad.asked();
   }
@@ -123,7 +123,7 @@ struct KlDivergenceBackwardArgs {
   void *grad_mu, *grad_rho;  // [numel]
 };
 
-// One of the tensors of a call. All have the same keys and number of samples.
+// One of the tensors of a call. All have the same keys and number of samples, where they have any.
 template <typename args_t>
 struct Part {
   args_t args{};

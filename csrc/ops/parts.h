@@ -8,8 +8,8 @@
 //   launch(types, parts)                      the kernel for arguments of this type, over all tensors
 //   add(types, sums, tiles, num_samples)      the partial sums of each sample; `tiles` has each tensor's number of them
 //   add_prior_grads(types, general, numel)    the partial sums of gradients to priors
-//   sum_dtype(arithmetic)                     of the gradient to a prior of one element
-//   sum_to(grads, sizes)                      what broadcasting took from one element, added
+//   sum_dtype(arithmetic)                     the dtype of the gradient to a prior of one element
+//   sum_to(grads, sizes)                      gradients summed to the shape that was broadcast
 // The CPU adds gradients to priors in double, CUDA in the arithmetic type.
 #pragma once
 
@@ -27,7 +27,7 @@ inline const Key* keys_of(const Tensor& key) { return static_cast<const Key*>(ke
 inline const void* data_of(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 inline void* target_of(const std::optional<Tensor>& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; }
 
-// What a conversion to `dtype` makes of a value: infinity beyond its range, which fill_ would refuse.
+// What a conversion to `dtype` makes of a value: infinity beyond the range of float, which fill_ would refuse.
 inline double in_range_of(ScalarType dtype, double value) {
   const bool overflows = dtype == ScalarType::Float && std::fabs(value) > std::numeric_limits<float>::max();
   return overflows ? std::copysign(std::numeric_limits<double>::infinity(), value) : value;
@@ -53,8 +53,7 @@ Tensor not_asked_for(const device_t& device, const Tensor& mu) {
   return device.empty(Sizes{0}, mu.scalar_type());
 }
 
-// What all ops read: mu, rho and priors of each tensor. Copies are kept alive; what is no copy, the op's arguments
-// keep.
+// What all ops read: mu, rho and priors of each tensor. Keeps copies alive; the op's arguments keep the rest.
 class Inputs {
  public:
   Inputs(const Tensors& mu, const Tensors& rho) {

@@ -39,7 +39,7 @@ _autograd_key = torch._C.DispatchKey.AutogradFunctionality
 _tracing = torch._C._get_tracing_state
 _function_modes = torch._C._len_torch_function_stack
 dispatch_modes = torch._C._len_torch_dispatch_stack
-# of arguments that have no code of their own to run at a call
+# types without __torch_function__ or __torch_dispatch__ of their own
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.dtype, type(None), bool, list, tuple}
 
 
@@ -57,7 +57,7 @@ def _is_recorded(args: tuple[Any, ...]) -> bool:
 
 
 def is_watched(tensors: Sequence[Any]) -> bool:
-    """Whether something must see what this thread calls now with these before reverse mode does, or in its place.
+    """Whether anything besides reverse mode must see a call with these arguments.
 
     Autocast and dispatch modes need not: they see the call that `forward` makes.
     """
@@ -133,9 +133,9 @@ class OpFunction(_SingleLevelFunction):
     def __init_subclass__(cls) -> None:
         """Plain functions, because compiled autograd takes no class methods.
 
-        Each has one input more, `modes`: None, or within a transform of torch.func whether gradients and tangents are
-        recorded. torch.autograd switches both off for the call, for the levels of torch.func below as well, which would
-        make derivatives of derivatives zero.
+        `forward` has one input more, `modes`, for which `backward` returns None: None, or within a transform of
+        torch.func whether gradients and tangents are recorded. torch.autograd switches both off for the call, for the
+        levels of torch.func below as well, which would make derivatives of derivatives zero.
         """
         signature = cls.signature = Signature(cls.overload)
 
@@ -205,9 +205,10 @@ def _flatten(args: Sequence[Any]) -> list[Any]:
 def composite(
     overload: Any, decomposed: Callable[..., Any], record: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
-    """Gives `overload`, an op of lists of tensors, the derivatives of `decomposed`, which computes the same by others.
+    """Gives `overload`, an op of lists, the derivatives of `decomposed`, which computes the same by other ops.
 
-    With `record`, its inputs are (mu, rho, mu_prior, std_prior, ...): reverse mode to mu and rho alone takes that.
+    With `record`, its inputs are (mu, rho, mu_prior, std_prior, ...), and `record` is called where mu and rho alone need
+    reverse mode.
 
     Returns:
         What calls the op, without the dispatcher's round trip through Python where plain eager code calls.

@@ -1,6 +1,7 @@
 """Shapes and batching of torch.ops.illia_ext: what tracing, torch.compile and vmap need to know of each op.
 
-What an op accepts is checked in C++ alone (csrc/ops/checks.h): a traced program is refused when it runs.
+What an op accepts is checked in C++ (csrc/ops/arguments.h): a traced program is refused when it runs. Checked here is
+what C++ never sees: some tensors on the meta device.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +48,8 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             leading: Any = given[leader]
             first: Any = next(iter(leading), None) if isinstance(leading, (list, tuple)) else leading
             if first is None:
-                raise RuntimeError(f"{leader}: expected a tensor, got {leading}")
+                expected = "a tensor, got None" if leading is None else "at least one tensor, got an empty list"
+                raise RuntimeError(f"{leader}: expected {expected}")
             for argument, value in given.items():
                 for k, tensor in enumerate(value) if isinstance(value, (list, tuple)) else ((None, value),):
                     if tensor is None and str(types[argument]) == "Tensor":

@@ -1,4 +1,4 @@
-"""The ops of many tensors: `torch.ops.illia_ext.foreach_*`, each the single op on each tensor, with moved keys.
+"""The ops of many tensors: `torch.ops.illia_ext.foreach_*`, each the single op on each tensor with moved keys, added.
 
 The tensors share one stream: each starts at the first Philox block that those before it left unused. So the single ops
 serve all that is rare: gradients to priors, forward mode, torch.func, second derivatives and DTensors.
@@ -40,17 +40,20 @@ def _split_lists(mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Te
         if tensor.dtype != mu[0].dtype:
             expected = f"expected the dtype of tensor 0, {mu[0].dtype}, got {tensor.dtype}"
             raise RuntimeError(f"tensor {k}: mu: {expected}")
+        if tensor.device != mu[0].device:
+            expected = f"expected to be on the device of tensor 0, {mu[0].device}, got {tensor.device}"
+            raise RuntimeError(f"tensor {k}: mu: {expected}")
     return zip(mu, rho, *(list(priors) * (len(mu) // len(priors)) for priors in (mu_prior, std_prior)))
 
 
 def _call_each(single: Any, arguments: Iterable[Sequence[Any]], **options: Any) -> list[Any]:
-    """The single op on each tensor; what it refuses gets the tensor's number, if it is not what all share."""
+    """The single op on each tensor. Its errors get the tensor's number, unless they are about what all share."""
     results = []
     for k, each in enumerate(arguments):
         try:
             results.append(single(*each, **options))
         except RuntimeError as error:
-            if type(error) is RuntimeError and not str(error).startswith(("key:", "grad:", "grad_log_prob:")):
+            if type(error) is RuntimeError and not str(error).startswith(("key:", "dtype:", "grad:", "grad_log_prob:")):
                 error.args = (f"tensor {k}: {error}",)
             raise
     return results
@@ -215,7 +218,7 @@ class Apart(torch.autograd.Function):
 
 
 def _runs(grads: Sequence[Tensor | None]) -> Iterator[slice]:
-    """The tensors that have a gradient, where several follow each other as one slice."""
+    """The tensors that have a gradient, consecutive ones as one slice."""
     for has_gradient, group in groupby(range(len(grads)), lambda k: grads[k] is not None):
         if has_gradient:
             run = list(group)

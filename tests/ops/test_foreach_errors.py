@@ -169,3 +169,12 @@ def test_lists_are_refused_in_one_voice_under_transforms(
     for transform in (torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))):
         with pytest.raises(RuntimeError, match="^" + re.escape(message)):
             transform(function)(ONE.clone())
+
+
+@parametrize("name", [FORWARD, KL])
+def test_a_mixture_of_devices_is_refused_where_single_ops_stand_in(name: str, device: torch.device) -> None:
+    """Each single op would take its own."""
+    learned = ONE.clone().requires_grad_()
+    mu, rho = ([MU[0].detach(), MU[1].detach().to("meta")], [RHO[0].detach(), RHO[1].detach().to("meta")])
+    with pytest.raises(RuntimeError, match="^tensor 1: mu: expected to be on the device of tensor 0"):
+        op(name)(mu, rho, [learned], [ONE], *[KEY] * (name == FORWARD))
