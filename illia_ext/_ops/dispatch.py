@@ -207,7 +207,7 @@ def composite(
 ) -> Callable[..., Any]:
     """Gives `overload`, an op of lists, the derivatives of `decomposed`, which computes the same by other ops.
 
-    With `record`, its inputs are (mu, rho, mu_prior, std_prior, ...), and `record` is called where mu and rho alone need
+    With `record`, its inputs are (mu, rho, mu_prior, std_prior, ...); `record` is called where mu and rho alone need
     reverse mode.
 
     Returns:

@@ -176,5 +176,5 @@ def test_a_mixture_of_devices_is_refused_where_single_ops_stand_in(name: str, de
     """Each single op would take its own."""
     learned = ONE.clone().requires_grad_()
     mu, rho = ([MU[0].detach(), MU[1].detach().to("meta")], [RHO[0].detach(), RHO[1].detach().to("meta")])
-    with pytest.raises(RuntimeError, match="^tensor 1: mu: expected to be on the device of tensor 0"):
+    with pytest.raises(RuntimeError, match=r"^tensor 1: mu: expected to be on the device of tensor 0"):
         op(name)(mu, rho, [learned], [ONE], *[KEY] * (name == FORWARD))
