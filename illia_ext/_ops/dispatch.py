@@ -116,7 +116,7 @@ class OpFunction(_SingleLevelFunction):
 
     A subclass names the op by `overload`, and has the static methods
 
-        save_inputs(ctx, inputs, output)     saves what the others need (`setup_context` would cost 10 us per call)
+        save_inputs(ctx, inputs, output)     saves what the others need (torch calls `setup_context` more slowly)
         gradients(ctx, *grad_outputs)        one per input; at least one grad_output is given
         tangents(ctx, *grad_inputs)          forward mode: one per output
 

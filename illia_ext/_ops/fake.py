@@ -4,7 +4,7 @@ What an op accepts is checked in C++ (csrc/ops/arguments.h): a traced program is
 what C++ never sees: some tensors on the meta device.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,31 +37,36 @@ def op(name: str) -> Any:
     return getattr(torch.ops.illia_ext, name).default
 
 
+def _check_devices(types: Mapping[str, Any], args: Sequence[Any]) -> None:
+    """That of mu, rho or key for all, as C++ has it; a prior may be a number on the CPU."""
+    given = dict(zip(types, args))
+    leader = next(argument for argument in ("mu", "rho", "key") if argument in given)
+    leading: Any = given[leader]
+    first: Any = next(iter(leading), None) if isinstance(leading, (list, tuple)) else leading
+    if first is None:
+        expected = "a tensor, got None" if leading is None else "at least one tensor, got an empty list"
+        raise RuntimeError(f"{leader}: expected {expected}")
+    for argument, value in given.items():
+        if value is None and str(types[argument]) == "Tensor":
+            raise RuntimeError(f"{argument}: expected a tensor, got None")
+        for k, tensor in enumerate(value) if isinstance(value, (list, tuple)) else ((None, value),):
+            if not isinstance(tensor, Tensor) or tensor.device == first.device:
+                continue
+            if argument.endswith("_prior") and tensor.dim() == 0 and tensor.device.type == "cpu":
+                continue
+            where = "" if k is None else f"tensor {k}: "
+            other = "tensor 0" if argument == leader else leader
+            expected = f"expected to be on the device of {other}, {first.device}, got {tensor.device}"
+            raise RuntimeError(f"{where}{argument}: {expected}")
+
+
 def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     types = {argument.name: argument.type for argument in op(name)._schema.arguments}
-    leader = next(argument for argument in ("mu", "rho", "key") if argument in types)
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         def on_one_device(*args: Any, **kwargs: Any) -> Any:
             """A call with one meta tensor runs this in place of the checks in C++."""
-            given = dict(zip(types, args))
-            leading: Any = given[leader]
-            first: Any = next(iter(leading), None) if isinstance(leading, (list, tuple)) else leading
-            if first is None:
-                expected = "a tensor, got None" if leading is None else "at least one tensor, got an empty list"
-                raise RuntimeError(f"{leader}: expected {expected}")
-            for argument, value in given.items():
-                for k, tensor in enumerate(value) if isinstance(value, (list, tuple)) else ((None, value),):
-                    if tensor is None and str(types[argument]) == "Tensor":
-                        raise RuntimeError(f"{argument}: expected a tensor, got None")
-                    if not isinstance(tensor, Tensor) or tensor.device == first.device:
-                        continue
-                    is_number = argument.endswith("_prior") and tensor.dim() == 0 and tensor.device.type == "cpu"
-                    if not is_number:
-                        where = "" if k is None else f"tensor {k}: "
-                        other = "tensor 0" if argument == leader else leader
-                        expected = f"expected to be on the device of {other}, {first.device}, got {tensor.device}"
-                        raise RuntimeError(f"{where}{argument}: {expected}")
+            _check_devices(types, args)
             return function(*args, **kwargs)
 
         torch.library.register_fake(f"illia_ext::{name}", on_one_device)
