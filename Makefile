@@ -13,8 +13,9 @@ export PIP_BUILD_CONSTRAINT := $(PINS)
 BUILD := setup.py pyproject.toml _backend.py illia_ext/_native/build.py $(shell find csrc -type f)
 
 OUT ?= bench/results
+GOLDEN := tests/data/golden_bits.txt
 
-.PHONY: demo test bench validation gpu lint format clean
+.PHONY: demo test bench validation golden gpu lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -25,9 +26,19 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m bench
 
-# The evidence of docs/validation.md, which it writes: some 20 minutes on two cores.
+# The evidence of docs/validation.md, whose figures it writes: some 20 minutes on two cores.
 validation: $(VENV)/installed
-	$(BIN)/python -m validation --page docs/validation.md
+	rm -f docs/validation.json
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile validation --figures docs/validation.json \
+		validation tests/faults tests/ops/test_laws*.py tests/ops/test_odd_calls.py
+
+# Writes the committed bits anew: to change a line is a breaking change, as the file says.
+golden: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -B build/golden -DILLIA_LIBRARY=OFF
+	cmake --build build/golden --parallel --target golden_core_test golden_kernels_test
+	{ grep '^#' $(GOLDEN); build/golden/tests/cpp/golden_core_test; build/golden/tests/cpp/golden_kernels_test; \
+		PYTHONPATH=tests $(BIN)/python tests/ops/golden_ops.py; } > build/golden/bits.txt
+	mv build/golden/bits.txt $(GOLDEN)
 
 # Builds, tests, sanitizes and measures on a GPU, by the machine's own Python; `make gpu DRY=1` prints the commands.
 gpu:

@@ -1,8 +1,12 @@
-// Faults on purpose, one a function: a sanitizer that reports none of them would prove nothing.
+// Faults on purpose, one a function: a sanitizer that does not report them would prove nothing.
+#include <chrono>
 #include <cstdint>
+#include <thread>
 #include <vector>
 
 extern "C" {
+
+int32_t torch_parallel_for(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*);
 
 float read_beyond(const float* data, int64_t numel) { return data[numel]; }
 
@@ -35,5 +39,16 @@ float beyond_a_vector(const float* data, int64_t numel) {
   copy.reserve(2 * numel);
   copy.assign(data, data + numel);
   return copy[numel];
+}
+
+// All indices of a parallel loop add to one element.
+void race_in_a_loop(float* data, int64_t) {
+  torch_parallel_for(0, 8, 1, [](int64_t, int64_t, void* sum) { *static_cast<float*>(sum) += 1; }, data);
+}
+
+// A race where two threads call it: it rests, so that the second comes before the first has ended.
+void race_of_callers(float* data, int64_t) {
+  data[0] += 1;
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
 }
 }

@@ -1,0 +1,100 @@
+"""Options and the figures of the evidence: `--quick`, and `--figures FILE`, which keeps what tests have measured.
+
+The file, docs/validation.json, has the latest run of every test, and docs/validation.md beside it gets a table of it.
+"""
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from illia_ext import _C
+
+P_BOUND = 5.7e-7  # a normal |z| > 5. Keys are fixed and nothing runs twice: so often an innocent key would be accused
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="smaller numbers and fewer builds: what CI runs")
+    parser.addoption("--figures", type=Path, help="a JSON file that keeps the figures")
+
+
+@pytest.fixture(scope="session")
+def quick(request: pytest.FixtureRequest) -> bool:
+    return request.config.getoption("--quick")
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """figure(what, measured, bound): a row of the page's table. The test asserts what the row says."""
+    return lambda *row: request.node.user_properties.append(("figures", row))
+
+
+@pytest.fixture
+def data(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
+    """data(name, values): figures for the file alone."""
+    return lambda name, values: request.node.user_properties.append((name, values))
+
+
+def this_run(config: pytest.Config) -> str:
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return (
+        f"{datetime.date.today()}, {cpu[1] if cpu else platform.machine()} ({os.cpu_count()} cores, "
+        f"{_C.cpu_capability()}, {psutil.virtual_memory().total / 2**30:.0f} GiB), torch {torch.__version__}, Python "
+        f"{platform.python_version()}, {_C.build_info()['compiler']}, commit {described.stdout.strip() or 'unknown'}"
+    )
+
+
+class Figures:
+    """Gathers the reports of all tests, by whichever process they come from."""
+
+    def __init__(self, path: Path, run: str) -> None:
+        self.path, self.run = path, run
+        self.tests: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or not report.passed:
+            found: dict[str, Any] = {"outcome": report.outcome, "seconds": round(report.duration, 1), "run": self.run}
+            for name, value in report.user_properties:
+                if name == "figures":
+                    found.setdefault(name, []).append(value)
+                else:
+                    found[name] = value
+            self.tests[report.nodeid] = found
+
+    def pytest_sessionfinish(self) -> None:
+        self.path.write_text(json.dumps(dict(sorted(self.tests.items())), indent=1) + "\n")
+        page = self.path.with_suffix(".md")
+        begin, end = "<!-- figures -->", "<!-- end of figures -->"
+        before, _, rest = page.read_text().partition(begin)
+        page.write_text(f"{before}{begin}\n{self.table()}\n{end}{rest.partition(end)[2]}")
+
+    def table(self) -> str:
+        """A table for each file, and where the tests ran."""
+        rows: dict[str, list[str]] = {}
+        for name, test in self.tests.items():
+            for row in test.get("figures", []):
+                cells = [cell.replace("|", "\\|") for cell in row]
+                failed = " **FAILED**" if test["outcome"] == "failed" else ""
+                title = Path(name.split("::")[0]).stem.removeprefix("test_").capitalize()
+                rows.setdefault(title, [f"| {title} | measured | bound |", "|---|---|---|"])
+                rows[title].append(f"| {' | '.join(cells)}{failed} |")
+        outcomes = [test["outcome"] for test in self.tests.values()]
+        counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
+        runs = [f"- {run}" for run in sorted({test["run"] for test in self.tests.values()})]
+        tables = ["\n".join(lines) for lines in rows.values()]
+        return "\n\n".join([*tables, f"{len(outcomes)} tests: {counts}. Where they ran:", "\n".join(runs)])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--figures") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Figures(config.getoption("--figures"), this_run(config)))
