@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 TORCHES = ["2.11.0", "2.13.0", "2.15.0"]
 # of the checkout, which they read, and not of the wheel
-READ_IT = ("bench", "cuda_", "elementary", "examples", "gpu_command", "matrix", "packaging", "validation")
+READ_IT = ("bench", "cuda_", "elementary", "examples", "gpu_command", "matrix", "packaging")
 CHECKOUT = [f"test_{name}*" for name in READ_IT]
 ABOUT = """
 import platform, sys, torch

@@ -1,5 +1,5 @@
 """Would the tests notice if a line of the mathematics were wrong? universalmutator breaks each line of csrc/core in
-every way that mutation/rules.txt names, one break at a time, and two programs judge each of these mutants. `core_test`
+every way that mutation/core.rules names, one break at a time, and two programs judge each of these mutants. `core_test`
 knows the mathematics. `golden_core_test` knows the committed bits: what it alone notices has changed and need not be
 wrong. A mutant with the object code of the original is equivalent, by proof. mutation/survivors.txt gives the reason
 for each mutant that is left. Lines that only nvcc reads are not broken.
@@ -65,7 +65,7 @@ def mutants(header: str) -> Iterator[Mutant]:
     lines = (CORE / header).read_text().splitlines(keepends=True)
     skipped = cuda_lines(lines)
     with contextlib.redirect_stdout(io.StringIO()):
-        rules = str(Path(__file__).parent / "mutation" / "rules.txt")
+        rules = str(Path(__file__).parent / "mutation" / "core.rules")
         found = mutator.mutants_regexp(lines, [rules], ignorePatterns=[])
     for number, broken, *_ in sorted(found, key=lambda mutant: mutant[:2]):
         if number not in skipped:
@@ -156,4 +156,4 @@ def test_mutants_of_the_core_are_noticed(header: str, quick: bool, tmp_path: Pat
     )
     assert survivors - known == set(), "nothing notices these, and survivors.txt does not explain them"
     assert quick or known - survivors == set(), "survivors.txt explains these, which are noticed"
-    assert len(chosen) > 1
+    assert chosen

@@ -171,7 +171,7 @@ int main(int argc, char** argv) {
     std::cerr << "usage: core_test tests/data/philox_known_answers.txt\n";
     return 2;
   }
-  if (std::fabs(std::exp(std::log(3.0L)) - 3) > 1e-17L) {
+  if (std::log(1 + 0x1p-60L) == 0) {
     std::cerr << "long double's functions have the digits of double here: no exact values to compare with\n";
     return 77;  // skipped
   }
