@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import make_key, make_keys
+from helpers import make_keys
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -78,10 +78,3 @@ def test_no_threshold(device: torch.device) -> None:
     sigma = distribution.to_distribution().stddev.tolist()
     assert sigma[0] - 20.5 == pytest.approx(math.exp(-20.5), rel=1e-5)  # 1.25e-9, of which the sum keeps 4e-15
     assert math.log(sigma[1]) == pytest.approx(-40)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_the_module_still_scripts(device: torch.device) -> None:
-    distribution = make_distribution((2,), device)
-    key = make_key(1, device=device)
-    assert torch.equal(torch.jit.script(distribution).sample(None, key), distribution.sample(key=key))
