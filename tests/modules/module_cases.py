@@ -1,6 +1,7 @@
 """What the tests of BayesianModule share: modules, keys, inputs, and the comparison with single calls."""
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "Holder",
     "Network",
     "assert_close",
+    "assert_mu_stands",
     "assert_same",
     "assert_single_samples",
     "call_part",
@@ -131,6 +133,13 @@ def assert_same(ours: Any, expected: Any) -> None:
     """All tensors of two structures, in bits."""
     for a, b in zip(outputs_of(ours), outputs_of(expected), strict=True):
         assert same_bits(a, b)
+
+
+def assert_mu_stands(bayesian: BayesianModule, parameters: list[nn.Parameter]) -> None:
+    """The module has these parameters of its own again, and calls go on."""
+    assert all(map(operator.is_, bayesian.parameters(), parameters))
+    assert all(type(parameter) is nn.Parameter for parameter in bayesian.module.parameters())
+    bayesian(inputs())
 
 
 def assert_close(ours: list[Tensor], expected: list[Tensor]) -> None:
