@@ -28,7 +28,7 @@ from illia_ext import BayesianModule, elbo_loss
 from illia_ext._ops import foreach
 
 parametrize = pytest.mark.parametrize
-pytestmark = [pytest.mark.usefixtures("cpu"), pytest.mark.filterwarnings("ignore:`torch.jit")]
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
 each_kind = parametrize("use_reentrant", [False, True])
 
 
@@ -260,7 +260,7 @@ def test_what_is_owed_by_no_checkpoint(use_reentrant: bool) -> None:
 
 
 @parametrize("learned", [False, True])
-def test_reentrant_parts_cost_one_backward(learned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reentrant_parts_cost_one_backward(learned: bool, monkeypatch: pytest.MonkeyPatch, cpu: object) -> None:
     """Each is a backward pass of its own, which gives a gradient to its weights alone: of each weight, once."""
     prior = nn.Parameter(torch.full((1,), 0.5, dtype=torch.float64)) if learned else 0.5
     bayesian = convert(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), mu_prior=0.0, std_prior=prior)
@@ -372,7 +372,7 @@ class Adapted(nn.Linear):
 
 
 @each_kind
-def test_twenty_steps_of_adapters(use_reentrant: bool) -> None:
+def test_twenty_steps_of_adapters(use_reentrant: bool, cpu: object) -> None:
     """In place, without a copy of the base: the steps are those without checkpoints."""
     results = []
     data = torch.randn(16, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

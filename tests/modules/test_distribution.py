@@ -21,8 +21,8 @@ parametrize = pytest.mark.parametrize
     ("shape", "expected"),
     [(3, (3,)), ([2, 3], (2, 3)), ((2, 3), (2, 3)), (torch.Size([2, 3]), (2, 3)), ((), ()), ([], ()), (0, (0,))],
 )
-def test_shape(shape: Any, expected: tuple[int, ...], device: torch.device) -> None:
-    distribution = GaussianDistribution(shape, device=device)
+def test_shape(shape: Any, expected: tuple[int, ...]) -> None:
+    distribution = GaussianDistribution(shape, device=DEVICE)
     assert isinstance(distribution.shape, torch.Size) and distribution.shape == expected
     assert distribution.mu.shape == distribution.rho.shape == distribution.sample().shape == expected
     assert distribution.log_prob().shape == distribution.kl_divergence().shape == ()
@@ -59,16 +59,16 @@ def test_defaults() -> None:
 
 
 @parametrize("dtype", FLOAT_DTYPES)
-def test_device_and_dtype(dtype: torch.dtype, device: torch.device) -> None:
-    distribution = GaussianDistribution((3, 2), mu_prior=0.5, std_prior=0.25, device=device, dtype=dtype)
+def test_device_and_dtype(dtype: torch.dtype) -> None:
+    distribution = GaussianDistribution((3, 2), mu_prior=0.5, std_prior=0.25, device=DEVICE, dtype=dtype)
     for tensor in distribution.state_dict().values():
-        assert (tensor.device.type, tensor.dtype) == (device.type, dtype)
+        assert (tensor.device.type, tensor.dtype) == (DEVICE.type, dtype)
     x, log_prob = distribution.sample_and_log_prob(2)
     assert (x.dtype, log_prob.dtype) == (dtype, arithmetic_dtype(dtype))
     torch.manual_seed(4)
-    expected = torch.randn((3, 2), device=device, dtype=dtype).normal_(0.5, 0.1)
+    expected = torch.randn((3, 2), device=DEVICE, dtype=dtype).normal_(0.5, 0.1)
     torch.manual_seed(4)
-    again = GaussianDistribution((3, 2), mu_init=0.5, device=device, dtype=dtype)
+    again = GaussianDistribution((3, 2), mu_init=0.5, device=DEVICE, dtype=dtype)
     assert same_bits(again.mu, expected)  # drawn there, not moved there
 
 
@@ -113,20 +113,20 @@ def test_num_samples_and_key(shape: tuple[int, ...], arguments: dict[str, Any], 
 
 
 @parametrize("num_samples", [None, 0, 1, 3])
-def test_drawn_key_is_randint(num_samples: int | None, device: torch.device) -> None:
-    distribution = GaussianDistribution((2, 3), device=device)
+def test_drawn_key_is_randint(num_samples: int | None) -> None:
+    distribution = GaussianDistribution((2, 3), device=DEVICE)
     size = [2] if num_samples is None else [num_samples, 2]
     torch.manual_seed(9)
-    key = torch.randint(2**63 - 1, size, generator=None, device=device)
-    state = rng_state(device)
+    key = torch.randint(2**63 - 1, size, generator=None, device=DEVICE)
+    state = rng_state(DEVICE)
     by_key = distribution.sample_and_log_prob(key=key)
-    assert torch.equal(rng_state(device), state)
+    assert torch.equal(rng_state(DEVICE), state)
     torch.manual_seed(9)
-    assert torch.equal(draw_key(num_samples, device=device), key)
+    assert torch.equal(draw_key(num_samples, device=DEVICE), key)
     for draw in (distribution.sample, lambda n: distribution.sample_and_log_prob(n)[0]):
         torch.manual_seed(9)
         assert same_bits(draw(num_samples), by_key[0])
-        assert torch.equal(rng_state(device), state)
+        assert torch.equal(rng_state(DEVICE), state)
     if num_samples is None:
         torch.manual_seed(9)
         assert same_bits(distribution.log_prob(), by_key[1])
@@ -135,13 +135,13 @@ def test_drawn_key_is_randint(num_samples: int | None, device: torch.device) -> 
 @parametrize("scripted", [False, True])
 @parametrize("size", [(1, 3), (3,), (2, 1), (1, 1), (1,), ()])
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_log_prob_of_an_x_that_broadcasts(size: tuple[int, ...], scripted: bool, device: torch.device) -> None:
+def test_log_prob_of_an_x_that_broadcasts(size: tuple[int, ...], scripted: bool) -> None:
     """As illia's: the x of all weights, to which the gradient adds up; samples of such sizes give a value each."""
-    distribution = GaussianDistribution((2, 3), rho_init=-1.0, device=device)
-    illia = illia_like.GaussianDistribution((2, 3)).to(device)
+    distribution = GaussianDistribution((2, 3), rho_init=-1.0, device=DEVICE)
+    illia = illia_like.GaussianDistribution((2, 3)).to(DEVICE)
     illia.load_state_dict(distribution.state_dict())
     ours = torch.jit.script(distribution) if scripted else distribution
-    x = torch.rand(size, device=device).requires_grad_()
+    x = torch.rand(size, device=DEVICE).requires_grad_()
     log_prob = ours.log_prob(x)
     assert same_bits(log_prob, distribution.log_prob(x.expand(2, 3)))
     results = [
@@ -156,15 +156,15 @@ def test_log_prob_of_an_x_that_broadcasts(size: tuple[int, ...], scripted: bool,
 
 
 @parametrize("size", [(3, 3), (2, 2), (2, 2, 2, 3), (4, 2, 2)])
-def test_log_prob_of_an_x_that_does_not_fit(size: tuple[int, ...], device: torch.device) -> None:
+def test_log_prob_of_an_x_that_does_not_fit(size: tuple[int, ...]) -> None:
     """Also where the weights would broadcast to it, which illia adds up: there S samples may be meant."""
-    distribution = GaussianDistribution((2, 3), device=device)
+    distribution = GaussianDistribution((2, 3), device=DEVICE)
     with pytest.raises(
         RuntimeError, match=r"x: expected the shape of mu, \[2, 3\], or one dimension of samples before"
     ):
-        distribution.log_prob(torch.zeros(size, device=device))
+        distribution.log_prob(torch.zeros(size, device=DEVICE))
     with pytest.raises(RuntimeError, match=r"x: expected the shape of mu, \[1, 3\]"):
-        GaussianDistribution((1, 3), device=device).log_prob(torch.zeros(2, 3, device=device))
+        GaussianDistribution((1, 3), device=DEVICE).log_prob(torch.zeros(2, 3, device=DEVICE))
 
 
 @parametrize("scripted", [False, True])
@@ -183,12 +183,12 @@ def test_log_prob_of_an_x_that_does_not_fit(size: tuple[int, ...], device: torch
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_log_prob_of_an_x_of_another_dtype(
-    dtype: torch.dtype, other: torch.dtype, expected: torch.dtype, scripted: bool, device: torch.device
+    dtype: torch.dtype, other: torch.dtype, expected: torch.dtype, scripted: bool
 ) -> None:
     """All in the dtype to which torch promotes both; the gradients come back in the parameters' own."""
-    distribution = GaussianDistribution((2, 3), 0.5, 0.25, rho_init=-1.0, dtype=dtype, device=device)
+    distribution = GaussianDistribution((2, 3), 0.5, 0.25, rho_init=-1.0, dtype=dtype, device=DEVICE)
     ours = torch.jit.script(distribution) if scripted else distribution
-    x = (3 * torch.randn(2, 3, device=device)).to(other)
+    x = (3 * torch.randn(2, 3, device=DEVICE)).to(other)
     log_prob = ours.log_prob(x)
     log_prob.backward()
     assert (
@@ -199,9 +199,9 @@ def test_log_prob_of_an_x_of_another_dtype(
     assert distribution.mu.grad.any() and distribution.rho.grad.any()
 
 
-def test_log_prob_of_a_new_sample_is_fused(device: torch.device) -> None:
+def test_log_prob_of_a_new_sample_is_fused() -> None:
     """Its gradient is that of the drawn sample too, as of sample_and_log_prob; illia's sample is another one."""
-    distribution = GaussianDistribution((5, 3), rho_init=-1.0, device=device)
+    distribution = GaussianDistribution((5, 3), rho_init=-1.0, device=DEVICE)
     gradients = []
     for draw in (distribution.log_prob, lambda: distribution.sample_and_log_prob()[1]):
         torch.manual_seed(2)
@@ -215,8 +215,8 @@ def test_log_prob_of_a_new_sample_is_fused(device: torch.device) -> None:
 
 
 @parametrize("dtype", FLOAT_DTYPES)
-def test_moves_to_another_dtype(dtype: torch.dtype, device: torch.device) -> None:
-    distribution = GaussianDistribution((2, 3), std_prior=0.25, device=device)
+def test_moves_to_another_dtype(dtype: torch.dtype) -> None:
+    distribution = GaussianDistribution((2, 3), std_prior=0.25, device=DEVICE)
     for _ in range(2):  # there, and in use
         distribution.to(dtype)
         x, log_prob = distribution.sample_and_log_prob(2)
@@ -240,8 +240,8 @@ METHODS = {
 
 @parametrize("frozen", [None, "mu", "rho"])
 @parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_parameter_trains_unless_frozen(method: Any, frozen: str | None, device: torch.device) -> None:
-    distribution = GaussianDistribution((2, 3), device=device)
+def test_every_parameter_trains_unless_frozen(method: Any, frozen: str | None) -> None:
+    distribution = GaussianDistribution((2, 3), device=DEVICE)
     if frozen:
         getattr(distribution, frozen).requires_grad_(False)
     method(distribution).backward()
@@ -251,8 +251,8 @@ def test_every_parameter_trains_unless_frozen(method: Any, frozen: str | None, d
     assert not any(buffer.requires_grad for buffer in distribution.buffers())
 
 
-def test_frozen_as_a_whole(device: torch.device) -> None:
-    distribution = GaussianDistribution((2, 3), device=device).requires_grad_(False)
+def test_frozen_as_a_whole() -> None:
+    distribution = GaussianDistribution((2, 3), device=DEVICE).requires_grad_(False)
     outputs: list[Tensor] = [distribution.sample(2), distribution.log_prob(), distribution.kl_divergence()]
     assert not any(output.requires_grad for output in outputs)
 

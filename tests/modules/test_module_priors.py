@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DEVICE, FLOAT_DTYPES, arithmetic_dtype, make_key, make_keys, same_bits
+from helpers import DEVICE, FLOAT_DTYPES, arithmetic_dtype, make_key, same_bits
+from module_cases import KEYS
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 from torch.utils.checkpoint import checkpoint
@@ -13,12 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from illia_ext import BayesianModule, GaussianDistribution, functional
 
 parametrize = pytest.mark.parametrize
-KEYS = make_keys((1, 2), (3, 4))
 
 
-def make_prior(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def make_prior(*shape: int) -> Tensor:
     """Positive: it serves as either prior."""
-    return torch.linspace(0.25, 1.5, max(1, torch.Size(shape).numel())).reshape(shape).to(DEVICE, dtype)
+    return torch.linspace(0.25, 1.5, max(1, torch.Size(shape).numel())).reshape(shape).to(DEVICE)
 
 
 METHODS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
@@ -32,21 +32,20 @@ METHODS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
         d.kl_divergence() if m is None else functional.gaussian_kl_divergence(d.mu, d.rho, m, s)
     ),
 }
-each_method = parametrize("method", METHODS.values(), ids=METHODS)
 
 
-@each_method
+@parametrize("method", METHODS.values(), ids=METHODS)
 @parametrize("shapes", [((), ()), ((1,), (1, 1)), ((3,), (2, 1)), ((2, 3), (2, 3)), ((2, 3), ())])
 @parametrize("learned", [False, True])
-def test_priors_of_every_shape(method: Any, shapes: Any, learned: bool, device: torch.device) -> None:
+def test_priors_of_every_shape(method: Any, shapes: Any, learned: bool) -> None:
     """The module's methods are the functions of its priors, gradients to learned priors included."""
     priors = [make_prior(*shape) for shape in shapes]
     kept = [nn.Parameter(prior) for prior in priors] if learned else priors
-    distribution = GaussianDistribution((2, 3), *kept, rho_init=-1.0, device=device)
+    distribution = GaussianDistribution((2, 3), *kept, rho_init=-1.0, device=DEVICE)
     assert list(distribution.state_dict()) == ["mu", "rho", "mu_prior", "std_prior"]
     assert len(list(distribution.parameters())) == (4 if learned else 2)
 
-    x = torch.ones(2, 3, device=device)
+    x = torch.ones(2, 3, device=DEVICE)
     method(distribution, None, None, x).backward()
     leaves = [distribution.mu, distribution.rho, *(prior.requires_grad_(learned) for prior in priors)]
     expected = torch.autograd.grad(method(distribution, *priors, x), leaves[: 4 if learned else 2])
@@ -54,9 +53,9 @@ def test_priors_of_every_shape(method: Any, shapes: Any, learned: bool, device: 
         assert same_bits(parameter.grad, grad) and grad.any()
 
 
-def test_buffers_are_copies_of_the_modules_dtype(device: torch.device) -> None:
+def test_buffers_are_copies_of_the_modules_dtype() -> None:
     prior = make_prior(3)
-    distribution = GaussianDistribution((2, 3), prior, prior.double(), device=device)
+    distribution = GaussianDistribution((2, 3), prior, prior.double(), device=DEVICE)
     prior.zero_()
     assert same_bits(distribution.mu_prior, make_prior(3)) and same_bits(distribution.std_prior, make_prior(3))
     assert GaussianDistribution(3, torch.tensor(0.5)).mu_prior.shape == (1,)  # as a number
@@ -66,10 +65,10 @@ def test_buffers_are_copies_of_the_modules_dtype(device: torch.device) -> None:
         assert distribution.log_prob().dtype == arithmetic_dtype(dtype)
 
 
-def test_learned_priors_are_the_parameters_given(device: torch.device) -> None:
+def test_learned_priors_are_the_parameters_given() -> None:
     """So modules may share one, which then gets the gradients of all."""
-    std_prior = nn.Parameter(torch.ones(1, device=device))
-    layers = nn.ModuleList([GaussianDistribution(3, std_prior=std_prior, device=device) for _ in range(2)])
+    std_prior = nn.Parameter(torch.ones(1, device=DEVICE))
+    layers = nn.ModuleList([GaussianDistribution(3, std_prior=std_prior, device=DEVICE) for _ in range(2)])
     assert layers[0].std_prior is layers[1].std_prior is std_prior
     assert len(list(layers.parameters())) == 5
     sum(layer.kl_divergence() for layer in layers).backward()
@@ -77,11 +76,11 @@ def test_learned_priors_are_the_parameters_given(device: torch.device) -> None:
     torch.testing.assert_close(std_prior.grad, sum(alone))
 
 
-def test_empirical_bayes_finds_the_moments(device: torch.device) -> None:
+def test_empirical_bayes_finds_the_moments() -> None:
     """KL(q || p) is least in the prior at the mean of mu and at the mean of sigma^2 + (mu - that mean)^2."""
-    priors = [nn.Parameter(torch.zeros(1, device=device)), nn.Parameter(torch.ones(1, device=device))]
+    priors = [nn.Parameter(torch.zeros(1, device=DEVICE)), nn.Parameter(torch.ones(1, device=DEVICE))]
     torch.manual_seed(0)
-    distribution = GaussianDistribution(50, *priors, mu_init=2.0, rho_init=-2.0, device=device)
+    distribution = GaussianDistribution(50, *priors, mu_init=2.0, rho_init=-2.0, device=DEVICE)
     torch_parametrize.register_parametrization(distribution, "std_prior", nn.Softplus(), unsafe=True)
     hyper = [distribution.mu_prior, distribution.parametrizations.std_prior.original]
     optimizer = torch.optim.LBFGS(hyper, max_iter=50, line_search_fn="strong_wolfe")
@@ -127,16 +126,16 @@ def test_values_on_the_meta_device_are_not_read() -> None:
 
 @parametrize("scripted", [False, True])
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_stick_the_landing(scripted: bool, device: torch.device) -> None:
+def test_stick_the_landing(scripted: bool) -> None:
     """Where q is the prior the score term is all that is left of the gradient, and all of its noise."""
-    distribution = GaussianDistribution((50,), std_prior=1.0, device=device)
+    distribution = GaussianDistribution((50,), std_prior=1.0, device=DEVICE)
     with torch.no_grad():
         distribution.mu.zero_()
         distribution.rho.fill_(torch.tensor(1.0).expm1().log())  # sigma = 1
     module = torch.jit.script(distribution) if scripted else distribution
     gradients = {}
     for stick_the_landing in (False, True):
-        x, log_prob = module.sample_and_log_prob(None, make_key(1, device=device), stick_the_landing)
+        x, log_prob = module.sample_and_log_prob(None, make_key(1), stick_the_landing)
         gradients[stick_the_landing] = torch.cat(torch.autograd.grad(log_prob, list(distribution.parameters())))
     # -eps / sigma + x / std_prior^2 = 0 but for the rounding of sigma and x: 4 units in the last place of |eps| < 4
     assert gradients[True].abs().max() < 16 * 2**-23
@@ -145,24 +144,23 @@ def test_stick_the_landing(scripted: bool, device: torch.device) -> None:
 
 @parametrize("way", ["call", "samples", "at once", "block", "reentrant parts"])
 @parametrize("learned", [False, True])
-def test_stick_the_landing_of_a_network(way: str, learned: bool, device: torch.device) -> None:
+def test_stick_the_landing_of_a_network(way: str, learned: bool) -> None:
     """The gradients are those of the functional, and the values those without it."""
     torch.manual_seed(0)
-    prior = nn.Parameter(torch.full((1,), 0.5, device=device)) if learned else 0.5
+    prior = nn.Parameter(torch.full((1,), 0.5, device=DEVICE)) if learned else 0.5
     chunk_size = 2 if way == "at once" else 1
-    bayesian = BayesianModule(nn.Linear(3, 2, device=device), std_prior=prior, rho_init=-1.0, chunk_size=chunk_size)
-    several = way in ("samples", "at once")
-    key = make_keys((1, 2), (3, 4), device=device) if several else make_key(1, device=device)
+    bayesian = BayesianModule(nn.Linear(3, 2, device=DEVICE), std_prior=prior, rho_init=-1.0, chunk_size=chunk_size)
+    key = KEYS[:2] if way in ("samples", "at once") else KEYS[0]
     _, mus, rhos = zip(*bayesian.named_gaussians())
     parameters, gradients, values = list(bayesian.parameters()), {}, []
     for bayesian.stick_the_landing in (False, True):
         if way in ("block", "reentrant parts"):
             with bayesian.sampled(key) as log_prob:
                 if way == "reentrant parts":  # whose backward leaves the draw's graph to log_prob's
-                    hidden = torch.ones(1, 3, device=device, requires_grad=True)
+                    hidden = torch.ones(1, 3, device=DEVICE, requires_grad=True)
                     (0 * checkpoint(bayesian.module, hidden, use_reentrant=True).sum()).backward()
         else:
-            _, log_prob = bayesian(torch.ones(1, 3, device=device), key=key)
+            _, log_prob = bayesian(torch.ones(1, 3, device=DEVICE), key=key)
         values.append(log_prob)
         gradients[bayesian.stick_the_landing] = torch.autograd.grad(log_prob.sum(), parameters)
     _, expected = functional.foreach_gaussian_sample_and_log_prob(
@@ -174,9 +172,9 @@ def test_stick_the_landing_of_a_network(way: str, learned: bool, device: torch.d
     assert not any(torch.allclose(a, b) for a, b in list(zip(*gradients.values()))[-4:])
 
 
-def test_stick_the_landing_of_a_network_has_no_second_derivatives(device: torch.device) -> None:
-    bayesian = BayesianModule(nn.Linear(3, 2, device=device), stick_the_landing=True)
-    _, log_prob = bayesian(torch.ones(1, 3, device=device))
+def test_stick_the_landing_of_a_network_has_no_second_derivatives() -> None:
+    bayesian = BayesianModule(nn.Linear(3, 2, device=DEVICE), stick_the_landing=True)
+    _, log_prob = bayesian(torch.ones(1, 3, device=DEVICE))
     parameters = list(bayesian.parameters())
     first = torch.autograd.grad(log_prob, parameters, create_graph=True)
     with pytest.raises(RuntimeError, match=r"^stick_the_landing: second derivatives are not offered"):
