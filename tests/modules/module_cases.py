@@ -12,28 +12,6 @@ from torch.utils._pytree import tree_leaves
 
 from illia_ext import BayesianModule
 
-__all__ = [
-    "INPUTS",
-    "KEY",
-    "KEYS",
-    "Custom",
-    "Holder",
-    "Network",
-    "assert_close",
-    "assert_mu_stands",
-    "assert_same",
-    "assert_single_samples",
-    "call_part",
-    "convert",
-    "grads",
-    "inputs",
-    "loss_of",
-    "make",
-    "make_network",
-    "outputs_of",
-    "results_of",
-]
-
 KEY, KEYS = make_key(3), make_keys((1, 2), (3, 4), (5, 6), (7, 8), (9, 10))  # four of several are drawn by one op
 INPUTS = torch.linspace(-1, 1, 12, dtype=torch.float64, device=DEVICE).reshape(4, 3)
 

@@ -1,20 +1,29 @@
-"""GaussianDistribution: what its constructor makes and what its methods return."""
+"""GaussianDistribution: what its constructor makes, and what its methods return, scripted too."""
 
 import copy
+import math
+from collections.abc import Callable
 from typing import Any
 
 import illia_like
 import numpy as np
 import pytest
 import torch
-from helpers import DEVICE, FLOAT_DTYPES, arithmetic_dtype, rng_state, same_bits
-from module_cases import KEYS
-from torch import Tensor
+from helpers import DEVICE, FLOAT_DTYPES, arithmetic_dtype, make_keys, rng_state, same_bits
+from module_cases import KEY, KEYS, assert_same, grads, outputs_of
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal, kl_divergence
 
 from illia_ext import DistributionModule, GaussianDistribution, functional
 from illia_ext.random import draw_key
 
 parametrize = pytest.mark.parametrize
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
+
+
+def make_prior(*shape: int) -> Tensor:
+    """Positive: it serves as either prior."""
+    return torch.linspace(0.25, 1.5, max(1, torch.Size(shape).numel())).reshape(shape).to(DEVICE)
 
 
 @parametrize(
@@ -29,18 +38,22 @@ def test_shape(shape: Any, expected: tuple[int, ...]) -> None:
     assert distribution.num_params() == distribution.mu.numel()
 
 
+@parametrize("dtype", FLOAT_DTYPES)
 @parametrize(("mu_init", "rho_init"), [(0.0, -7.0), (1.5, 0.25), (-2, 3)])
 @parametrize("shape", [(), (5,), (17, 33)])
-def test_initial_values_are_those_of_illia(shape: tuple[int, ...], mu_init: float, rho_init: float) -> None:
+def test_initial_values_are_those_of_illia(
+    shape: tuple[int, ...], mu_init: float, rho_init: float, dtype: torch.dtype
+) -> None:
+    """Drawn on the device and in the dtype that are asked for."""
+    factory: dict[str, Any] = {"device": DEVICE, "dtype": dtype}
     torch.manual_seed(3)
-    mu = torch.randn(shape).normal_(mu_init, 0.1)
-    rho = torch.randn(shape).normal_(rho_init, 0.1)
-    state = torch.random.get_rng_state()
-
+    mu = torch.randn(shape, **factory).normal_(mu_init, 0.1)
+    rho = torch.randn(shape, **factory).normal_(rho_init, 0.1)
+    state = rng_state(DEVICE)
     torch.manual_seed(3)
-    distribution = GaussianDistribution(shape, mu_init=mu_init, rho_init=rho_init)
+    distribution = GaussianDistribution(shape, mu_init=mu_init, rho_init=rho_init, **factory)
     assert same_bits(distribution.mu, mu) and same_bits(distribution.rho, rho)
-    assert torch.equal(torch.random.get_rng_state(), state)  # so what comes next is drawn as with illia
+    assert torch.equal(rng_state(DEVICE), state)  # so what comes next is drawn as with illia
     assert (distribution.mu_init, distribution.rho_init) == (mu_init, rho_init)
 
 
@@ -60,16 +73,50 @@ def test_defaults() -> None:
 
 @parametrize("dtype", FLOAT_DTYPES)
 def test_device_and_dtype(dtype: torch.dtype) -> None:
-    distribution = GaussianDistribution((3, 2), mu_prior=0.5, std_prior=0.25, device=DEVICE, dtype=dtype)
-    for tensor in distribution.state_dict().values():
-        assert (tensor.device.type, tensor.dtype) == (DEVICE.type, dtype)
-    x, log_prob = distribution.sample_and_log_prob(2)
-    assert (x.dtype, log_prob.dtype) == (dtype, arithmetic_dtype(dtype))
-    torch.manual_seed(4)
-    expected = torch.randn((3, 2), device=DEVICE, dtype=dtype).normal_(0.5, 0.1)
-    torch.manual_seed(4)
-    again = GaussianDistribution((3, 2), mu_init=0.5, device=DEVICE, dtype=dtype)
-    assert same_bits(again.mu, expected)  # drawn there, not moved there
+    """When it is made, and whenever it is moved; gradients follow."""
+    distribution = GaussianDistribution((2, 3), make_prior(3), 0.25, device=DEVICE, dtype=dtype)
+    for now in (dtype, torch.float32, dtype):
+        distribution.to(now)
+        for tensor in distribution.state_dict().values():
+            assert (tensor.device.type, tensor.dtype) == (DEVICE.type, now)
+        x, log_prob = distribution.sample_and_log_prob(2)
+        assert (x.dtype, log_prob.dtype) == (now, arithmetic_dtype(now))
+        (x.sum() + log_prob.sum()).backward()
+        assert all(grad.dtype == now and grad.isfinite().all() for grad in grads(distribution))
+
+
+def test_priors_are_copied() -> None:
+    prior = make_prior(3)
+    distribution = GaussianDistribution((2, 3), prior, prior.double(), device=DEVICE)
+    prior.zero_()
+    assert same_bits(distribution.mu_prior, make_prior(3)) and same_bits(distribution.std_prior, make_prior(3))
+    assert GaussianDistribution(3, torch.tensor(0.5)).mu_prior.shape == (1,)  # as a number
+
+
+@parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, "(2, 3), mu_prior=0, std_prior=0.1, mu_init=0, rho_init=-7"),
+        (
+            {"mu_prior": 0.5, "std_prior": 0.25, "mu_init": 1, "rho_init": -3.5},
+            "(2, 3), mu_prior=0.5, std_prior=0.25, mu_init=1, rho_init=-3.5",
+        ),
+        (
+            {"mu_prior": make_prior(2, 1), "std_prior": nn.Parameter(make_prior(3))},
+            "(2, 3), mu_prior=Tensor[2, 1], std_prior=Parameter[3], mu_init=0, rho_init=-7",
+        ),
+        ({"device": "meta"}, "(2, 3), mu_init=0, rho_init=-7"),
+    ],
+)
+def test_repr(arguments: Any, expected: str) -> None:
+    layer = nn.ModuleDict({"weights": GaussianDistribution((2, 3), **{"device": DEVICE, **arguments})})
+    assert f"(weights): GaussianDistribution({expected})" in repr(layer)
+
+
+def test_values_on_the_meta_device_are_not_read() -> None:
+    prior = torch.zeros(3, device="meta")
+    distribution = GaussianDistribution(3, prior, nn.Parameter(prior), device="meta")
+    assert distribution.sample_and_log_prob(4)[1].shape == (4,)
 
 
 def test_default_dtype_and_device_are_torchs() -> None:
@@ -130,6 +177,72 @@ def test_drawn_key_is_randint(num_samples: int | None) -> None:
     if num_samples is None:
         torch.manual_seed(9)
         assert same_bits(distribution.log_prob(), by_key[1])
+
+
+METHODS: dict[str, Callable[[Any], Any]] = {
+    "sample()": lambda d: d.sample(),
+    "sample(2)": lambda d: d.sample(2),
+    "sample(key)": lambda d: d.sample(None, KEY),
+    "sample(keys)": lambda d: d.sample(key=KEYS),
+    "log_prob()": lambda d: d.log_prob(),
+    "log_prob(x)": lambda d: d.log_prob(torch.ones(2, 3, device=DEVICE)),
+    "log_prob(samples)": lambda d: d.log_prob(torch.ones(4, 2, 3, device=DEVICE)),
+    "sample_and_log_prob()": lambda d: d.sample_and_log_prob(),
+    "sample_and_log_prob(2)": lambda d: d.sample_and_log_prob(num_samples=2),
+    "sample_and_log_prob(keys)": lambda d: d.sample_and_log_prob(None, KEYS),
+    "stick the landing": lambda d: d.sample_and_log_prob(None, KEY, True),
+    "kl_divergence()": lambda d: d.kl_divergence(),
+}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "log_prob(x)": lambda *inputs: functional.gaussian_log_prob(torch.ones(2, 3, device=DEVICE), *inputs),
+    "log_prob(samples)": lambda *inputs: functional.gaussian_log_prob(torch.ones(4, 2, 3, device=DEVICE), *inputs),
+    "sample_and_log_prob(keys)": lambda *inputs: functional.gaussian_sample_and_log_prob(*inputs, KEYS),
+    "stick the landing": lambda *inputs: functional.gaussian_sample_and_log_prob(*inputs, KEY, None, True),
+    "kl_divergence()": functional.gaussian_kl_divergence,
+}
+
+
+def loss_of(result: Any) -> Tensor:
+    return sum(output.square().sum() for output in outputs_of(result))
+
+
+@parametrize("name", FUNCTIONS)
+@parametrize("shapes", [((), ()), ((1,), (1, 1)), ((3,), (2, 1)), ((2, 3), (2, 3)), ((2, 3), ())])
+@parametrize("learned", [False, True])
+def test_methods_are_the_functions(name: str, shapes: Any, learned: bool) -> None:
+    """With priors of every shape, gradients to learned ones included."""
+    priors = [make_prior(*shape) for shape in shapes]
+    kept = [nn.Parameter(prior) for prior in priors] if learned else priors
+    distribution = GaussianDistribution((2, 3), *kept, rho_init=-1.0, device=DEVICE)
+    assert list(distribution.state_dict()) == ["mu", "rho", "mu_prior", "std_prior"]
+    parameters = list(distribution.parameters())
+    assert len(parameters) == (4 if learned else 2)
+    leaves = [distribution.mu, distribution.rho, *(prior.requires_grad_(learned) for prior in priors)]
+    ours, expected = METHODS[name](distribution), FUNCTIONS[name](*leaves)
+    gradients = torch.autograd.grad(loss_of(ours), parameters)
+    assert_same([ours, *gradients], [expected, *torch.autograd.grad(loss_of(expected), leaves[: len(parameters)])])
+    assert all(gradient.any() for gradient in gradients)
+
+
+@parametrize("frozen", [(), ("mu",), ("rho",), ("mu", "rho")], ids=str)
+@parametrize("name", METHODS)
+def test_methods_scripted_and_frozen(name: str, frozen: tuple[str, ...]) -> None:
+    """Each gives a gradient to all that is not frozen; scripted, it has the same values and gradients."""
+    distribution = GaussianDistribution((2, 3), device=DEVICE)
+    for parameter in frozen:
+        distribution.get_parameter(parameter).requires_grad_(False)
+    results, scripted = [], torch.jit.script(distribution)
+    for module in (distribution, scripted):
+        torch.manual_seed(1)
+        result = METHODS[name](module)
+        if len(frozen) < 2:
+            loss_of(result).backward()
+        else:
+            assert not any(output.requires_grad for output in outputs_of(result))
+        results.append([result, grads(distribution)])
+    assert_same(*results)
+    assert [(g.isfinite().all() and g.any()).item() for g in results[0][1]] == [True] * (2 - len(frozen))
+    assert scripted.num_params() == 6
 
 
 @parametrize("scripted", [False, True])
@@ -214,50 +327,52 @@ def test_log_prob_of_a_new_sample_is_fused() -> None:
         torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-3)  # apart, 1 / sigma cancels
 
 
-@parametrize("dtype", FLOAT_DTYPES)
-def test_moves_to_another_dtype(dtype: torch.dtype) -> None:
-    distribution = GaussianDistribution((2, 3), std_prior=0.25, device=DEVICE)
-    for _ in range(2):  # there, and in use
-        distribution.to(dtype)
-        x, log_prob = distribution.sample_and_log_prob(2)
-        assert (x.dtype, log_prob.dtype) == (dtype, arithmetic_dtype(dtype))
-        (x.sum() + log_prob.sum()).backward()
-        assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in distribution.parameters())
-        distribution.zero_grad()
-    distribution.float()
-    assert distribution.log_prob(distribution.sample()).dtype == torch.float32
-
-
-METHODS = {
-    "sample": lambda d: d.sample().sum(),
-    "samples": lambda d: d.sample(3).square().sum(),
-    "log_prob": lambda d: d.log_prob(),
-    "log_prob(x)": lambda d: d.log_prob(torch.ones_like(d.mu)),
-    "sample_and_log_prob": lambda d: torch.mul(*d.sample_and_log_prob()).sum(),
-    "kl_divergence": lambda d: d.kl_divergence(),
-}
-
-
-@parametrize("frozen", [None, "mu", "rho"])
-@parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_parameter_trains_unless_frozen(method: Any, frozen: str | None) -> None:
-    distribution = GaussianDistribution((2, 3), device=DEVICE)
-    if frozen:
-        getattr(distribution, frozen).requires_grad_(False)
-    method(distribution).backward()
-    for name, parameter in distribution.named_parameters():
-        assert (parameter.grad is None) is (name == frozen)
-        assert name == frozen or (parameter.grad.isfinite().all() and parameter.grad.any())
-    assert not any(buffer.requires_grad for buffer in distribution.buffers())
-
-
-def test_frozen_as_a_whole() -> None:
-    distribution = GaussianDistribution((2, 3), device=DEVICE).requires_grad_(False)
-    outputs: list[Tensor] = [distribution.sample(2), distribution.log_prob(), distribution.kl_divergence()]
-    assert not any(output.requires_grad for output in outputs)
-
-
 def test_numbers_of_numpy_and_integers_are_numbers() -> None:
     state = GaussianDistribution(np.int64(3), mu_prior=0, std_prior=np.float64(1)).state_dict()
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     assert functional.gaussian_kl_divergence(torch.zeros(1), torch.zeros(1), np.float32(0), np.int64(1)) > 0
+
+
+def make_distribution(*shape: int) -> GaussianDistribution:
+    """Where 1 / sigma is no large number: plain formulas then lose no digits."""
+    torch.manual_seed(0)
+    return GaussianDistribution(shape, 0.25, 0.75, 0.5, -1.0, device=DEVICE, dtype=torch.float64)
+
+
+@parametrize("samples", [(), (3,)])
+@parametrize("shape", [(), (5,), (2, 3), (0,)])
+def test_to_distribution(shape: tuple[int, ...], samples: tuple[int, ...]) -> None:
+    """The same q among torch.distributions: sums of at most 12 terms of order 10 in float64, which may cancel to
+    0.01."""
+    distribution = make_distribution(*shape)
+    q, parameters = distribution.to_distribution(), list(distribution.parameters())
+    p = Independent(Normal(torch.full_like(distribution.mu, 0.25), 0.75), len(shape))
+    assert isinstance(q, Independent) and (q.event_shape, q.batch_shape) == (shape, ())
+    assert q.rsample(samples).shape == (*samples, *shape) and q.rsample().requires_grad
+    x = torch.randn((*samples, *shape), device=DEVICE, dtype=torch.float64)
+    for ours, expected in (
+        (distribution.log_prob(x), q.log_prob(x) - p.log_prob(x)),
+        (distribution.kl_divergence(), kl_divergence(q, p)),
+    ):
+        gradients = [torch.autograd.grad(o.sum(), parameters, retain_graph=True) for o in (ours, expected)]
+        torch.testing.assert_close([ours, *gradients[0]], [expected, *gradients[1]], rtol=1e-10, atol=1e-12)
+
+
+def test_samples_have_our_moments() -> None:
+    """Within 5 standard errors of the difference of two means, and of two standard deviations, of 20000 draws."""
+    distribution, n = make_distribution(3), 20_000
+    theirs = distribution.to_distribution().sample((n,))
+    ours = distribution.sample(key=make_keys(*[(1, 3 * i) for i in range(n)]))
+    sigma = theirs.std(0)
+    assert ((theirs.mean(0) - ours.mean(0)).abs() < 5 * sigma * (2 / n) ** 0.5).all()
+    assert ((sigma - ours.std(0)).abs() < 5 * sigma * (1 / n) ** 0.5).all()
+
+
+def test_no_threshold() -> None:
+    """torch's softplus is by default rho itself above 20, 2e-9 off there; and a tiny sigma is exp(rho)."""
+    distribution = make_distribution(2)
+    with torch.no_grad():
+        distribution.rho.copy_(torch.tensor([20.5, -40.0]))
+    sigma = distribution.to_distribution().stddev.tolist()
+    assert sigma[0] - 20.5 == pytest.approx(math.exp(-20.5), rel=1e-5)  # 1.25e-9, of which the sum keeps 4e-15
+    assert math.log(sigma[1]) == pytest.approx(-40)

@@ -1,11 +1,8 @@
-"""Priors of a module: numbers, a value for each weight, and learned ones. And stick_the_landing of a module."""
-
-from collections.abc import Callable
-from typing import Any
+"""Learned priors of distributions, and stick_the_landing of a network."""
 
 import pytest
 import torch
-from helpers import DEVICE, FLOAT_DTYPES, arithmetic_dtype, make_key, same_bits
+from helpers import DEVICE, same_bits
 from module_cases import KEYS
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
@@ -14,55 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from illia_ext import BayesianModule, GaussianDistribution, functional
 
 parametrize = pytest.mark.parametrize
-
-
-def make_prior(*shape: int) -> Tensor:
-    """Positive: it serves as either prior."""
-    return torch.linspace(0.25, 1.5, max(1, torch.Size(shape).numel())).reshape(shape).to(DEVICE)
-
-
-METHODS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
-    "log_prob": lambda d, m, s, x: d.log_prob(x) if m is None else functional.gaussian_log_prob(x, d.mu, d.rho, m, s),
-    "sample_and_log_prob": lambda d, m, s, x: (
-        d.sample_and_log_prob(key=KEYS)[1].sum()
-        if m is None
-        else functional.gaussian_sample_and_log_prob(d.mu, d.rho, m, s, KEYS)[1].sum()
-    ),
-    "kl_divergence": lambda d, m, s, x: (
-        d.kl_divergence() if m is None else functional.gaussian_kl_divergence(d.mu, d.rho, m, s)
-    ),
-}
-
-
-@parametrize("method", METHODS.values(), ids=METHODS)
-@parametrize("shapes", [((), ()), ((1,), (1, 1)), ((3,), (2, 1)), ((2, 3), (2, 3)), ((2, 3), ())])
-@parametrize("learned", [False, True])
-def test_priors_of_every_shape(method: Any, shapes: Any, learned: bool) -> None:
-    """The module's methods are the functions of its priors, gradients to learned priors included."""
-    priors = [make_prior(*shape) for shape in shapes]
-    kept = [nn.Parameter(prior) for prior in priors] if learned else priors
-    distribution = GaussianDistribution((2, 3), *kept, rho_init=-1.0, device=DEVICE)
-    assert list(distribution.state_dict()) == ["mu", "rho", "mu_prior", "std_prior"]
-    assert len(list(distribution.parameters())) == (4 if learned else 2)
-
-    x = torch.ones(2, 3, device=DEVICE)
-    method(distribution, None, None, x).backward()
-    leaves = [distribution.mu, distribution.rho, *(prior.requires_grad_(learned) for prior in priors)]
-    expected = torch.autograd.grad(method(distribution, *priors, x), leaves[: 4 if learned else 2])
-    for parameter, grad in zip(distribution.parameters(), expected, strict=True):
-        assert same_bits(parameter.grad, grad) and grad.any()
-
-
-def test_buffers_are_copies_of_the_modules_dtype() -> None:
-    prior = make_prior(3)
-    distribution = GaussianDistribution((2, 3), prior, prior.double(), device=DEVICE)
-    prior.zero_()
-    assert same_bits(distribution.mu_prior, make_prior(3)) and same_bits(distribution.std_prior, make_prior(3))
-    assert GaussianDistribution(3, torch.tensor(0.5)).mu_prior.shape == (1,)  # as a number
-    for dtype in FLOAT_DTYPES:
-        distribution.to(dtype)
-        assert distribution.mu_prior.dtype == distribution.std_prior.dtype == dtype
-        assert distribution.log_prob().dtype == arithmetic_dtype(dtype)
 
 
 def test_learned_priors_are_the_parameters_given() -> None:
@@ -96,50 +44,6 @@ def test_empirical_bayes_finds_the_moments() -> None:
     assert distribution.mu_prior.item() == pytest.approx(mu.mean().item(), rel=1e-3)
     second_moment = (sigma**2 + (mu - mu.mean()) ** 2).mean()
     assert distribution.std_prior.item() == pytest.approx(second_moment.sqrt().item(), rel=1e-3)
-
-
-@parametrize(
-    ("arguments", "expected"),
-    [
-        ({}, "(2, 3), mu_prior=0, std_prior=0.1, mu_init=0, rho_init=-7"),
-        (
-            {"mu_prior": 0.5, "std_prior": 0.25, "mu_init": 1, "rho_init": -3.5},
-            "(2, 3), mu_prior=0.5, std_prior=0.25, mu_init=1, rho_init=-3.5",
-        ),
-        (
-            {"mu_prior": make_prior(2, 1), "std_prior": nn.Parameter(make_prior(3))},
-            "(2, 3), mu_prior=Tensor[2, 1], std_prior=Parameter[3], mu_init=0, rho_init=-7",
-        ),
-        ({"device": "meta"}, "(2, 3), mu_init=0, rho_init=-7"),
-    ],
-)
-def test_repr(arguments: Any, expected: str) -> None:
-    layer = nn.ModuleDict({"weights": GaussianDistribution((2, 3), **{"device": DEVICE, **arguments})})
-    assert f"(weights): GaussianDistribution({expected})" in repr(layer)
-
-
-def test_values_on_the_meta_device_are_not_read() -> None:
-    prior = torch.zeros(3, device="meta")
-    distribution = GaussianDistribution(3, prior, nn.Parameter(prior), device="meta")
-    assert distribution.sample_and_log_prob(4)[1].shape == (4,)
-
-
-@parametrize("scripted", [False, True])
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_stick_the_landing(scripted: bool) -> None:
-    """Where q is the prior the score term is all that is left of the gradient, and all of its noise."""
-    distribution = GaussianDistribution((50,), std_prior=1.0, device=DEVICE)
-    with torch.no_grad():
-        distribution.mu.zero_()
-        distribution.rho.fill_(torch.tensor(1.0).expm1().log())  # sigma = 1
-    module = torch.jit.script(distribution) if scripted else distribution
-    gradients = {}
-    for stick_the_landing in (False, True):
-        x, log_prob = module.sample_and_log_prob(None, make_key(1), stick_the_landing)
-        gradients[stick_the_landing] = torch.cat(torch.autograd.grad(log_prob, list(distribution.parameters())))
-    # -eps / sigma + x / std_prior^2 = 0 but for the rounding of sigma and x: 4 units in the last place of |eps| < 4
-    assert gradients[True].abs().max() < 16 * 2**-23
-    assert gradients[False].abs().max() > 1
 
 
 @parametrize("way", ["call", "samples", "at once", "block", "reentrant parts"])

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DEVICE, make_key, make_keys, run_python, same_bits
+from helpers import DEVICE, run_python
+from module_cases import KEY, assert_same
 from torch import Tensor, nn
 
 from illia_ext import GaussianDistribution
@@ -53,46 +54,6 @@ def inputs() -> Tensor:
 def draw(network: Any) -> list[Any]:
     torch.manual_seed(5)
     return list(network(inputs()))
-
-
-def assert_same(ours: list[Any], expected: list[Any]) -> None:
-    for a, b in zip(ours, expected, strict=True):
-        assert same_bits(a, b) if isinstance(a, Tensor) else a == b
-
-
-KEY, KEYS = make_key(3), make_keys((1, 2), (3, 4), (5, 6))
-METHODS: dict[str, Callable[[Any], Any]] = {
-    "sample()": lambda d: d.sample(),
-    "sample(2)": lambda d: d.sample(2),
-    "sample(key)": lambda d: d.sample(None, KEY),
-    "sample(keys)": lambda d: d.sample(key=KEYS),
-    "log_prob()": lambda d: d.log_prob(),
-    "log_prob(x)": lambda d: d.log_prob(torch.ones(3, 2, device=DEVICE)),
-    "log_prob(samples)": lambda d: d.log_prob(torch.ones(4, 3, 2, device=DEVICE)),
-    "sample_and_log_prob()": lambda d: d.sample_and_log_prob(),
-    "sample_and_log_prob(2)": lambda d: d.sample_and_log_prob(num_samples=2),
-    "sample_and_log_prob(keys)": lambda d: d.sample_and_log_prob(None, KEYS),
-    "kl_divergence()": lambda d: d.kl_divergence(),
-    "num_params()": lambda d: d.num_params(),
-}
-
-
-@parametrize("method", METHODS.values(), ids=METHODS)
-def test_scripted_methods(method: Callable[[Any], Any], device: torch.device) -> None:
-    distribution = GaussianDistribution((3, 2), device=device)
-    results, gradients = [], []
-    for module in (distribution, torch.jit.script(distribution)):
-        torch.manual_seed(1)
-        result = method(module)
-        results.append(list(result) if isinstance(result, tuple) else [result])
-        if isinstance(result, int):
-            continue
-        module.zero_grad()
-        sum(output.sum() for output in results[-1]).backward()
-        gradients.append([parameter.grad for parameter in module.parameters() if parameter.grad is not None])
-    assert_same(results[1], results[0])
-    for grads in zip(*gradients):
-        assert same_bits(*grads) and grads[0].isfinite().all() and grads[0].any()
 
 
 def test_scripted_module_refuses_what_the_module_refuses(device: torch.device) -> None:
