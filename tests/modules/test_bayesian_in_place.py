@@ -343,11 +343,7 @@ class Caching(nn.Linear):
         self.cache: dict[str, Tensor] = {}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.training:
-            return inputs @ self.weight
-        if "bias" not in self.cache:
-            self.cache["bias"] = self.weight[:1]
-        return inputs + self.cache["bias"]
+        return inputs + (self.weight if self.training else self.cache.setdefault("bias", self.weight))[:1]
 
 
 class Remembering(nn.Module):
@@ -358,29 +354,29 @@ class Remembering(nn.Module):
         self.linear = nn.Linear(4, 4)
         if in_buffer:
             self.register_buffer("kept", None)
-        else:
-            self.kept = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.kept is None:
+        if not self.training:
             self.kept = self.linear.weight.T
-        return inputs @ self.kept
+        return self.linear(inputs)
 
 
-@parametrize("in_buffer", [False, True])
-def test_a_cache_of_a_part_of_another(in_buffer: bool) -> None:
-    with pytest.warns(UserWarning, match=r"module\.kept: the module keeps a tensor of this call"):
-        by_call(convert(Remembering(in_buffer)))
+CACHES: dict[str, Callable[[], nn.Module]] = {
+    r"module\.0\.cache": lambda: nn.Sequential(Caching(), nn.Linear(4, 2)),
+    r"module\.kept": lambda: Remembering(False),
+    r"module\.0\.kept": lambda: nn.Sequential(Remembering(True)),
+}
 
 
 @each_way
-def test_caches_are_named_once(run: Callable[[BayesianModule], Any]) -> None:
-    bayesian = convert(nn.Sequential(Caching(), nn.Linear(4, 2)))
+@parametrize("place", CACHES)
+def test_caches_are_named_once(place: str, run: Callable[[BayesianModule], Any]) -> None:
+    bayesian = convert(CACHES[place]())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(bayesian)
     bayesian.eval()
-    with pytest.warns(UserWarning, match=r"module\.0\.cache: the module keeps a tensor .* clear it before"):
+    with pytest.warns(UserWarning, match=f"{place}: the module keeps a tensor of this call.* clear it before"):
         run(bayesian)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

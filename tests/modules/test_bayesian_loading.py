@@ -1,12 +1,13 @@
-"""A BayesianModule on the meta device, and what is loaded into it; scripted parts; parametrized rho and priors."""
+"""What is loaded into a BayesianModule, from the meta device and frozen ones too; scripted and parametrized parts."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from helpers import DEVICE, make_key
+from helpers import DEVICE, make_key, same_bits
 from module_cases import KEY, KEYS, assert_same, make_network, results_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as parametrizations
@@ -150,3 +151,72 @@ def test_a_parametrized_prior(shared: bool) -> None:
     bayesian(INPUTS, key=KEYS)[1].sum().backward()
     assert owner.parametrizations[name].original.grad.any()
     assert len(bayesian.param_groups()[-1]["params"]) == (1 if shared else 6)
+
+
+def test_a_frozen_checkpoint(cpu: object) -> None:
+    bayesian = BayesianModule(make_network())
+    bayesian.freeze()
+    state = bayesian.state_dict()
+    with pytest.warns(UserWarning, match=r"the weights are frozen, .*; unfreeze\(\) them") as caught:
+        bayesian(INPUTS)
+    assert caught[0].filename == __file__
+    other = BayesianModule(make_network())
+    with pytest.warns(UserWarning, match=r"load_state_dict: .* saved frozen, .* unfreeze\(\) them") as caught:
+        other.load_state_dict(state)
+    assert other.frozen and same_bits(other.eval()(INPUTS)[0], bayesian.eval()(INPUTS)[0])
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.load_state_dict(state)  # it is frozen already
+    other.train().unfreeze()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other(INPUTS)
+        bayesian.load_state_dict(other.state_dict())
+        assert not bayesian.frozen
+        bayesian.freeze()
+        bayesian.eval()(INPUTS)
+        with torch.no_grad():
+            bayesian.train()(INPUTS)
+
+
+@parametrize("strict", [True, False])
+def test_the_state_dict_of_a_plain_network(strict: bool, cpu: object) -> None:
+    """Not strict it would load nothing."""
+    network = make_network()
+    bayesian = BayesianModule(make_network())
+    before = copy.deepcopy(bayesian.state_dict())
+    with pytest.raises(RuntimeError, match=r"0\.weight: a weight of the plain .* bnn\.module\.load_state_dict"):
+        bayesian.load_state_dict(network.state_dict(), strict=strict)
+    with pytest.raises(RuntimeError, match=r"0\.weight: a weight of the plain network"):  # as a part of another module
+        nn.Sequential(bayesian).load_state_dict({f"0.{name}": x for name, x in network.state_dict().items()}, strict)
+    assert all(torch.equal(x, before[name]) for name, x in bayesian.state_dict().items())
+    bayesian.module.load_state_dict(network.state_dict())
+    assert all(map(torch.equal, bayesian.module.parameters(), network.parameters()))
+
+
+class Named(nn.Module):
+    """Names as a BayesianModule has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(2, 2)
+        self.a = nn.Linear(2, 2)
+        self.rho = nn.ModuleDict({"a": nn.Linear(2, 2)})
+        self.std_prior, self.tied = nn.Parameter(torch.ones(1)), self.a
+
+
+def test_names_that_look_like_a_plain_network(cpu: object) -> None:
+    """A part that is named module is told apart, and a part of the own state is no plain network."""
+    bayesian = BayesianModule(Named())
+    with pytest.raises(RuntimeError, match=r"module\.weight: a weight of the plain network"):
+        bayesian.load_state_dict(Named().state_dict(), strict=False)
+    with pytest.raises(RuntimeError, match=r"a\.weight: a weight of the plain network"):  # a part of one
+        bayesian.load_state_dict({"a.weight": torch.ones(2, 2)}, strict=False)
+    with pytest.raises(RuntimeError, match=r"0\.tied\.weight: a weight of the plain network"):
+        nn.Sequential(bayesian).load_state_dict({"0.tied.weight": torch.ones(2, 2)}, strict=False)
+    bayesian.load_state_dict(bayesian.state_dict())
+    for part in ("rho.", "module."):
+        state = {name: torch.ones_like(x) for name, x in bayesian.state_dict().items() if name.startswith(part)}
+        bayesian.load_state_dict(state, strict=False)
+    assert all((parameter == 1).all() for parameter in bayesian.parameters())

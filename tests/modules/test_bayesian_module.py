@@ -1,6 +1,8 @@
 """BayesianModule itself: what it holds, its priors, freezing, copies, conversion to and from plain modules."""
 
 import copy
+import inspect
+import math
 import pickle
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize as parametrizations
 from torch.optim.swa_utils import AveragedModel
 
-from illia_ext import BayesianModule, functional
+from illia_ext import BayesianModule, GaussianDistribution, Positive, elbo_loss, functional
 from illia_ext.random import draw_key
 
 parametrize = pytest.mark.parametrize
@@ -154,7 +156,7 @@ def test_a_weight_replaced_in_kind(bayesian: BayesianModule) -> None:
 
 
 def test_freezing(bayesian: BayesianModule) -> None:
-    """One sample, without a draw from the generator; state_dicts carry it, strictly."""
+    """One sample, without a draw from the generator."""
     bayesian.freeze()
     assert_same(bayesian(INPUTS), bayesian(INPUTS))
     key = make_key(2**62, 7)
@@ -165,19 +167,9 @@ def test_freezing(bayesian: BayesianModule) -> None:
     sampled = bayesian.sample_module()
     with bayesian.sampled() as log_prob_of_block:
         assert_same([bayesian.module(INPUTS), log_prob_of_block], [output, log_prob])
-    other = copy.deepcopy(bayesian)
     bayesian.unfreeze()
     assert_same(bayesian(INPUTS, key=key), (output, log_prob))
     assert same_bits(sampled(INPUTS), output) and not same_bits(bayesian(INPUTS)[1], log_prob)
-
-    other.unfreeze()
-    bayesian.freeze(key)
-    with pytest.warns(UserWarning, match="saved frozen, so that every call gives one sample"):
-        other.load_state_dict(bayesian.state_dict())
-    assert other.frozen and same_bits(other(INPUTS)[0], output)
-    bayesian.unfreeze()
-    other.load_state_dict(bayesian.state_dict())
-    assert not other.frozen
 
 
 def test_parameter_groups() -> None:
@@ -206,3 +198,76 @@ def test_copies(make_copy: Any, bayesian: BayesianModule) -> None:
         bayesian.unfreeze()
         other.update_parameters(bayesian)  # copies buffers one by one
         assert other.module.frozen and same_bits(other(INPUTS)[0], bayesian(INPUTS, key=make_key(3))[0])
+
+
+class Doubling(BayesianModule):
+    """A forward of its own, which keeps its signature."""
+
+    def forward(self, inputs: Tensor, **options: Any) -> tuple[Any, Tensor]:
+        output, log_prob = super().forward(inputs, **options)
+        return 2 * output, log_prob
+
+
+class Shown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, key: int = 3, **options: Any) -> Tensor:
+        return self.linear(input_ids)
+
+
+class Builtin(nn.Linear):
+    forward = torch.relu  # type: ignore[assignment]
+
+
+def test_the_signature_is_the_wrapped_modules(cpu: object) -> None:
+    """On the class too, where trainers look, and on copies; an argument named key is the module's."""
+    bayesian = BayesianModule(Shown())
+    for each in (bayesian, copy.deepcopy(bayesian), pickle.loads(pickle.dumps(bayesian))):
+        names = list(inspect.signature(each.forward).parameters)
+        assert names == ["input_ids", "labels", "key", "num_samples", "options"]
+        assert list(inspect.signature(type(each).forward).parameters) == ["self", *names]
+        assert type(each) is type(bayesian) and isinstance(each, BayesianModule)
+    names = list(inspect.signature(BayesianModule(nn.Linear(4, 2)).forward).parameters)
+    assert names == ["input", "num_samples", "key"]
+    own = Doubling(nn.Linear(4, 2))
+    assert list(inspect.signature(own.forward).parameters) == ["inputs", "options"]
+    assert own(torch.ones(1, 4), num_samples=2)[0].shape == (2, 1, 2)
+    assert type(BayesianModule(Builtin(4, 2))) is BayesianModule
+
+
+def test_repr(cpu: object) -> None:
+    text = repr(BayesianModule(nn.Sequential(nn.Embedding(5, 3, padding_idx=0), nn.Linear(3, 2))))
+    assert "3 tensors of 20 weights are Gaussian, mu_prior=0, std_prior=1" in text
+    learned = BayesianModule(nn.Linear(3, 2), lambda name, weight: weight, nn.Parameter(torch.ones(1)))
+    assert "2 tensors of 8 weights are Gaussian, mu_prior: one for each weight, std_prior: learned" in repr(learned)
+
+
+def test_a_prior_that_has_become_negative(cpu: object) -> None:
+    bayesian = BayesianModule(nn.Linear(4, 3), std_prior=nn.Parameter(torch.tensor(0.5)))
+    with torch.no_grad():
+        bayesian.std_prior -= 1
+    output, log_prob = bayesian(torch.ones(2, 4))
+    for value in (log_prob, bayesian(torch.ones(2, 4), num_samples=2)[1], bayesian.kl_divergence()):
+        with pytest.raises(ValueError, match=r"log_prob: expected numbers, got nan: .* illia_ext.Positive prevents"):
+            elbo_loss(output.sum(), value, 10)
+
+
+@parametrize("make", [lambda prior: GaussianDistribution((4, 3), std_prior=prior, rho_init=-1.0), None])
+@parametrize("start", [1e-4, 0.1, 1.0, 50.0])
+def test_a_learned_prior_that_stays_positive(make: Any, start: float, cpu: object) -> None:
+    """It starts where it was, up to a rounding of its logarithm, and does not cross 0."""
+    prior = nn.Parameter(torch.tensor(start))
+    module = make(prior) if make else BayesianModule(nn.Linear(4, 3), std_prior=prior, rho_init=-1.0)
+    parametrizations.register_parametrization(module, "std_prior", Positive())
+    assert module.std_prior.item() == pytest.approx(start, rel=2**-23 * (2 + abs(math.log(start))))
+    if not make:
+        assert "std_prior: learned" in repr(module)
+    optimizer = torch.optim.Adam(module.parameters(), lr=start / 2)
+    for _ in range(4):  # of half of it each
+        optimizer.zero_grad()
+        (1e4 * module.std_prior.sum()).backward()
+        optimizer.step()
+        assert module.std_prior.item() > 0
+    assert module.kl_divergence().isfinite()

@@ -1,20 +1,12 @@
 """`with bnn.sampled()`: one sample of the weights stands in bnn.module, to be called, read and differentiated."""
 
 import operator
+from collections.abc import Callable
 
 import pytest
 import torch
 from helpers import same_bits
-from module_cases import (
-    KEY,
-    Network,
-    assert_close,
-    assert_mu_stands,
-    convert,
-    grads,
-    inputs,
-    loss_of,
-)
+from module_cases import KEY, KEYS, Network, assert_close, assert_mu_stands, convert, grads, inputs, loss_of
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import clip_grad_norm_
@@ -141,3 +133,35 @@ def test_traces(bayesian: BayesianModule) -> None:
     first, _ = drawing(inputs())
     torch.manual_seed(3)
     assert same_bits(first, linear(inputs())[0]) and not same_bits(drawing(inputs())[0], first)
+
+
+class Flow:
+    """A lazy output: it computes with the module's weights when it is asked."""
+
+    def __init__(self, mean: Callable[[Tensor], Tensor], context: Tensor) -> None:
+        self.mean, self.context = mean, context
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -(x - self.mean(self.context)).square().sum(-1)
+
+
+class Conditional(nn.Linear):
+    def forward(self, context: Tensor) -> Flow:  # type: ignore[override]
+        return Flow(super().forward, context)
+
+
+def test_lazy_outputs() -> None:
+    """Refused of a call; inside a block, and by a transform, they compute with the sample, and reach rho."""
+    bayesian = convert(Conditional(4, 2)).eval()
+    y = torch.ones(6, 2, dtype=torch.float64, device=KEY.device)
+    with pytest.raises(TypeError, match=r"with mu in place of the sample. Compute inside `with bnn.sampled\(\):`"):
+        bayesian(inputs())
+    expected = torch.stack([bayesian.sample_module(key)(inputs()).log_prob(y) for key in KEYS])
+    with bayesian.sampled(KEYS[0]):
+        log_prob = bayesian.module(inputs()).log_prob(y)
+        log_prob.sum().backward()
+    torch.testing.assert_close(log_prob, expected[0])
+    assert all(parameter.grad.all() for parameter in bayesian.parameters())
+    prediction = bayesian.predict(inputs(), key=KEYS, transform=lambda flow: flow.log_prob(y))
+    torch.testing.assert_close(prediction.samples, expected)
+    torch.testing.assert_close(prediction.mean, expected.mean(0))

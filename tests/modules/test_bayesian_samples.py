@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,17 @@ from typing import Any
 import pytest
 import torch
 from helpers import DEVICE, make_key, same_bits
-from module_cases import INPUTS, KEYS, Custom, assert_close, assert_same, assert_single_samples, convert, make
+from module_cases import (
+    INPUTS,
+    KEYS,
+    Custom,
+    assert_close,
+    assert_same,
+    assert_single_samples,
+    convert,
+    make,
+    make_network,
+)
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
 
@@ -188,8 +199,8 @@ def test_memory_without_gradients_does_not_grow_with_the_samples(cpu: torch.devi
 
     bayesian = BayesianModule(nn.Sequential(nn.Linear(3, 777, dtype=torch.float64), nn.Identity()))
     bayesian.module[1].forward = lambda hidden: measure(bayesian.module, hidden)
-    bayesian.predict(INPUTS, num_samples=6)
-    assert sizes == [777 * 3 * 8] * 6
+    bayesian.predict(INPUTS, num_samples=3)
+    assert sizes == [777 * 3 * 8] * 3
 
 
 @parametrize("chunk_size", [1, 5])
@@ -297,3 +308,26 @@ def test_predict_averages_integers_in_float32() -> None:
     prediction = make(lambda module, hidden: (hidden.argmax(-1), hidden > 0)).predict(INPUTS, key=KEYS)
     for mean, samples in zip(prediction.mean, prediction.samples):
         assert same_bits(mean, samples.float().mean(0))
+
+
+def test_predict_averages_probabilities() -> None:
+    """The softmax of the mean of logits is another number."""
+    bayesian = make(lambda module, hidden: hidden, rho_init=1.0).eval()
+    ours = bayesian.predict(INPUTS, key=KEYS, transform=lambda logits: logits.softmax(-1)).mean
+    logits = bayesian.predict(INPUTS, key=KEYS)
+    assert_close(ours, logits.samples.softmax(-1).mean(0))
+    assert (ours - logits.mean.softmax(-1)).abs().max() > 0.05
+
+
+def test_predict_in_training_mode(cpu: object) -> None:
+    bayesian, inputs = BayesianModule(make_network()), INPUTS.float()
+    with pytest.warns(UserWarning, match=r"predict: the module is in training mode, .*; call eval\(\) first") as caught:
+        bayesian.predict(inputs)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bayesian.eval().predict(inputs)
+        torch.compile(bayesian.predict, backend="eager")(inputs, num_samples=2)
+    bayesian.module[1].train()
+    with pytest.warns(UserWarning, match="predict: the module is in training mode"):
+        bayesian.predict(inputs)

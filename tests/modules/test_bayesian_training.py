@@ -1,4 +1,4 @@
-"""Training through BayesianModule: a posterior known in closed form, torch.compile, autocast, torch.func."""
+"""Training through BayesianModule: a known posterior, torch.compile, autocast, torch.func, stick_the_landing."""
 
 import math
 from collections.abc import Iterator
@@ -6,12 +6,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from helpers import DEVICE, make_key, make_keys, same_bits
-from module_cases import assert_same, loss_of, results_of
+from module_cases import KEYS, assert_same, loss_of, results_of
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch import config as functorch_config
+from torch.utils.checkpoint import checkpoint
 
-from illia_ext import BayesianModule, elbo_loss
+from illia_ext import BayesianModule, elbo_loss, functional
 
 parametrize = pytest.mark.parametrize
 
@@ -172,3 +173,42 @@ def test_transforms_of_torch_func(bayesian: BayesianModule) -> None:
         torch.testing.assert_close(grads[name], parameter.grad)
     mapped = torch.vmap(lambda key: bayesian(INPUTS, key=key))(keys)
     torch.testing.assert_close(mapped, bayesian(INPUTS, key=keys))
+
+
+@parametrize("way", ["call", "samples", "at once", "block", "reentrant parts"])
+@parametrize("learned", [False, True])
+def test_stick_the_landing_of_a_network(way: str, learned: bool) -> None:
+    """The gradients are those of the functional, and the values those without it."""
+    torch.manual_seed(0)
+    prior = nn.Parameter(torch.full((1,), 0.5, device=DEVICE)) if learned else 0.5
+    chunk_size = 2 if way == "at once" else 1
+    bayesian = BayesianModule(nn.Linear(3, 2, device=DEVICE), std_prior=prior, rho_init=-1.0, chunk_size=chunk_size)
+    key = KEYS[:2] if way in ("samples", "at once") else KEYS[0]
+    _, mus, rhos = zip(*bayesian.named_gaussians())
+    parameters, gradients, values = list(bayesian.parameters()), {}, []
+    for bayesian.stick_the_landing in (False, True):
+        if way in ("block", "reentrant parts"):
+            with bayesian.sampled(key) as log_prob:
+                if way == "reentrant parts":  # whose backward leaves the draw's graph to log_prob's
+                    hidden = torch.ones(1, 3, device=DEVICE, requires_grad=True)
+                    (0 * checkpoint(bayesian.module, hidden, use_reentrant=True).sum()).backward()
+        else:
+            _, log_prob = bayesian(torch.ones(1, 3, device=DEVICE), key=key)
+        values.append(log_prob)
+        gradients[bayesian.stick_the_landing] = torch.autograd.grad(log_prob.sum(), parameters)
+    _, expected = functional.foreach_gaussian_sample_and_log_prob(
+        mus, rhos, bayesian.mu_prior, bayesian.std_prior, key, stick_the_landing=True
+    )
+    assert same_bits(*values)
+    # the sums over samples may be rounded in another order: 2^-24 of some ten terms of size 1
+    torch.testing.assert_close(gradients[True], torch.autograd.grad(expected.sum(), parameters), rtol=1e-5, atol=1e-5)
+    assert not any(torch.allclose(a, b) for a, b in list(zip(*gradients.values()))[-4:])
+
+
+def test_stick_the_landing_of_a_network_has_no_second_derivatives() -> None:
+    bayesian = BayesianModule(nn.Linear(3, 2, device=DEVICE), stick_the_landing=True)
+    _, log_prob = bayesian(torch.ones(1, 3, device=DEVICE))
+    parameters = list(bayesian.parameters())
+    first = torch.autograd.grad(log_prob, parameters, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"^stick_the_landing: second derivatives are not offered"):
+        torch.autograd.grad(sum(gradient.sum() for gradient in first), parameters)

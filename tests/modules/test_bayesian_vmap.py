@@ -13,9 +13,14 @@ from torch import Tensor, nn
 parametrize = pytest.mark.parametrize
 
 
-def count_in_place(module: Custom, hidden: Tensor) -> Tensor:
-    module.seen.add_(1)
-    return hidden
+def doing(action: Callable[[Custom, Tensor], object]) -> Callable[[Custom, Tensor], Tensor]:
+    """A module's own function that does something besides, and returns its hidden units."""
+
+    def function(module: Custom, hidden: Tensor) -> Tensor:
+        action(module, hidden)
+        return hidden
+
+    return function
 
 
 def count_and_fail(module: Custom, hidden: Tensor) -> Tensor:
@@ -23,53 +28,27 @@ def count_and_fail(module: Custom, hidden: Tensor) -> Tensor:
     return hidden * float(hidden.detach().sum())
 
 
-def count_anew(module: Custom, hidden: Tensor) -> Tensor:
-    module.seen = module.seen + 1
-    return hidden
-
-
-def keep_in_a_buffer(module: Custom, hidden: Tensor) -> Tensor:
-    module.seen = hidden.detach().sum()
-    return hidden
-
-
-def count_in_data(module: Custom, hidden: Tensor) -> Tensor:
-    module.seen.data.add_(1)  # which changes no version
-    return hidden
-
-
-def renew(module: Custom, hidden: Tensor) -> Tensor:
-    module.kept = torch.ones(2)
-    return hidden
-
-
-def keep(module: Custom, hidden: Tensor) -> Tensor:
-    module.kept = hidden.detach()
-    return hidden
-
-
-def keep_in_a_list(module: Custom, hidden: Tensor) -> Tensor:
-    module.state.history.append(hidden.detach())
-    return hidden
-
-
-def hook(module: Custom, hidden: Tensor) -> Tensor:
-    hidden.register_hook(lambda grad: 2 * grad)
-    return hidden
+ONCE = "under vmap once instead of once per sample"
 
 
 @parametrize(
     ("function", "message"),
     [
-        (count_in_place, "module.seen: is changed in place, under vmap once instead of once per sample"),
         (count_and_fail, "module: fails under vmap: .*item"),
-        (count_anew, "module.seen: is set, under vmap once instead of once per sample"),
-        (keep_in_a_buffer, "module.seen: keeps a tensor of the call, which under vmap belongs to no single sample"),
-        (keep, "module.kept: keeps a tensor of the call"),
-        (keep_in_a_list, "module.state: keeps a tensor of the call"),
-        (count_in_data, "module.seen: is changed in place, under vmap once instead of once per sample"),
-        (renew, "module.kept: is set, under vmap once instead of once per sample"),
-        (hook, "module: fails under vmap: cannot register a hook"),
+        (doing(lambda module, _: module.seen.add_(1)), f"module.seen: is changed in place, {ONCE}"),
+        (doing(lambda module, _: module.seen.data.add_(1)), f"module.seen: is changed in place, {ONCE}"),  # no version
+        (doing(lambda module, _: setattr(module, "seen", module.seen + 1)), f"module.seen: is set, {ONCE}"),
+        (doing(lambda module, _: setattr(module, "kept", torch.ones(2))), f"module.kept: is set, {ONCE}"),
+        (
+            doing(lambda module, hidden: setattr(module, "seen", hidden.detach().sum())),
+            "module.seen: keeps a tensor of the call, which under vmap belongs to no single sample",
+        ),
+        (doing(lambda module, hidden: setattr(module, "kept", hidden.detach())), "module.kept: keeps a tensor of the"),
+        (doing(lambda module, hidden: module.state.history.append(hidden.detach())), "module.state: keeps a tensor of"),
+        (
+            doing(lambda _, hidden: hidden.register_hook(lambda grad: 2 * grad)),
+            "module: fails .* register a hook",
+        ),
         (lambda module, hidden: hidden if hidden.sum() > 0 else -hidden, "module: fails under vmap: .*data-dependent"),
         (lambda module, hidden: hidden.grad_fn and hidden, "module: reads grad_fn of a tensor, which vmap hides"),
         (lambda module, hidden: hidden if hidden.is_leaf else -hidden, "module: reads is_leaf of a tensor"),
@@ -107,7 +86,7 @@ def hooked(kind: str) -> nn.Module:
 @parametrize(
     ("make_module", "message"),
     [
-        (lambda: Doubling(3, 2), "input: is changed in place, under vmap once instead of once per sample"),
+        (lambda: Doubling(3, 2), f"input: is changed in place, {ONCE}"),
         (lambda: nn.LSTM(3, 2), "module: LSTM cannot run under vmap"),
         (lambda: nn.Sequential(torch.jit.script(nn.Linear(3, 2))), "module.0: RecursiveScriptModule cannot run under"),
         (lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), "module.1: BatchNorm1d in training updates"),

@@ -4,47 +4,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import illia_like
 import pytest
 import torch
 from helpers import DEVICE, run_python
 from module_cases import KEY, assert_same
 from torch import Tensor, nn
 
-from illia_ext import GaussianDistribution
+from illia_ext import GaussianDistribution, replace_distributions
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
 parametrize = pytest.mark.parametrize
 
 
-class Linear(nn.Module):
-    """A layer as illia writes it: the weights drawn in forward, their log_prob asked for later."""
-
-    def __init__(self, num_in: int, num_out: int) -> None:
-        super().__init__()
-        self.weights_distribution = GaussianDistribution((num_out, num_in), rho_init=-2.0)
-        self.weights = self.weights_distribution.sample()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        self.weights = self.weights_distribution.sample()
-        return nn.functional.linear(inputs, self.weights)
-
-    @torch.jit.export
-    def kl_cost(self) -> tuple[Tensor, int]:
-        return self.weights_distribution.log_prob(self.weights), self.weights_distribution.num_params()
-
-
 class Network(nn.Module):
+    """A layer as illia writes it, which draws its weights in forward and is asked for their log_prob later."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.first = Linear(4, 3)
-        self.second = Linear(3, 2)
+        self.layer = illia_like.Linear(4, 3)
+        replace_distributions(self.layer)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        outputs = self.second(self.first(inputs).relu())
-        log_prob, num_params = self.first.kl_cost()
-        x, log_probs = self.second.weights_distribution.sample_and_log_prob(2)
-        kl_divergence = self.second.weights_distribution.kl_divergence()
-        return outputs, log_prob + log_probs.sum() + kl_divergence, x, num_params
+        outputs = self.layer(inputs)
+        log_prob, num_params = self.layer.kl_cost()
+        x, log_probs = self.layer.weights_distribution.sample_and_log_prob(2)
+        return outputs, log_prob + log_probs.sum() + self.layer.bias_distribution.kl_divergence(), x, num_params
 
 
 def inputs() -> Tensor:
