@@ -1,5 +1,6 @@
 """Checkpoints around the call of a BayesianModule, inside it and inside `sampled()`: right gradients, or an error."""
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -40,14 +41,19 @@ class Checkpointed(nn.Module):
         self.body, self.head, self.run = body, nn.Linear(4, 2), run
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(self.run(self.body, inputs))
+        output = self.run(self.body, inputs)
+        return self.head(output[0] if isinstance(output, tuple) else output)
 
 
 class Inside(nn.Linear):
     """Checkpoints its own product, when its forward pass has begun."""
 
+    def __init__(self, kind: Callable[..., Any]) -> None:
+        super().__init__(4, 4)
+        self.run = kind
+
     def forward(self, inputs: Tensor) -> Tensor:
-        return checkpoint(super().forward, inputs, use_reentrant=False)
+        return self.run(super().forward, inputs)
 
 
 class Listing(nn.Linear):
@@ -129,47 +135,35 @@ def test_a_part_without_gaussian_weights(body: str, run: Callable[..., Any], sel
     assert_close(*results)
 
 
-@parametrize("num_samples", [None, 2])
-@each_kind
-@parametrize("body", BODIES)
-def test_a_part_with_gaussian_weights(body: str, use_reentrant: bool, num_samples: int | None) -> None:
-    """Is refused, for its weights' names; the module then has its own weights again. Without gradients it may be."""
+class Forces(nn.Module):
+    """Switches gradients on inside, as a network of energies does, or off, as one that stops a gradient does."""
 
-    def run(part: nn.Module, hidden: Tensor) -> Tensor:
-        return part(hidden)[0] if body == "recurrent" else part(hidden)
+    def __init__(self, grad_mode: bool, run: Callable[..., Any] = call_part) -> None:
+        super().__init__()
+        self.linear, self.grad_mode, self.run = nn.Linear(4, 4), grad_mode, run
 
-    bayesian = make(body, partial(checkpoint, run, use_reentrant=use_reentrant))
-    mean = bayesian.mean_forward(inputs())
-    with pytest.raises(RuntimeError, match=r"module\.body\.[\w.]+: a checkpointed part reads .* checkpoint the call"):
-        bayesian(inputs(), num_samples=num_samples)
-    assert same_bits(bayesian.mean_forward(inputs()), mean)
-    bayesian.eval().predict(inputs())
-    bayesian.module.run = run
-    with torch.autograd.graph.save_on_cpu():  # other hooks, set around the call, go on
-        bayesian(inputs(), num_samples=num_samples)[0].sum().backward()
+    def part(self, inputs: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.grad_mode):
+            weight = self.linear.weight.clone()
+        return (inputs @ weight).tanh()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.run(self.part, inputs)
 
 
-@each_kind
-def test_other_ways_to_checkpoint(use_reentrant: bool) -> None:
-    """Within the forward pass of the weight's owner, one of many parts, inside another one, and beneath other hooks."""
-    refused = pytest.raises(RuntimeError, match=r"module\.(0|body)\.weight: a checkpointed part reads")
-    with refused:
-        convert(nn.Sequential(Inside(4, 4)))(inputs())
-    bayesian = convert(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))))
-    bayesian.module.forward = lambda hidden: checkpoint_sequential(
-        list(bayesian.module), 2, hidden, use_reentrant=use_reentrant
-    )
-    with refused:
-        bayesian(inputs())
-    kind = partial(checkpoint, use_reentrant=use_reentrant)
-    with refused:
-        kind(make("its own", kind), inputs())[0].sum().backward()
-    bayesian = make("its own", partial(kind, offload))
-    with refused:
-        bayesian(inputs())
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: 2 * x, lambda x: x / 2):  # all hooks are as before
-        output = bayesian.module.head(inputs())
-    assert same_bits(output, bayesian.module.head(inputs()))
+class Sequence(nn.Sequential):
+    """Checkpointed in two parts."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__(*(nn.Linear(4, 4) for _ in range(4)))
+        self.options = kind.keywords
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return checkpoint_sequential(list(self), 2, inputs, **self.options)
+
+
+def make_reader(read: Callable[[nn.Module], Tensor], kind: Callable[..., Any]) -> BayesianModule:
+    return make("its own", lambda body, hidden: kind(lambda x: x @ read(body), hidden))
 
 
 READERS: dict[str, Callable[[nn.Module], Any]] = {
@@ -178,15 +172,38 @@ READERS: dict[str, Callable[[nn.Module], Any]] = {
     "copy": lambda layer: layer._parameters.copy()["weight"],
     "parameters()": lambda layer: next(layer.parameters()),
 }
+PARTS: dict[str, Callable[[Callable[..., Any]], BayesianModule]] = {
+    **{body: partial(make, body) for body in BODIES},
+    **{f"read by {name}": partial(make_reader, read) for name, read in READERS.items()},
+    "inside a forward pass": lambda kind: convert(nn.Sequential(Inside(kind))),
+    "of a sequence": lambda kind: convert(Sequence(kind)),
+    "beneath other hooks": lambda kind: make("its own", partial(kind, offload)),
+    "with gradients": lambda kind: convert(Forces(True, kind)),
+    "with a stopped gradient": lambda kind: convert(Forces(False, kind)),
+}
 
 
-@parametrize("read", READERS.values(), ids=READERS)
-def test_every_way_to_read_a_weight_is_looked_at(read: Callable[[nn.Module], Tensor]) -> None:
-    bayesian = make("its own", lambda body, hidden: OTHER(lambda x: x @ read(body), hidden))
-    with pytest.raises(RuntimeError, match=r"module\.body\.weight: a checkpointed part reads"):
-        bayesian(inputs())
-    bayesian.module.run = lambda body, hidden: hidden @ read(body)
-    assert same_bits(bayesian(inputs(), key=KEY)[0], bayesian.sample_module(KEY)(inputs()))
+@parametrize("kind", [OTHER, REENTRANT], ids=["use_reentrant=False", "use_reentrant=True"])
+@parametrize("part", PARTS)
+def test_a_part_with_gaussian_weights(part: str, kind: Callable[..., Any]) -> None:
+    """Is refused, for its weights' names; the module then has its own weights again. Without gradients it may be."""
+    bayesian = PARTS[part](kind)
+    parameters, mean = list(bayesian.parameters()), bayesian.mean_forward(inputs())
+    for call in (bayesian, partial(bayesian, num_samples=2), partial(kind, bayesian)):
+        with pytest.raises(RuntimeError, match=r"module\.[\w.]+: a checkpointed part reads .* checkpoint the call"):
+            call(inputs())[0].sum().backward()
+        assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None  # all hooks are as before
+        assert same_bits(bayesian.mean_forward(inputs()), mean)
+        assert all(map(operator.is_, bayesian.parameters(), parameters))
+    prediction = bayesian.eval().predict(inputs(), key=KEYS[:1])
+    assert_same(prediction.mean, bayesian.sample_module(KEYS[0])(inputs()))
+
+
+def test_hooks_around_a_call_go_on() -> None:
+    bayesian = make("layers")
+    with torch.autograd.graph.save_on_cpu():
+        for num_samples in (None, 2):
+            bayesian(inputs(), num_samples=num_samples)[0].sum().backward()
 
 
 def differentiated_and_again(bayesian: BayesianModule, log_prob: Tensor) -> Tensor:
@@ -287,22 +304,6 @@ def test_reentrant_parts_cost_one_backward(learned: bool, monkeypatch: pytest.Mo
     assert_close(*results)
 
 
-class Forces(nn.Module):
-    """Switches gradients on inside, as a network of energies does, or off, as one that stops a gradient does."""
-
-    def __init__(self, grad_mode: bool) -> None:
-        super().__init__()
-        self.linear, self.grad_mode, self.run = nn.Linear(4, 4), grad_mode, call_part
-
-    def part(self, inputs: Tensor) -> Tensor:
-        with torch.set_grad_enabled(self.grad_mode):
-            weight = self.linear.weight.clone()
-        return (inputs @ weight).tanh()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.run(self.part, inputs)
-
-
 @parametrize("outer", [None, False, True], ids=["alone", "in the same kind", "in the other kind"])
 @parametrize("grad_mode", [False, True])
 @each_kind
@@ -325,9 +326,6 @@ def test_checkpoints_in_any_mode(use_reentrant: bool, grad_mode: bool, outer: bo
     with pytest.raises(RuntimeError, match="has not been differentiated"), bayesian.sampled(KEY):
         kept = call(inputs())
     assert kept is not None
-    if outer is None:
-        with pytest.raises(RuntimeError, match=r"module\.linear\.weight: a checkpointed part reads"):
-            bayesian(inputs())
 
 
 class Recomputing(torch.autograd.Function):
