@@ -45,10 +45,7 @@ ONCE = "under vmap once instead of once per sample"
         ),
         (doing(lambda module, hidden: setattr(module, "kept", hidden.detach())), "module.kept: keeps a tensor of the"),
         (doing(lambda module, hidden: module.state.history.append(hidden.detach())), "module.state: keeps a tensor of"),
-        (
-            doing(lambda _, hidden: hidden.register_hook(lambda grad: 2 * grad)),
-            "module: fails .* register a hook",
-        ),
+        (doing(lambda _, hidden: hidden.register_hook(lambda grad: 2 * grad)), "module: fails .* register a hook"),
         (lambda module, hidden: hidden if hidden.sum() > 0 else -hidden, "module: fails under vmap: .*data-dependent"),
         (lambda module, hidden: hidden.grad_fn and hidden, "module: reads grad_fn of a tensor, which vmap hides"),
         (lambda module, hidden: hidden if hidden.is_leaf else -hidden, "module: reads is_leaf of a tensor"),

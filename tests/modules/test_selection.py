@@ -154,12 +154,7 @@ def test_two_parameters_in_one_memory() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @parametrize(
-    "change",
-    [
-        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-        nn.utils.weight_norm,
-        nn.utils.spectral_norm,
-    ],
+    "change", [lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm, nn.utils.spectral_norm]
 )
 def test_a_weight_that_is_computed_by_a_hook(change: Callable[[nn.Module], object]) -> None:
     """As of pruning; when that is permanent, the network is a plain one."""
