@@ -341,6 +341,7 @@ class Caching(nn.Linear):
     def __init__(self) -> None:
         super().__init__(4, 4)
         self.cache: dict[str, Tensor] = {}
+        self.mask = torch.ones(4)  # there before the call, so none of its tensors
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs + (self.weight if self.training else self.cache.setdefault("bias", self.weight))[:1]

@@ -174,6 +174,7 @@ def test_frozen_parameters_stay_plain() -> None:
     bayesian = BayesianModule(network)
     assert names_of(bayesian) == ["1.weight", "1.bias"]
     assert not bayesian.module[0].weight.requires_grad
+    assert all(parameter.requires_grad for group in bayesian.param_groups() for parameter in group["params"])
     assert names_of(BayesianModule(network, select=["0.weight"])) == ["0.weight"]
     message = r"select: expected at least one parameter that requires a gradient, got none of \['0.weight'"
     with pytest.raises(ValueError, match=message):
