@@ -201,6 +201,12 @@ def test_a_part_with_gaussian_weights(part: str, kind: Callable[..., Any]) -> No
     assert_same(prediction.mean, bayesian.sample_module(KEYS[0])(inputs()))
 
 
+@parametrize("read", READERS.values(), ids=READERS)
+def test_a_weight_is_the_sample_however_it_is_read(read: Callable[[nn.Module], Tensor]) -> None:
+    bayesian = make_reader(read, call_part)
+    assert same_bits(bayesian(inputs(), key=KEY)[0], bayesian.sample_module(KEY)(inputs()))
+
+
 def test_hooks_around_a_call_go_on() -> None:
     bayesian = make("layers")
     with torch.autograd.graph.save_on_cpu():
