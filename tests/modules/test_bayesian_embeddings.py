@@ -1,18 +1,18 @@
-"""Embeddings in a BayesianModule: sparse gradients, and the row of padding_idx, which is no weight."""
+"""Embeddings: sparse gradients, which mu and rho get as dense ones, and the row of padding_idx, which is no weight."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from helpers import make_key, make_keys, same_bits
+from helpers import DEVICE, make_key, same_bits
+from module_cases import KEY, KEYS, assert_close, convert, results_of
 from torch import Tensor, nn
 
-from illia_ext import BayesianModule, functional
+from illia_ext import BayesianModule, GaussianDistribution, functional
 
 parametrize = pytest.mark.parametrize
-KEYS = make_keys((1, 2), (3, 4), (5, 6))
-INDICES = torch.tensor([[0, 1, 3], [3, 3, 2]], device=KEYS.device)
+INDICES = torch.tensor([[0, 1, 3], [3, 3, 2]], device=DEVICE)
 
 EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
     "Embedding": nn.Embedding,
@@ -23,22 +23,33 @@ EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
 def make(embedding: str, **arguments: Any) -> BayesianModule:
     torch.manual_seed(0)
     options = {name: arguments.pop(name) for name in ("sparse", "padding_idx") if name in arguments}
-    return BayesianModule(EMBEDDINGS[embedding](6, 4, **options).to(KEYS.device).double(), rho_init=-1.0, **arguments)
+    return convert(EMBEDDINGS[embedding](6, 4, **options), **arguments)
+
+
+@parametrize("name", ["sample", "sample_and_log_prob"])
+def test_sparse_gradients_of_a_distribution(name: str) -> None:
+    distribution = GaussianDistribution((5, 3), device=DEVICE)
+    gradients = []
+    for sparse in (False, True):
+        drawn = getattr(distribution, name)(key=KEY)
+        x, log_prob = drawn if name == "sample_and_log_prob" else (drawn, distribution.mu.sum())
+        loss = nn.functional.embedding(INDICES, x, sparse=sparse).square().sum() + log_prob
+        gradients.append(torch.autograd.grad(loss, [distribution.mu, distribution.rho]))
+    assert all(map(same_bits, *gradients))
 
 
 @parametrize("chunk_size", [1, 3])
-@parametrize("key", [KEYS[0], KEYS], ids=["one", "three"])
+@parametrize("key", [KEY, KEYS[:3], KEYS[:1]], ids=["one", "three", "one of several"])
+@parametrize("padding_idx", [None, 0])
 @parametrize("embedding", EMBEDDINGS)
-def test_sparse_gradients(embedding: str, key: Tensor, chunk_size: int) -> None:
-    """mu and rho get dense ones, those of an embedding that is not sparse."""
-    grads = []
+def test_sparse_gradients(embedding: str, padding_idx: int | None, key: Tensor, chunk_size: int) -> None:
+    """Dense ones, those of an embedding that is not sparse."""
+    results = []
     for sparse in (False, True):
-        bayesian = make(embedding, sparse=sparse, chunk_size=chunk_size)
-        output, log_prob = bayesian(INDICES, key=key)
-        (output.square().sum() + log_prob.sum()).backward()
-        grads.append([parameter.grad for parameter in bayesian.parameters()])
-    assert all(grad.layout == torch.strided for grad in grads[1])
-    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)  # float64; sums in another order
+        bayesian = make(embedding, padding_idx=padding_idx, sparse=sparse, chunk_size=chunk_size)
+        results.append(results_of(bayesian, bayesian, INDICES, key=key))
+    assert all(tensor.layout == torch.strided for tensor in results[1])
+    assert_close(*results)
 
 
 @parametrize("chunk_size", [1, 3])
@@ -49,15 +60,15 @@ def test_padding(embedding: str, padding_idx: int, chunk_size: int) -> None:
     bayesian = make(embedding, padding_idx=padding_idx, chunk_size=chunk_size)
     row, others = padding_idx % 6, [i for i in range(6) if i != padding_idx % 6]
     assert bayesian.num_params() == 20
-    for key in (KEYS[0], KEYS):
+    for key in (KEY, KEYS[:3]):
         bayesian.zero_grad()
-        output, log_prob = bayesian(torch.arange(6, device=KEYS.device)[:, None], key=key)
+        output, log_prob = bayesian(torch.arange(6, device=DEVICE)[:, None], key=key)
         drawn = output if embedding == "EmbeddingBag" else output[..., 0, :]
         assert not drawn[..., row, :].any() and drawn[..., others, :].all()
         (output.square().sum() + log_prob.sum() + bayesian.kl_divergence()).backward()
         for parameter in (bayesian.module.weight, bayesian.rho.weight):
             assert not parameter.grad[row].any() and parameter.grad[others].all()
-    assert not bayesian.sample_module(KEYS[0]).weight[row].any()
+    assert not bayesian.sample_module(KEY).weight[row].any()
 
 
 @parametrize("prior", ["numbers", "of each weight", "of each column", "of one row", "learned"])
@@ -65,7 +76,7 @@ def test_padding_and_priors(prior: str) -> None:
     """The same densities as of the five rows alone."""
     torch.manual_seed(1)
     shape = {"of each weight": (6, 4), "of each column": (4,), "of one row": (1, 4), "learned": (6, 4)}.get(prior, ())
-    tensors = [torch.rand(shape, dtype=torch.float64, device=KEYS.device) + 0.5 for _ in range(2)]
+    tensors = [torch.rand(shape, dtype=torch.float64, device=DEVICE) + 0.5 for _ in range(2)]
     if prior == "learned":
         tensors = [nn.Parameter(tensor) for tensor in tensors]
     given = [tensor.item() for tensor in tensors] if prior == "numbers" else [lambda *_, t=t: t for t in tensors]
@@ -75,24 +86,12 @@ def test_padding_and_priors(prior: str) -> None:
     priors = [tensor.detach().expand(6, 4) for tensor in tensors]
     expected = sum(functional.gaussian_kl_divergence(mu[p], rho[p], *(t[p] for t in priors)) for p in parts)
     torch.testing.assert_close(bayesian.kl_divergence(), expected, rtol=1e-12, atol=0)
-    weight = bayesian.sample_module(KEYS[0]).weight
+    weight = bayesian.sample_module(KEY).weight
     expected = sum(functional.gaussian_log_prob(weight[p], mu[p], rho[p], *(t[p] for t in priors)) for p in parts)
-    torch.testing.assert_close(bayesian(INDICES, key=KEYS[0])[1], expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(bayesian(INDICES, key=KEY)[1], expected, rtol=1e-10, atol=1e-10)
     if prior == "learned":
         bayesian.kl_divergence().backward()
         assert not any(tensor.grad[2].any() for tensor in tensors) and all(tensor.grad[0].all() for tensor in tensors)
-
-
-@parametrize("key", [KEYS[0], KEYS, KEYS[:1]], ids=["one", "three", "one of several"])
-@parametrize("embedding", EMBEDDINGS)
-def test_padding_and_sparse_gradients(embedding: str, key: Tensor) -> None:
-    grads = []
-    for sparse in (False, True):
-        bayesian = make(embedding, padding_idx=0, sparse=sparse)
-        output, log_prob = bayesian(INDICES, key=key)
-        (output.square().sum() + log_prob.sum()).backward()
-        grads.append([parameter.grad for parameter in bayesian.parameters()])
-    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
 
 
 class Tied(nn.Module):
@@ -108,10 +107,10 @@ class Tied(nn.Module):
 def test_padding_of_a_tied_weight() -> None:
     """The head's use of the row gives mu a gradient there, as in the plain network; rho gets none."""
     torch.manual_seed(0)
-    network = Tied().to(KEYS.device).double()
+    network = Tied().to(DEVICE).double()
     bayesian = BayesianModule(network, rho_init=-30.0)
     grads = []
-    for call in (lambda: bayesian(INDICES, key=KEYS[0])[0], lambda: network(INDICES)):
+    for call in (lambda: bayesian(INDICES, key=KEY)[0], lambda: network(INDICES)):
         (call() + 1).square().sum().backward()
     grads = [bayesian.module.embedding.weight.grad[1], network.embedding.weight.grad[1]]
     torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-10)  # sigma is 1e-13
@@ -119,7 +118,7 @@ def test_padding_of_a_tied_weight() -> None:
 
 
 def test_an_embedding_of_padding_alone() -> None:
-    bayesian = BayesianModule(nn.Embedding(1, 4, padding_idx=0, device=KEYS.device))
+    bayesian = BayesianModule(nn.Embedding(1, 4, padding_idx=0, device=DEVICE))
     output, log_prob = bayesian(INDICES[:1, :1], num_samples=2)
     assert bayesian.num_params() == 0 and not output.any() and not log_prob.any()
 

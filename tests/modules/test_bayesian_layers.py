@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from foreach_cases import move_keys
-from helpers import DEVICE, make_key, make_keys, noise, same_bits
+from helpers import DEVICE, make_key, noise
+from module_cases import KEYS, assert_same, assert_single_samples, loss_of
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from illia_ext import BayesianModule, functional
 
@@ -84,23 +84,6 @@ def make_layer(name: str) -> tuple[nn.Module, list[Tensor]]:
     return layer, tensors
 
 
-def outputs_of(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def weigh(output: Any) -> Tensor:
-    """A scalar to which every element of every output contributes in its own way."""
-    total = torch.zeros((), dtype=torch.float64, device=DEVICE)
-    for leaf in outputs_of(output):
-        total = total + (leaf.flatten() * torch.linspace(1, 2, leaf.numel()).to(leaf)).sum()
-    return total
-
-
-def assert_same(ours: Any, expected: Any) -> None:
-    for a, b in zip(outputs_of(ours), outputs_of(expected), strict=True):
-        assert same_bits(a, b)
-
-
 @parametrize("name", NAMES)
 def test_the_mean_and_a_sample(name: str) -> None:
     """The mean is the plain layer, bit for bit, and so is a sample the layer with weights drawn by single calls."""
@@ -130,9 +113,10 @@ def test_gradients(name: str) -> None:
     layer, inputs = make_layer(name)
     bayesian = BayesianModule(layer, rho_init=-30.0)
     key = make_key(7)
-    weigh(bayesian(*inputs, key=key)[0]).backward()
-    weigh(layer(*inputs)).backward()
-    names, mus, rhos = zip(*bayesian.named_gaussians())
+    nothing = torch.zeros(())
+    loss_of(bayesian(*inputs, key=key)[0], nothing).backward()
+    loss_of(layer(*inputs), nothing).backward()
+    _, mus, rhos = zip(*bayesian.named_gaussians())
     for (weight, parameter), mu, rho, one in zip(layer.named_parameters(), mus, rhos, move_keys(mus, key)):
         torch.testing.assert_close(mu.grad, parameter.grad, rtol=1e-10, atol=1e-10, msg=weight)
         expected = mu.grad * noise(one, mu) * rho.sigmoid()
@@ -141,31 +125,19 @@ def test_gradients(name: str) -> None:
 
 @parametrize("name", NAMES)
 def test_samples_are_single_samples(name: str) -> None:
-    """Outputs, gradients and statistics; batched products add up in another order, float64 leaves 1e-12."""
+    """Statistics, too, are those of single calls in the order of the keys."""
     layer, inputs = make_layer(name)
-    together = BayesianModule(layer, *PRIOR, rho_init=-1.0)
-    single = copy.deepcopy(together)
-    keys = make_keys((1, 2), (3, 4), (5, 6))
-    outputs, log_probs = zip(*(single(*inputs, key=key) for key in keys))
-    (sum(map(weigh, outputs)) + sum(log_probs)).backward()
-    output, log_prob = together(*inputs, key=keys)
-    columns = [torch.stack(column) for column in zip(*map(outputs_of, outputs))]
-    torch.testing.assert_close(outputs_of(output), columns, rtol=1e-12, atol=1e-12)
-    assert same_bits(log_prob, torch.stack(log_probs))
-    (sum(weigh([leaf[i] for leaf in outputs_of(output)]) for i in range(3)) + log_prob.sum()).backward()
-    for ours, expected in zip(together.parameters(), single.parameters()):
-        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-11, atol=1e-11)
-    assert_same(list(together.buffers()), list(single.buffers()))
+    assert_single_samples(BayesianModule(layer, *PRIOR, rho_init=-1.0), *inputs, keys=KEYS[:3])
 
 
 @parametrize("name", [name for name in LAYERS if f"Lazy{name}" in vars(nn)])
-def test_lazy_layers(name: str, device: torch.device) -> None:
+def test_lazy_layers(name: str) -> None:
     """Refused until they know their shapes."""
     arguments, (shape,) = LAYERS[name]
-    lazy = getattr(nn, f"Lazy{name}")(*arguments[1:], device=device)
+    lazy = getattr(nn, f"Lazy{name}")(*arguments[1:], device=DEVICE)
     with pytest.raises(ValueError, match=r"weight: .* got an uninitialized parameter; run the module on a batch first"):
         BayesianModule(lazy)
-    inputs = torch.ones(shape, device=device)
+    inputs = torch.ones(shape, device=DEVICE)
     lazy(inputs)
     assert_same(BayesianModule(lazy).mean_forward(inputs), lazy(inputs))
 

@@ -1,43 +1,34 @@
-"""A BayesianModule on the meta device, and what is loaded into it; scripted parts; parametrized rho and priors."""
+"""What is loaded into a BayesianModule, from the meta device and frozen ones too; scripted and parametrized parts."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from helpers import make_key, make_keys, same_bits
+from helpers import DEVICE, make_key, same_bits
+from module_cases import KEY, KEYS, assert_same, make_network, results_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as parametrizations
 
 from illia_ext import BayesianModule
 
 parametrize = pytest.mark.parametrize
-KEY = make_key(3)
-KEYS = make_keys((1, 2), (3, 4))
+INPUTS = torch.linspace(-1, 1, 15, device=DEVICE).reshape(5, 3)
 
 
-def make_network() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-
-
-def make(device: Any = None, **arguments: Any) -> BayesianModule:
-    torch.manual_seed(0)
-    with torch.device(device or KEY.device):
-        return BayesianModule(make_network(), rho_init=-1.0, **arguments).eval()
-
-
-def inputs() -> Tensor:
-    return torch.linspace(-1, 1, 15, device=KEY.device).reshape(5, 3)
+def make(device: Any = DEVICE, **arguments: Any) -> BayesianModule:
+    return BayesianModule(make_network().to(device), rho_init=-1.0, **arguments).eval()
 
 
 def assert_equal(ours: BayesianModule, expected: BayesianModule) -> None:
-    for call in (
-        lambda bayesian: bayesian(inputs(), key=None if bayesian.frozen else KEY),
-        lambda bayesian: [bayesian.sample_module(None if bayesian.frozen else KEY)(inputs())],
-        lambda bayesian: [bayesian.mean_forward(inputs()), bayesian.kl_divergence()],
-    ):
-        assert all(map(same_bits, call(ours), call(expected)))
+    results = []
+    for bayesian in (ours, expected):
+        key = None if bayesian.frozen else KEY
+        samples = [bayesian(INPUTS, key=key), bayesian.sample_module(key)(INPUTS)]
+        results.append([*samples, bayesian.mean_forward(INPUTS), bayesian.kl_divergence()])
+    assert_same(*results)
 
 
 def load(bayesian: BayesianModule, state: dict[str, Any], way: str) -> None:
@@ -45,9 +36,9 @@ def load(bayesian: BayesianModule, state: dict[str, Any], way: str) -> None:
         bayesian.load_state_dict(state, assign=True)
     elif way == "assign and move":
         bayesian.load_state_dict(state, assign=True)
-        bayesian.to(KEY.device)
+        bayesian.to(DEVICE)
     else:
-        bayesian.to_empty(device=KEY.device)
+        bayesian.to_empty(device=DEVICE)
         bayesian.load_state_dict(state)
 
 
@@ -60,10 +51,10 @@ def test_from_the_meta_device(way: str, frozen: bool, frozen_first: bool) -> Non
     if frozen:
         expected.freeze(KEY)
     bayesian = make("meta")
-    assert bayesian(inputs().to("meta"))[0].shape == (5, 2)
+    assert bayesian(INPUTS.to("meta"))[0].shape == (5, 2)
     if frozen_first:
         bayesian.freeze(make_key(9, device="cpu"))
-        assert bayesian(inputs().to("meta"))[0].shape == (5, 2)
+        assert bayesian(INPUTS.to("meta"))[0].shape == (5, 2)
     load(bayesian, copy.deepcopy(expected.state_dict()), way)
     assert bayesian.frozen is frozen
     assert_equal(bayesian, expected)
@@ -78,7 +69,7 @@ def test_a_frozen_key_outlives_the_meta_device() -> None:
     bayesian = make()
     bayesian.freeze(KEY)
     state = {name: tensor for name, tensor in bayesian.state_dict().items() if name != "_extra_state"}
-    bayesian.to("meta").to_empty(device=KEY.device)
+    bayesian.to("meta").to_empty(device=DEVICE)
     bayesian.load_state_dict(state, strict=False)
     expected = make()
     expected.freeze(KEY)
@@ -110,11 +101,8 @@ def test_scripted_parts(make_part: Callable[[], nn.Module], select: Any, cpu: to
     for first in (torch.jit.script(part), part):
         network = nn.Sequential(first, last)
         bayesian = BayesianModule(network, rho_init=-1.0, select=select)
-        output, log_prob = bayesian(inputs(), key=KEYS)
-        (output.square().sum() + log_prob.sum()).backward()
-        grads = [parameter.grad for parameter in bayesian.parameters()]
-        results.append([output, log_prob, *grads, bayesian.mean_forward(inputs()), bayesian.kl_divergence()])
-        results[-1].append(bayesian.sample_module(KEY)(inputs()))
+        results.append(results_of(bayesian, bayesian, INPUTS, key=KEYS))
+        results[-1] += [bayesian.mean_forward(INPUTS), bayesian.kl_divergence(), bayesian.sample_module(KEY)(INPUTS)]
         assert all(parameter.grad is None for parameter in network.parameters())
     torch.testing.assert_close(*results)
     assert all(isinstance(parameter, nn.Parameter) for parameter in bayesian.parameters())
@@ -147,26 +135,88 @@ def test_a_parametrized_rho() -> None:
     assert any(parameter is original for parameter in groups[1]["params"])
     with torch.no_grad():
         original.fill_(-3.0)
-    bayesian(inputs(), key=KEYS)[1].sum().backward()
+    bayesian(INPUTS, key=KEYS)[1].sum().backward()
     assert original.grad.all()
 
 
 @parametrize("shared", [True, False])
 def test_a_parametrized_prior(shared: bool) -> None:
     """A learned std_prior stays positive; one for all weights, or one of each."""
-    value = torch.tensor([0.5], device=KEY.device)
+    value = torch.tensor([0.5], device=DEVICE)
     prior = nn.Parameter(value)
     bayesian = make(std_prior=prior if shared else lambda name, weight: nn.Parameter(value.clone()))
     owner, name = (bayesian, "std_prior") if shared else (bayesian.std_prior.get_submodule("0"), "weight")
     parametrizations.register_parametrization(owner, name, Positive())
     torch.testing.assert_close(bayesian.kl_divergence(), make(std_prior=0.5).kl_divergence())
-    bayesian(inputs(), key=KEYS)[1].sum().backward()
+    bayesian(INPUTS, key=KEYS)[1].sum().backward()
     assert owner.parametrizations[name].original.grad.any()
     assert len(bayesian.param_groups()[-1]["params"]) == (1 if shared else 6)
 
 
-def test_a_parametrized_mu_is_refused() -> None:
-    bayesian = make()
-    parametrizations.register_parametrization(bayesian.module[0], "weight", Bounded())
-    with pytest.raises(RuntimeError, match=r"module.0.weight: expected the parameter that became a Gaussian, found"):
-        bayesian(inputs())
+def test_a_frozen_checkpoint(cpu: object) -> None:
+    bayesian = BayesianModule(make_network())
+    bayesian.freeze()
+    state = bayesian.state_dict()
+    with pytest.warns(UserWarning, match=r"the weights are frozen, .*; unfreeze\(\) them") as caught:
+        bayesian(INPUTS)
+    assert caught[0].filename == __file__
+    other = BayesianModule(make_network())
+    with pytest.warns(UserWarning, match=r"load_state_dict: .* saved frozen, .* unfreeze\(\) them") as caught:
+        other.load_state_dict(state)
+    assert other.frozen and same_bits(other.eval()(INPUTS)[0], bayesian.eval()(INPUTS)[0])
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.load_state_dict(state)  # it is frozen already
+    other.train().unfreeze()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other(INPUTS)
+        bayesian.load_state_dict(other.state_dict())
+        assert not bayesian.frozen
+        bayesian.freeze()
+        bayesian.eval()(INPUTS)
+        with torch.no_grad():
+            bayesian.train()(INPUTS)
+
+
+@parametrize("strict", [True, False])
+def test_the_state_dict_of_a_plain_network(strict: bool, cpu: object) -> None:
+    """Not strict it would load nothing."""
+    network = make_network()
+    bayesian = BayesianModule(make_network())
+    before = copy.deepcopy(bayesian.state_dict())
+    with pytest.raises(RuntimeError, match=r"0\.weight: a weight of the plain .* bnn\.module\.load_state_dict"):
+        bayesian.load_state_dict(network.state_dict(), strict=strict)
+    with pytest.raises(RuntimeError, match=r"0\.weight: a weight of the plain network"):  # as a part of another module
+        nn.Sequential(bayesian).load_state_dict({f"0.{name}": x for name, x in network.state_dict().items()}, strict)
+    assert all(torch.equal(x, before[name]) for name, x in bayesian.state_dict().items())
+    bayesian.module.load_state_dict(network.state_dict())
+    assert all(map(torch.equal, bayesian.module.parameters(), network.parameters()))
+
+
+class Named(nn.Module):
+    """Names as a BayesianModule has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(2, 2)
+        self.a = nn.Linear(2, 2)
+        self.rho = nn.ModuleDict({"a": nn.Linear(2, 2)})
+        self.std_prior, self.tied = nn.Parameter(torch.ones(1)), self.a
+
+
+def test_names_that_look_like_a_plain_network(cpu: object) -> None:
+    """A part that is named module is told apart, and a part of the own state is no plain network."""
+    bayesian = BayesianModule(Named())
+    with pytest.raises(RuntimeError, match=r"module\.weight: a weight of the plain network"):
+        bayesian.load_state_dict(Named().state_dict(), strict=False)
+    with pytest.raises(RuntimeError, match=r"a\.weight: a weight of the plain network"):  # a part of one
+        bayesian.load_state_dict({"a.weight": torch.ones(2, 2)}, strict=False)
+    with pytest.raises(RuntimeError, match=r"0\.tied\.weight: a weight of the plain network"):
+        nn.Sequential(bayesian).load_state_dict({"0.tied.weight": torch.ones(2, 2)}, strict=False)
+    bayesian.load_state_dict(bayesian.state_dict())
+    for part in ("rho.", "module."):
+        state = {name: torch.ones_like(x) for name, x in bayesian.state_dict().items() if name.startswith(part)}
+        bayesian.load_state_dict(state, strict=False)
+    assert all((parameter == 1).all() for parameter in bayesian.parameters())

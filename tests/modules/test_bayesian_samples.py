@@ -1,15 +1,27 @@
-"""Several samples of a BayesianModule: they equal single calls, one after the other or, where asked, under vmap."""
+"""Several samples of a BayesianModule equal single calls, one after the other or, with a chunk_size, under vmap."""
 
 import functools
 import gc
+import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from helpers import make_key, same_bits
-from sample_cases import INPUTS, KEYS, Custom, make
+from helpers import DEVICE, make_key, same_bits
+from module_cases import (
+    INPUTS,
+    KEYS,
+    Custom,
+    assert_close,
+    assert_same,
+    assert_single_samples,
+    convert,
+    make,
+    make_network,
+)
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
 
@@ -18,39 +30,15 @@ from illia_ext import BayesianModule
 parametrize = pytest.mark.parametrize
 
 
-def assert_single_samples(bayesian: BayesianModule, keys: Tensor = KEYS) -> None:
-    """Outputs, log_prob and gradients; in float64, where another order of sums leaves 1e-12."""
-    results = []
-    for call_together in (True, False):
-        bayesian.zero_grad()
-        if call_together:
-            output, log_prob = bayesian(INPUTS, key=keys)
-        else:
-            output, log_prob = map(torch.stack, zip(*(bayesian(INPUTS, key=key) for key in keys)))
-        (output.square().sum() + log_prob.sum() / 100).backward()
-        results.append((output, log_prob, [parameter.grad for parameter in bayesian.parameters()]))
-    (output, log_prob, grads), (expected, expected_log_prob, expected_grads) = results
-    assert len(output) == len(log_prob) == len(keys)
-    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
-    assert same_bits(log_prob, expected_log_prob)
-    torch.testing.assert_close(grads, expected_grads, rtol=1e-12, atol=1e-12)
-
-
-@parametrize(("chunk_size", "calls"), [(1, 5), (2, 3), (5, 1), (7, 1)])
-def test_chunks(chunk_size: int, calls: int) -> None:
-    """One call of the module a sample, or one for each chunk of them."""
-    bayesian = make(lambda module, hidden: hidden.tanh(), chunk_size=chunk_size)
+@parametrize(("chunk_size", "calls"), [(None, 5), (1, 5), (2, 3), (5, 1), (7, 1)])
+def test_chunks(chunk_size: int | None, calls: int) -> None:
+    """One call of the module a sample, as by default, or one for each chunk of them."""
+    arguments = {} if chunk_size is None else {"chunk_size": chunk_size}
+    bayesian = make(lambda module, hidden: hidden.tanh(), **arguments)
     bayesian(INPUTS, key=KEYS)
     assert bayesian.module.calls == calls
-    assert_single_samples(bayesian)
-    assert_single_samples(bayesian, KEYS[:1])
-
-
-def test_one_after_the_other_is_the_default() -> None:
-    bayesian = make(lambda module, hidden: hidden)
-    assert bayesian.chunk_size == 1
-    bayesian(INPUTS, num_samples=3)
-    assert bayesian.module.calls == 3
+    for keys in (KEYS, KEYS[:1]):
+        assert_single_samples(bayesian, INPUTS, keys=keys)
 
 
 def scale_in_place(module: Custom, hidden: Tensor) -> Tensor:
@@ -79,8 +67,74 @@ def clamp_in_place(module: Custom, hidden: Tensor) -> Tensor:
 def test_what_single_calls_can_do_several_samples_can(function: Callable[[Custom, Tensor], Tensor]) -> None:
     bayesian = make(function)
     mu = bayesian.module.linear.weight.clone()
-    assert_single_samples(bayesian)
+    assert_single_samples(bayesian, INPUTS)
     assert same_bits(bayesian.module.linear.weight, mu)
+
+
+def perceptron(bias: bool) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8, bias=bias), nn.Tanh(), nn.Linear(8, 8, bias=bias))
+
+
+def convolution(pool: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), pool)
+
+
+def odd_calls(module: Custom, hidden: Tensor) -> Tensor:
+    rows = torch.embedding(module.linear.weight, torch.tensor([1, 0], device=DEVICE))
+    nothing = nn.functional.linear(hidden[:, :0], module.linear.weight[:, :0])
+    return hidden + rows.sum() + nothing + nn.functional.linear(hidden[0], module.linear.weight[:, :2])
+
+
+def if_recorded(module: Custom, hidden: Tensor) -> Tensor:
+    return 2 * hidden if hidden.requires_grad else hidden
+
+
+POOLS = [nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(1), nn.AvgPool2d(2), nn.MaxPool2d(2, return_indices=True)]
+# a module and the shape of its input; batches smaller and larger than the outputs are many
+AT_ONCE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    **{
+        f"linear layers, bias={bias}, {batch}": (partial(perceptron, bias), (*batch, 4))
+        for bias in (True, False)
+        for batch in ((2,), (9,), (2, 3), (5, 4), ())
+    },
+    **{f"convolution, {pool}": (partial(convolution, pool), (2, 1, 6, 6)) for pool in POOLS},
+    "odd calls": (lambda: Custom(odd_calls), (4, 3)),
+    "requires_grad": (lambda: Custom(if_recorded), (4, 3)),
+}
+
+
+@parametrize("name", AT_ONCE)
+def test_samples_at_once_are_single_samples(name: str) -> None:
+    torch.manual_seed(0)
+    make_module, shape = AT_ONCE[name]
+    inputs = torch.randn(shape, dtype=torch.float64, device=DEVICE)
+    inputs = inputs.transpose(0, -2) if len(shape) == 3 else inputs
+    assert_single_samples(convert(make_module(), chunk_size=5), inputs)
+
+
+def test_requires_grad_is_known_at_once_without_gradients() -> None:
+    with torch.no_grad():
+        outputs = [make(if_recorded, chunk_size=chunk_size)(INPUTS, key=KEYS)[0] for chunk_size in (1, 5)]
+    assert_close(*outputs)
+
+
+@pytest.mark.filterwarnings("error")
+@parametrize("need_weights", [True, False])
+def test_attention_at_once(need_weights: bool) -> None:
+    """Its projections are one product a sample, and nothing falls back to a loop of torch's, which would warn."""
+    torch.manual_seed(0)
+    bayesian = convert(nn.MultiheadAttention(8, 2, batch_first=True), chunk_size=5)
+    inputs = torch.randn(2, 3, 8, dtype=torch.float64, device=DEVICE)
+    mask = torch.ones(3, 3, dtype=torch.bool, device=DEVICE).triu(1)
+    assert_single_samples(bayesian, inputs, inputs, inputs, need_weights=need_weights, attn_mask=mask)
+
+
+def test_vmap_over_inputs_of_samples_at_once() -> None:
+    """The tensors that the caller's own vmap has made are none of this call's."""
+    bayesian = make(lambda module, hidden: hidden.tanh(), chunk_size=3)
+    inputs = torch.stack([INPUTS, 2 * INPUTS])
+    mapped = torch.vmap(lambda inputs: bayesian(inputs, key=KEYS)[0])(inputs)
+    assert_close(mapped, torch.stack([bayesian(each, key=KEYS)[0] for each in inputs]))
 
 
 def test_an_input_is_changed_once_a_sample() -> None:
@@ -133,21 +187,6 @@ def test_hooks_of_all_modules(cpu: torch.device) -> None:
             handle.remove()
 
 
-def test_statistics_are_updated_once_a_sample() -> None:
-    """In the order of the keys, which the momentum weighs; in eval, where samples run at once, not at all."""
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, momentum=0.5)).to(KEYS.device).double()
-    bayesian = BayesianModule(network, rho_init=-1.0)
-    bayesian(INPUTS, key=KEYS)
-    mean = torch.zeros(2, dtype=torch.float64, device=KEYS.device)
-    for key in KEYS:
-        mean = 0.5 * mean + 0.5 * bayesian.sample_module(key)[0](INPUTS).mean(0)
-    torch.testing.assert_close(bayesian.module[1].running_mean, mean, rtol=1e-12, atol=1e-12)
-    assert bayesian.module[1].num_batches_tracked == 5
-    bayesian.eval().predict(INPUTS, key=KEYS)
-    assert bayesian.module[1].num_batches_tracked == 5
-
-
 def test_memory_without_gradients_does_not_grow_with_the_samples(cpu: torch.device) -> None:
     """One sample is alive at a time, next to mu and rho."""
     sizes: list[int] = []
@@ -160,8 +199,8 @@ def test_memory_without_gradients_does_not_grow_with_the_samples(cpu: torch.devi
 
     bayesian = BayesianModule(nn.Sequential(nn.Linear(3, 777, dtype=torch.float64), nn.Identity()))
     bayesian.module[1].forward = lambda hidden: measure(bayesian.module, hidden)
-    bayesian.predict(INPUTS, num_samples=6)
-    assert sizes == [777 * 3 * 8] * 6
+    bayesian.predict(INPUTS, num_samples=3)
+    assert sizes == [777 * 3 * 8] * 3
 
 
 @parametrize("chunk_size", [1, 5])
@@ -182,23 +221,13 @@ class Cache:
         self.keys = keys
 
 
-def test_values_that_differ_become_one_per_sample() -> None:
-    function = lambda module, hidden: (hidden, hidden.sum().item(), 3, float("nan"))  # noqa: E731
-    (hidden, sums, three, nans), _ = make(function)(INPUTS, key=KEYS)
-    assert sums == tuple(each.sum().item() for each in hidden) and three == 3
-    assert len(nans) == 5
-    mean = make(function).predict(INPUTS, key=KEYS).mean
-    assert mean[1] is None and mean[2] == 3
-
-
-def test_objects_become_one_per_sample() -> None:
-    bayesian = make(lambda module, hidden: {"logits": hidden, "cache": Cache(hidden)})
-    samples = bayesian(INPUTS, key=KEYS)[0]
-    assert len(samples["cache"]) == 5
-    assert all(map(same_bits, [cache.keys for cache in samples["cache"]], samples["logits"]))
+def test_what_is_no_tensor_and_differs_becomes_one_per_sample() -> None:
+    bayesian = make(lambda module, hidden: (hidden, hidden.sum().item(), 3, float("nan"), {"cache": Cache(hidden)}))
     prediction = bayesian.predict(INPUTS, key=KEYS)
-    assert prediction.mean["cache"] is None and prediction.mean["logits"].shape == (4, 2)
-    assert len(prediction.samples["cache"]) == 5
+    for hidden, sums, three, nans, caches in (bayesian(INPUTS, key=KEYS)[0], prediction.samples):
+        assert sums == tuple(each.sum().item() for each in hidden) and three == 3 and len(nans) == 5
+        assert_same([cache.keys for cache in caches["cache"]], list(hidden))
+    assert prediction.mean[0].shape == (4, 2) and prediction.mean[1:] == (None, 3, None, {"cache": None})
 
 
 class Lazy:
@@ -240,20 +269,18 @@ def test_an_output_with_a_module_of_its_own_is_none_of_these() -> None:
 
 
 @parametrize(
-    ("function", "error", "message"),
+    ("chunk_size", "function", "error", "message"),
     [
-        (lambda module, hidden: [hidden] * module.calls, ValueError, "output: expected one structure for all samples"),
-        (
-            lambda module, hidden: hidden[: module.calls],
-            ValueError,
-            r"output: expected tensors of one shape for all samples, got \[\(1, 2\), \(2, 2\)",
-        ),
-        (lambda module, hidden: hidden @ hidden, RuntimeError, "mat1 and mat2 shapes cannot be multiplied"),
+        (1, lambda module, hidden: [hidden] * module.calls, ValueError, "output: expected one structure for all"),
+        (1, lambda module, hidden: hidden[: module.calls], ValueError, r"output: .* one shape .* \[\(1, 2\), \(2, 2\)"),
+        (1, lambda module, hidden: hidden @ hidden, RuntimeError, "mat1 and mat2 shapes cannot be multiplied"),
+        (5, lambda module, hidden: hidden @ hidden, RuntimeError, "fails under vmap: .*(shapes|size)"),
+        (5, lambda module, hidden: {hidden.shape}, TypeError, "output: under vmap .* got .*set.*; chunk_size=1 runs"),
     ],
 )
-def test_bad_outputs(function: Any, error: type[Exception], message: str) -> None:
+def test_bad_outputs(chunk_size: int, function: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        make(function)(INPUTS, key=KEYS)
+        make(function, chunk_size=chunk_size)(INPUTS, key=KEYS)
 
 
 @parametrize("chunk_size", [1, 5])
@@ -263,26 +290,6 @@ def test_dropout_differs_between_samples(chunk_size: int) -> None:
     torch.manual_seed(1)
     dropped = bayesian(INPUTS, key=KEYS)[0] == 0
     assert len(dropped.flatten(1).unique(dim=0)) == 5
-
-
-@parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"num_samples": 0}, ValueError, "num_samples: must be at least 1, got 0"),
-        ({"key": KEYS[:0]}, ValueError, r"key: expected at least one, got shape \[0, 2\]"),
-        ({"num_samples": -1}, ValueError, "num_samples: must be at least 1, got -1"),
-        ({"num_samples": 1.5}, TypeError, "num_samples: expected an integer, got 1.5"),
-        ({"num_samples": 3, "key": KEYS}, ValueError, "num_samples: a key says how many .* got num_samples=3 too"),
-        ({"key": 5}, TypeError, "key: expected a tensor, got 5"),
-        ({"key": KEYS.double()}, TypeError, "key: expected int64 or uint64, got torch.float64"),
-        ({"key": KEYS[None]}, ValueError, r"key: expected shape \[2\] or \[num_samples, 2\], got \[1, 5, 2\]"),
-    ],
-)
-def test_bad_keys(arguments: Any, error: type[Exception], message: str) -> None:
-    bayesian = make(lambda module, hidden: hidden)
-    for call in (bayesian, bayesian.predict):
-        with pytest.raises(error, match=message):
-            call(INPUTS, **arguments)
 
 
 def test_predict() -> None:
@@ -303,8 +310,24 @@ def test_predict_averages_integers_in_float32() -> None:
         assert same_bits(mean, samples.float().mean(0))
 
 
-def test_predict_of_frozen_weights_is_refused() -> None:
-    bayesian = make(lambda module, hidden: hidden)
-    bayesian.freeze(make_key(1))
-    with pytest.raises(ValueError, match="predict: the weights are frozen"):
-        bayesian.predict(INPUTS)
+def test_predict_averages_probabilities() -> None:
+    """The softmax of the mean of logits is another number."""
+    bayesian = make(lambda module, hidden: hidden, rho_init=1.0).eval()
+    ours = bayesian.predict(INPUTS, key=KEYS, transform=lambda logits: logits.softmax(-1)).mean
+    logits = bayesian.predict(INPUTS, key=KEYS)
+    assert_close(ours, logits.samples.softmax(-1).mean(0))
+    assert (ours - logits.mean.softmax(-1)).abs().max() > 0.05
+
+
+def test_predict_in_training_mode(cpu: object) -> None:
+    bayesian, inputs = BayesianModule(make_network()), INPUTS.float()
+    with pytest.warns(UserWarning, match=r"predict: the module is in training mode, .*; call eval\(\) first") as caught:
+        bayesian.predict(inputs)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bayesian.eval().predict(inputs)
+        torch.compile(bayesian.predict, backend="eager")(inputs, num_samples=2)
+    bayesian.module[1].train()
+    with pytest.warns(UserWarning, match="predict: the module is in training mode"):
+        bayesian.predict(inputs)

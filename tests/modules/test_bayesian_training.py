@@ -1,18 +1,18 @@
-"""Training through BayesianModule: a posterior known in closed form, torch.compile, autocast, checkpointing."""
+"""Training through BayesianModule: a known posterior, torch.compile, autocast, torch.func, stick_the_landing."""
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from helpers import make_key, make_keys, same_bits
+from helpers import DEVICE, make_key, make_keys, same_bits
+from module_cases import KEYS, assert_same, loss_of, results_of
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
-from illia_ext import BayesianModule, elbo_loss
+from illia_ext import BayesianModule, elbo_loss, functional
 
 parametrize = pytest.mark.parametrize
 
@@ -39,33 +39,24 @@ class Network(nn.Module):
 
 
 @pytest.fixture
-def bayesian(device: torch.device) -> BayesianModule:
+def bayesian() -> BayesianModule:
     torch.manual_seed(0)
-    return BayesianModule(Network().to(device), rho_init=-1.0)
+    return BayesianModule(Network().to(DEVICE), rho_init=-1.0)
 
 
-def make_inputs(device: torch.device) -> Tensor:
-    return torch.linspace(-1, 1, 24, device=device).reshape(6, 4)
+INPUTS = torch.linspace(-1, 1, 24, device=DEVICE).reshape(6, 4)
 
 
-def with_gradients(call: Any, bayesian: BayesianModule, *args: Any, **kwargs: Any) -> list[Tensor]:
-    """Outputs of a call, gradients, and buffers thereafter."""
-    bayesian.zero_grad()
-    output, log_prob = call(*args, **kwargs)
-    (output.square().sum() + log_prob.sum() / 100).backward()
-    return [output, log_prob, *(p.grad for p in bayesian.parameters()), *(b.clone() for b in bayesian.buffers())]
-
-
-def test_the_posterior_of_a_linear_regression(device: torch.device) -> None:
+def test_the_posterior_of_a_linear_regression() -> None:
     """With orthogonal features it is a product of Gaussians, which the loss finds if it weighs data and weights right:
     precision num_data + 1 / std_prior^2, mean X^T y over that. Twelve runs with other seeds ended within 4.2 % of a
     sigma, mu and sigma alike; data that weigh 1.5 times too much or too little move sigma by 10 % or more."""
     num_data, std_prior = 32, 0.2
     torch.manual_seed(0)
     features = torch.linalg.qr(torch.randn(num_data, 3, dtype=torch.float64))[0]
-    features = (features * math.sqrt(num_data)).to(device)
-    labels = features @ torch.tensor([[0.5], [-0.25], [0.0]], dtype=torch.float64, device=device)
-    bayesian = BayesianModule(nn.Linear(3, 1, bias=False, device=device, dtype=torch.float64), 0.0, std_prior)
+    features = (features * math.sqrt(num_data)).to(DEVICE)
+    labels = features @ torch.tensor([[0.5], [-0.25], [0.0]], dtype=torch.float64, device=DEVICE)
+    bayesian = BayesianModule(nn.Linear(3, 1, bias=False, device=DEVICE, dtype=torch.float64), 0.0, std_prior)
     optimizer = torch.optim.Adam(bayesian.param_groups(mu={"lr": 0.02}, rho={"lr": 0.05}))
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=300)
     torch.manual_seed(0)
@@ -86,7 +77,7 @@ def test_the_posterior_of_a_linear_regression(device: torch.device) -> None:
 
 @pytest.mark.usefixtures("fresh_compiler")
 @parametrize(("num_samples", "training"), [(None, True), (3, True), (3, False)])
-def test_compiled(num_samples: int | None, training: bool, bayesian: BayesianModule, device: torch.device) -> None:
+def test_compiled(num_samples: int | None, training: bool, bayesian: BayesianModule) -> None:
     """One graph, the draws, values and statistics of eager; three samples run one after the other where they update
     statistics, at once elsewhere."""
     bayesian.train(training)
@@ -96,22 +87,34 @@ def test_compiled(num_samples: int | None, training: bool, bayesian: BayesianMod
     for call in (compiled, bayesian):
         bayesian.load_state_dict(state)
         torch.manual_seed(3)
-        results.append(with_gradients(call, bayesian, make_inputs(device), num_samples=num_samples))
+        results.append(results_of(bayesian, call, INPUTS, num_samples=num_samples))
     torch.testing.assert_close(*results)  # gradients may be added up in another order
     assert same_bits(results[0][1], results[1][1])
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_a_module_that_is_compiled_in_place(bayesian: BayesianModule, device: torch.device) -> None:
+def test_compiled_stick_the_landing() -> None:
+    bayesian = BayesianModule(nn.Linear(4, 2).to(DEVICE), rho_init=-1.0)
+    compiled = torch.compile(bayesian, backend="aot_eager")
+    for bayesian.stick_the_landing in (False, True):
+        ours, expected = (
+            torch.autograd.grad(call(INPUTS, key=make_key(1))[1], list(bayesian.parameters()))
+            for call in (compiled, bayesian)
+        )
+        assert_same(ours, expected)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_module_that_is_compiled_in_place(bayesian: BayesianModule) -> None:
     """One graph for any number of samples, with eager's values; its weights are seen as inputs that change."""
     bayesian.eval()
-    inputs, keys = make_inputs(device), make_keys(*((i, 0) for i in range(6)))
-    expected = with_gradients(bayesian, bayesian, inputs, key=keys)
+    keys = make_keys(*((i, 0) for i in range(6)))
+    expected = results_of(bayesian, bayesian, INPUTS, key=keys)
     counter = CompileCounterWithBackend("aot_eager")
     bayesian.module.compile(backend=counter, fullgraph=True)
-    torch.testing.assert_close(with_gradients(bayesian, bayesian, inputs, key=keys), expected)
+    torch.testing.assert_close(results_of(bayesian, bayesian, INPUTS, key=keys), expected)
     for key in (keys[:3], keys[0]):
-        bayesian(inputs, key=key)
+        bayesian(INPUTS, key=key)
     assert counter.frame_count == 1
 
 
@@ -119,23 +122,23 @@ def test_a_module_that_is_compiled_in_place(bayesian: BayesianModule, device: to
 def test_samples_at_once_are_not_compiled(bayesian: BayesianModule, cpu: torch.device) -> None:
     bayesian.eval().chunk_size = 3
     with pytest.raises(torch._dynamo.exc.Unsupported, match="at once cannot be compiled; chunk_size=1 runs one"):
-        torch.compile(bayesian, backend="eager", fullgraph=True)(make_inputs(cpu), num_samples=3)
+        torch.compile(bayesian, backend="eager", fullgraph=True)(INPUTS, num_samples=3)
     bayesian.module.compile(backend="eager")
     with pytest.raises(RuntimeError, match="module: is compiled, and vmap cannot call it; chunk_size=1 runs one"):
-        bayesian(make_inputs(cpu), num_samples=3)
+        bayesian(INPUTS, num_samples=3)
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_frozen(bayesian: BayesianModule, device: torch.device) -> None:
+def test_compiled_frozen(bayesian: BayesianModule) -> None:
     """Freezing reaches a program that was compiled before."""
     bayesian.eval()
     compiled = torch.compile(
         lambda inputs: (bayesian(inputs)[1], bayesian.kl_divergence()), backend="eager", fullgraph=True
     )
-    first, _ = compiled(make_inputs(device))
+    first, _ = compiled(INPUTS)
     bayesian.freeze(make_key(5))
-    ours, kl_divergence = compiled(make_inputs(device))
-    assert same_bits(ours, bayesian(make_inputs(device))[1]) and not same_bits(ours, first)
+    ours, kl_divergence = compiled(INPUTS)
+    assert same_bits(ours, bayesian(INPUTS)[1]) and not same_bits(ours, first)
     assert same_bits(kl_divergence, bayesian.kl_divergence())
 
 
@@ -146,52 +149,67 @@ def test_autocast(num_samples: int | None, bayesian: BayesianModule, cpu: torch.
     bayesian.module.norm.register_forward_pre_hook(lambda norm, _: seen.append(norm.weight.dtype))
     torch.manual_seed(1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output, log_prob = bayesian(make_inputs(cpu), num_samples=num_samples)
+        output, log_prob = bayesian(INPUTS, num_samples=num_samples)
     torch.manual_seed(1)
-    expected, expected_log_prob = bayesian(make_inputs(cpu), num_samples=num_samples)
+    expected, expected_log_prob = bayesian(INPUTS, num_samples=num_samples)
     assert output.dtype == torch.bfloat16 and set(seen) == {torch.float32}
     assert same_bits(log_prob, expected_log_prob)
     # three layers of bfloat16, each of whose roundings is 2^-8 of values up to 4
     torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.15)
 
 
-@parametrize("num_samples", [None, 3])
-def test_checkpointing(num_samples: int | None, bayesian: BayesianModule, device: torch.device) -> None:
-    """Backward draws forward's weights again; statistics, which it updates twice, are left out by eval."""
-    bayesian.eval()
-    inputs = make_inputs(device)
-    results = []
-    for call in (bayesian, lambda *args, **kwargs: checkpoint(bayesian, *args, **kwargs, use_reentrant=False)):
-        torch.manual_seed(1)
-        results.append(with_gradients(call, bayesian, inputs, num_samples=num_samples))
-    for ours, expected in zip(*results, strict=True):
-        assert same_bits(ours, expected)
-
-
-def test_transforms_of_torch_func(bayesian: BayesianModule, device: torch.device) -> None:
+def test_transforms_of_torch_func(bayesian: BayesianModule) -> None:
     """The gradients of autograd, with respect to the BayesianModule's own parameters, tied ones too; vmap over keys."""
     bayesian.eval()
-    inputs, keys = make_inputs(device), make_keys((1, 2), (3, 4))
+    keys = make_keys((1, 2), (3, 4))
     parameters = dict(bayesian.named_parameters())
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
-        output, log_prob = torch.func.functional_call(bayesian, parameters, (inputs,), {"key": keys[0]})
-        return output.square().sum() + log_prob / 100
+        output, log_prob = torch.func.functional_call(bayesian, parameters, (INPUTS,), {"key": keys[0]})
+        return loss_of(output, log_prob)
 
     grads = torch.func.grad(loss)({name: parameter.detach() for name, parameter in parameters.items()})
     loss(parameters).backward()
     for name, parameter in parameters.items():
         torch.testing.assert_close(grads[name], parameter.grad)
-    mapped = torch.vmap(lambda key: bayesian(inputs, key=key))(keys)
-    torch.testing.assert_close(mapped, bayesian(inputs, key=keys))
+    mapped = torch.vmap(lambda key: bayesian(INPUTS, key=key))(keys)
+    torch.testing.assert_close(mapped, bayesian(INPUTS, key=keys))
 
 
-def test_checkpointing_around_and_before() -> None:
-    """Of the call, or of what made its inputs: both kinds go on."""
-    bayesian = BayesianModule(nn.Linear(2, 2))
-    inputs = torch.ones(1, 2, requires_grad=True)
-    before = checkpoint(torch.sin, inputs, use_reentrant=True)
-    output, _ = checkpoint(bayesian, before, use_reentrant=True)
-    output.sum().backward()
-    assert inputs.grad.count_nonzero() == 2
-    assert all(parameter.grad is not None for parameter in bayesian.parameters())
+@parametrize("way", ["call", "samples", "at once", "block", "reentrant parts"])
+@parametrize("learned", [False, True])
+def test_stick_the_landing_of_a_network(way: str, learned: bool) -> None:
+    """The gradients are those of the functional, and the values those without it."""
+    torch.manual_seed(0)
+    prior = nn.Parameter(torch.full((1,), 0.5, device=DEVICE)) if learned else 0.5
+    chunk_size = 2 if way == "at once" else 1
+    bayesian = BayesianModule(nn.Linear(3, 2, device=DEVICE), std_prior=prior, rho_init=-1.0, chunk_size=chunk_size)
+    key = KEYS[:2] if way in ("samples", "at once") else KEYS[0]
+    _, mus, rhos = zip(*bayesian.named_gaussians())
+    parameters, gradients, values = list(bayesian.parameters()), {}, []
+    for bayesian.stick_the_landing in (False, True):
+        if way in ("block", "reentrant parts"):
+            with bayesian.sampled(key) as log_prob:
+                if way == "reentrant parts":  # whose backward leaves the draw's graph to log_prob's
+                    hidden = torch.ones(1, 3, device=DEVICE, requires_grad=True)
+                    (0 * checkpoint(bayesian.module, hidden, use_reentrant=True).sum()).backward()
+        else:
+            _, log_prob = bayesian(torch.ones(1, 3, device=DEVICE), key=key)
+        values.append(log_prob)
+        gradients[bayesian.stick_the_landing] = torch.autograd.grad(log_prob.sum(), parameters)
+    _, expected = functional.foreach_gaussian_sample_and_log_prob(
+        mus, rhos, bayesian.mu_prior, bayesian.std_prior, key, stick_the_landing=True
+    )
+    assert same_bits(*values)
+    # the sums over samples may be rounded in another order: 2^-24 of some ten terms of size 1
+    torch.testing.assert_close(gradients[True], torch.autograd.grad(expected.sum(), parameters), rtol=1e-5, atol=1e-5)
+    assert not any(torch.allclose(a, b) for a, b in list(zip(*gradients.values()))[-4:])
+
+
+def test_stick_the_landing_of_a_network_has_no_second_derivatives() -> None:
+    bayesian = BayesianModule(nn.Linear(3, 2, device=DEVICE), stick_the_landing=True)
+    _, log_prob = bayesian(torch.ones(1, 3, device=DEVICE))
+    parameters = list(bayesian.parameters())
+    first = torch.autograd.grad(log_prob, parameters, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"^stick_the_landing: second derivatives are not offered"):
+        torch.autograd.grad(sum(gradient.sum() for gradient in first), parameters)

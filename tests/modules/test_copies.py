@@ -8,41 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import arithmetic_dtype, make_key, make_keys, same_bits
+from helpers import DEVICE
+from module_cases import KEY, KEYS, assert_same
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as parametrizations
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from illia_ext import GaussianDistribution
 
 parametrize = pytest.mark.parametrize
-KEY, KEYS = make_key(3), make_keys((1, 2), (3, 4), (5, 6))
 
 
-def assert_same(ours: Any, expected: Any) -> None:
-    for a, b in zip(ours, expected, strict=True):
-        assert same_bits(a, b)
-
-
-def make_distribution(shape: Any, device: torch.device, **arguments: Any) -> GaussianDistribution:
+def make_distribution(
+    shape: Any, mu_prior: float | Tensor = 0.5, std_prior: float | Tensor = 0.25, **arguments: Any
+) -> GaussianDistribution:
     torch.manual_seed(0)
-    return GaussianDistribution(shape, 0.5, 0.25, rho_init=-1.0, device=device, **arguments)
+    return GaussianDistribution(shape, mu_prior, std_prior, rho_init=-1.0, device=DEVICE, **arguments)
 
 
 def loss_of(distribution: GaussianDistribution, key: Tensor = KEY) -> Tensor:
     x, log_prob = distribution.sample_and_log_prob(key=key)
     return x.square().sum() + log_prob.sum()
-
-
-class Linear(nn.Module):
-    """A layer that draws its weights from a key, or a new key at each call; it keeps nothing of them."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.weights = make_distribution((3, 4), device)
-
-    def forward(self, inputs: Tensor, key: Tensor | None = None) -> Tensor:
-        return nn.functional.linear(inputs, self.weights.sample(key=key))
 
 
 def through_file(value: Any, weights_only: bool = True) -> Any:
@@ -53,112 +38,85 @@ def through_file(value: Any, weights_only: bool = True) -> Any:
         return torch.load(file, weights_only=weights_only)
 
 
+def loaded(module: Any) -> Any:
+    """Another one, which loads the state_dict of this one."""
+    other = make_distribution(module.shape, *(torch.ones_like(prior) for prior in (module.mu_prior, module.std_prior)))
+    other.double().load_state_dict(through_file(module.state_dict()))
+    other.mu_init, other.rho_init = module.mu_init, module.rho_init
+    return other
+
+
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda module: pickle.loads(pickle.dumps(module)),
     "torch.save": lambda module: through_file(module, weights_only=False),
     "torch.save, safe": through_file,
     "deepcopy of scripted": lambda module: copy.deepcopy(torch.jit.script(module)),
+    "state_dict": loaded,
+}
+# for the shape (3, 2): numbers, tensors, and learned ones
+PRIORS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "numbers": lambda: (0.5, 0.25),
+    "tensors": lambda: (torch.rand(3, 1) + 0.5, torch.rand(2) + 0.5),
+    "learned": lambda: tuple(nn.Parameter(torch.rand(shape, device=DEVICE) + 0.5) for shape in ((3, 1), (2,))),
 }
 
 
+@parametrize("priors", PRIORS)
 @parametrize("used", [False, True])
 @parametrize("duplicate", COPIES.values(), ids=COPIES)
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_copies_draw_the_same_and_train_apart(
-    duplicate: Callable[[Any], Any], used: bool, device: torch.device
-) -> None:
-    distribution = make_distribution((3, 2), device, dtype=torch.float64)
+def test_copies_draw_the_same_and_train_apart(duplicate: Callable[[Any], Any], used: bool, priors: str) -> None:
+    distribution = make_distribution((3, 2), *PRIORS[priors](), dtype=torch.float64)
+    distribution.double()  # a learned prior keeps the dtype that it was given with
     if used:
         loss_of(distribution).backward()
     other = duplicate(distribution)
     assert list(other.state_dict()) == list(distribution.state_dict())
     assert (other.mu_init, other.rho_init) == (distribution.mu_init, distribution.rho_init)
     assert_same(other.sample_and_log_prob(key=KEYS), distribution.sample_and_log_prob(key=KEYS))
+    assert_same(other.kl_divergence(), distribution.kl_divergence())
     with torch.no_grad():
         other.mu.add_(1)
     assert not torch.equal(other.mu, distribution.mu)
 
 
-def test_a_layer_that_keeps_its_sample(device: torch.device) -> None:
-    """As illia's layers do. torch copies no tensor that is part of a graph: let it go before."""
-    layer = Linear(device)
-    layer.kept = layer.weights.sample()
-    with pytest.raises(RuntimeError, match="graph leaves"):
-        copy.deepcopy(layer)
-    layer.kept = layer.kept.detach()
-    assert_same([copy.deepcopy(layer).weights.sample(key=KEY)], [layer.weights.sample(key=KEY)])
-
-
-def illia_state_dict() -> dict[str, Tensor]:
-    """What illia 0.2.4 writes for a distribution of shape (3, 2)."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "mu": torch.randn(3, 2, generator=generator),
-        "rho": torch.randn(3, 2, generator=generator) - 7,
-        "mu_prior": torch.tensor([0.5]),
-        "std_prior": torch.tensor([0.25]),
-    }
-
-
-def test_state_dict_of_illia_loads(device: torch.device) -> None:
-    distribution = GaussianDistribution((3, 2), device=device)
-    state = through_file(illia_state_dict())
+def test_state_dict_of_illia() -> None:
+    """What illia 0.2.4 writes for a distribution of shape (3, 2) loads, and ours has the same names and shapes."""
+    mu, rho, mu_prior, std_prior = torch.randn(3, 2), torch.randn(3, 2) - 7, torch.tensor([0.5]), torch.tensor([0.25])
+    state = through_file({"mu": mu, "rho": rho, "mu_prior": mu_prior, "std_prior": std_prior})
+    distribution, expected = GaussianDistribution((3, 2), device=DEVICE), make_distribution((3, 2))
+    ours = through_file(distribution.state_dict())
+    assert {n: (t.shape, t.dtype) for n, t in ours.items()} == {n: (t.shape, t.dtype) for n, t in state.items()}
     assert str(distribution.load_state_dict(state, strict=True)) == "<All keys matched successfully>"
-    expected = GaussianDistribution((3, 2), mu_prior=0.5, std_prior=0.25, device=device)
     with torch.no_grad():
-        expected.mu.copy_(state["mu"])
-        expected.rho.copy_(state["rho"])
-    assert_same([distribution.kl_divergence()], [expected.kl_divergence()])
+        expected.mu.copy_(mu)
+        expected.rho.copy_(rho)
+    assert_same(distribution.kl_divergence(), expected.kl_divergence())
     assert_same(distribution.sample_and_log_prob(key=KEY), expected.sample_and_log_prob(key=KEY))
 
 
-def test_state_dict_is_one_of_illia() -> None:
-    ours, illia = through_file(GaussianDistribution((3, 2)).state_dict()), illia_state_dict()
-    assert {name: (tensor.shape, tensor.dtype) for name, tensor in ours.items()} == {
-        name: (tensor.shape, tensor.dtype) for name, tensor in illia.items()
-    }
-
-
 @parametrize("assign", [False, True])
-def test_from_the_meta_device(assign: bool, device: torch.device) -> None:
+def test_from_the_meta_device(assign: bool) -> None:
     """Shapes are computed there, priors unknown; what is loaded then brings them."""
-    expected = make_distribution((3, 2), device)
+    expected = make_distribution((3, 2))
     with torch.device("meta"):
         distribution = GaussianDistribution((3, 2))
     x, log_prob = distribution.sample_and_log_prob(2)
     assert (x.shape, log_prob.shape, x.device.type) == ((2, 3, 2), (2,), "meta")
     if not assign:
-        distribution.to_empty(device=device)
+        distribution.to_empty(device=DEVICE)
     distribution.load_state_dict(expected.state_dict(), assign=assign)
     assert (distribution.mu.data_ptr() == expected.mu.data_ptr()) is assign
     assert_same(distribution.sample_and_log_prob(key=KEY), expected.sample_and_log_prob(key=KEY))
     assert all(parameter.requires_grad for parameter in distribution.parameters())
 
 
-def test_averaged_models(device: torch.device) -> None:
-    """The moving average of mu and of rho; the prior stays as it is."""
-    layer = Linear(device)
-    averaged = AveragedModel(layer, multi_avg_fn=get_ema_multi_avg_fn(0.75))
-    averaged.update_parameters(layer)
-    before = [parameter.detach().clone() for parameter in layer.parameters()]
-    inputs = torch.ones(2, 4, device=device)
-    layer(inputs).sum().backward()
-    torch.optim.SGD(layer.parameters(), lr=1.0).step()
-    averaged.update_parameters(layer)
-    for ours, old, new in zip(averaged.parameters(), before, layer.parameters(), strict=True):
-        assert not torch.equal(old, new)
-        torch.testing.assert_close(ours, 0.75 * old + 0.25 * new)
-    assert_same([averaged.module.weights.mu_prior], [layer.weights.mu_prior])
-    expected = nn.functional.linear(inputs, averaged.module.weights.sample(key=KEY))
-    assert_same([averaged(inputs, KEY)], [expected])
-
-
 @parametrize("fused", [False, True])
-def test_channels_last(fused: bool, device: torch.device) -> None:
+def test_channels_last(fused: bool) -> None:
     """An element's noise goes by its place in the shape, not in memory; gradients come in the parameters' layout."""
-    plain, other = (make_distribution((4, 3, 5, 5), device) for _ in range(2))
-    other.to(device, memory_format=torch.channels_last)
+    plain, other = (make_distribution((4, 3, 5, 5)) for _ in range(2))
+    other.to(DEVICE, memory_format=torch.channels_last)
     assert other.mu.is_contiguous(memory_format=torch.channels_last) and not other.mu.is_contiguous()
     assert other.num_params() == 300
     for distribution in (plain, other):
@@ -169,20 +127,9 @@ def test_channels_last(fused: bool, device: torch.device) -> None:
             optimizer.step()
     assert other.rho.grad.stride() == other.rho.stride()
     assert_same([other.mu.grad, other.rho.grad], [plain.mu.grad, plain.rho.grad])
-    assert_same(other.state_dict().values(), plain.state_dict().values())
+    assert_same(other.state_dict(), plain.state_dict())
     assert_same(other.sample_and_log_prob(key=KEY), plain.sample_and_log_prob(key=KEY))
-
-
-@parametrize("move", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])
-def test_dtype_of_a_network(move: Callable[[nn.Module], nn.Module], device: torch.device) -> None:
-    layer = move(Linear(device))
-    dtypes = {tensor.dtype for tensor in layer.state_dict().values()}
-    assert len(dtypes) == 1
-    dtype = dtypes.pop()
-    assert layer(torch.ones(2, 4, device=device, dtype=dtype)).dtype == dtype != torch.float32
-    assert layer.weights.log_prob().dtype == layer.weights.kl_divergence().dtype == arithmetic_dtype(dtype)
-    layer.apply(lambda module: module.requires_grad_(False))
-    assert not layer.weights.sample().requires_grad
+    assert other.sample().is_contiguous()
 
 
 class Double(nn.Module):
@@ -194,9 +141,9 @@ class Double(nn.Module):
 
 
 @parametrize("name", ["mu", "rho"])
-def test_parametrizations(name: str, device: torch.device) -> None:
+def test_parametrizations(name: str) -> None:
     """Twice a parameter's half is the parameter, in bits; the half gets twice its gradient."""
-    plain, other = (make_distribution((3, 2), device) for _ in range(2))
+    plain, other = (make_distribution((3, 2)) for _ in range(2))
     parametrizations.register_parametrization(other, name, Double())
     for distribution in (plain, other):
         loss_of(distribution).backward()
@@ -205,71 +152,3 @@ def test_parametrizations(name: str, device: torch.device) -> None:
     assert_same([loss_of(copy.deepcopy(other))], [loss_of(plain)])
     parametrizations.remove_parametrizations(other, name)
     assert_same(other.state_dict()[name][None], plain.state_dict()[name][None])
-
-
-def test_tied_parameters(device: torch.device) -> None:
-    """Two distributions with one mu: it gets both gradients, and copies are tied too."""
-    tied = nn.ModuleList([make_distribution((3, 2), device) for _ in range(2)])
-    tied[1].mu = tied[0].mu
-    tied = copy.deepcopy(tied)
-    assert tied[1].mu is tied[0].mu and len(list(tied.parameters())) == 3
-    apart = [torch.autograd.grad(loss_of(part, key), part.mu)[0] for part, key in zip(tied, KEYS)]
-    (loss_of(tied[0], KEYS[0]) + loss_of(tied[1], KEYS[1])).backward()
-    assert_same([tied[0].mu.grad], [apart[0] + apart[1]])
-
-
-def test_functional_call_swaps_parameters(device: torch.device) -> None:
-    layer = Linear(device)
-    before = copy.deepcopy(layer)
-    inputs = torch.ones(2, 4, device=device)
-    swapped = {name: (parameter.detach() + 1).requires_grad_() for name, parameter in layer.named_parameters()}
-    outputs = torch.func.functional_call(layer, swapped, (inputs, KEY))
-    outputs.sum().backward()
-    other = copy.deepcopy(layer)
-    other.load_state_dict(swapped, strict=False)
-    expected = torch.autograd.grad(other(inputs, KEY).sum(), list(other.parameters()))
-    assert_same([tensor.grad for tensor in swapped.values()], expected)
-    assert_same([outputs], [other(inputs, KEY)])
-    assert all(parameter.grad is None for parameter in layer.parameters())
-    assert_same(layer.state_dict().values(), before.state_dict().values())
-
-
-def test_hooks(device: torch.device) -> None:
-    """Of the layer that holds a distribution, and of the parameters."""
-    layer = Linear(device)
-    inputs = torch.ones(2, 4, device=device, requires_grad=True)
-    expected = torch.autograd.grad(layer(inputs, KEY).sum(), list(layer.parameters()))
-    seen: list[Tensor] = []
-    layer.register_forward_pre_hook(lambda module, args: (args[0], KEY))
-    layer.register_forward_hook(lambda module, args, output: 2 * output)
-    layer.register_full_backward_hook(lambda module, grad_inputs, grad_outputs: seen.append(grad_outputs[0]))
-    layer.weights.mu.register_hook(lambda grad: grad / 2)
-    layer.weights.rho.register_post_accumulate_grad_hook(lambda rho: seen.append(rho.grad / 2))
-    layer(inputs).sum().backward()
-    assert len(seen) == 2
-    assert_same([layer.weights.mu.grad, next(g for g in seen if g.shape == (3, 4))], expected)
-
-
-@parametrize("implementation", ["foreach", "fused"])
-def test_accumulated_and_clipped_gradients(implementation: str, device: torch.device) -> None:
-    """Two backward passes add up; the optimizer's implementations agree within float32's rounding."""
-    plain, other = (make_distribution((3, 2), device) for _ in range(2))
-    optimizers = [
-        torch.optim.Adam(plain.parameters(), lr=0.1, foreach=False),
-        torch.optim.Adam(other.parameters(), lr=0.1, **{implementation: True}),
-    ]
-    for step in range(3):
-        for distribution, optimizer in zip((plain, other), optimizers):
-            optimizer.zero_grad()
-            keys = make_keys((step, 0), (step, 1), device=device)
-            parameters = list(distribution.parameters())
-            apart = [torch.autograd.grad(loss_of(distribution, key), parameters) for key in keys]
-            for key in keys:
-                loss_of(distribution, key).backward()
-            assert_same([parameter.grad for parameter in parameters], [a + b for a, b in zip(*apart)])
-            norm = torch.nn.utils.clip_grad_norm_(parameters, 0.5)
-            clipped = torch.cat([parameter.grad.flatten() for parameter in parameters]).norm()
-            assert norm > 1
-            torch.testing.assert_close(clipped, torch.tensor(0.5, device=device))
-            optimizer.step()
-    torch.testing.assert_close(list(other.parameters()), list(plain.parameters()))
