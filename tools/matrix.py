@@ -55,13 +55,14 @@ def run_tests(torch: str, python: Path, wheel: Path, folder: Path) -> tuple[bool
     environ = {**os.environ, "PYTHONPATH": str(site)}
     environ.pop("ILLIA_EXT_JIT", None)  # or the tests would not see the wheel
 
-    about = subprocess.run([python, "-c", ABOUT], cwd=folder, env=environ, stdout=subprocess.PIPE, text=True, check=True)
+    pipe = subprocess.PIPE
+    about = subprocess.run([python, "-c", ABOUT], cwd=folder, env=environ, stdout=pipe, text=True, check=True)
     found, library = about.stdout.split(maxsplit=1)
     if found.split("+")[0] != torch or site not in Path(library).parents:
         return False, f"the environment has torch {found} and loads {library.strip()}"
     print(f"== torch {found}, {library}", end="", flush=True)
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    with subprocess.Popen(pytest, cwd=folder, env=environ, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(pytest, cwd=folder, env=environ, stdout=pipe, text=True) as running:
         last = "pytest prints nothing"
         for last in running.stdout or ():
             print(last, end="", flush=True)
