@@ -1,6 +1,5 @@
 """How large each room of the house is: `python tools/house.py [REVISION]`, by default the last commit's."""
 
-import ast
 import subprocess
 import sys
 from collections import defaultdict
@@ -21,25 +20,16 @@ def room_of(path: PurePath) -> str:
     return str(path.parent) if path.parts[0] in PRODUCT else path.parts[0] if len(path.parts) > 1 else "."
 
 
-def private_names(source: str) -> int:
-    """In the test that lists the private names of torch."""
-    assigned = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
-    return next(len(node.value.keys) for node in assigned if isinstance(node.value, ast.Dict))
-
-
 def main(revision: str = "HEAD") -> None:
     paths = [PurePath(line) for line in git("ls-tree", "-r", "--name-only", revision).splitlines()]
-    sources = {path: git("show", f"{revision}:{path}") for path in paths if path.suffix in CODE}
     rooms: dict[str, list[int]] = defaultdict(list)
-    for path, source in sources.items():
-        lines = len(source.splitlines())
+    for path in (path for path in paths if path.suffix in CODE):
+        lines = len(git("show", f"{revision}:{path}").splitlines())
         rooms[room_of(path)].append(lines)
         rooms["= product" if path.parts[0] in PRODUCT else "= all else"].append(lines)
     print(f"{'room':<20} {'files':>5} {'lines':>6} {'median':>6} {'longest':>7}")
     for room, lengths in sorted(rooms.items()):
         print(f"{room:<20} {len(lengths):>5} {sum(lengths):>6} {median(lengths):>6.0f} {max(lengths):>7}")
-    listing = next(source for path, source in sources.items() if path.name == "test_private_names.py")
-    print(f"private names of torch: {private_names(listing)}")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,6 @@ def toolkit() -> build.Toolkit:
     return found
 
 
-def test_switch_refuses_another_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ILLIA_EXT_CUDA", "yes")
-    with pytest.raises(ValueError, match="ILLIA_EXT_CUDA: expected 0, 1 or auto, got 'yes'"):
-        build.cuda.__wrapped__()
-
-
 @pytest.mark.parametrize("switch", ["0", "auto"])
 def test_builds_without_nvcc(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, path: None)
@@ -36,36 +30,33 @@ def test_builds_without_nvcc(switch: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert build.cuda.__wrapped__() is None
 
 
-def test_cuda_asked_for_needs_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name, path: None)
-    monkeypatch.setenv("ILLIA_EXT_CUDA", "1")
-    with pytest.raises(RuntimeError, match="ILLIA_EXT_CUDA=1 asks for CUDA kernels, and there is no nvcc"):
+@pytest.mark.parametrize(
+    ("variable", "value", "error", "message"),
+    [
+        ("ILLIA_EXT_CUDA", "yes", ValueError, "ILLIA_EXT_CUDA: expected 0, 1 or auto, got 'yes'"),
+        ("ILLIA_EXT_CUDA", "1", RuntimeError, "ILLIA_EXT_CUDA=1 asks for CUDA kernels, and there is no nvcc"),
+        ("CUDA_HOME", "/nowhere", RuntimeError, "CUDA_HOME: expected a folder with bin/nvcc, got '/nowhere'"),
+    ],
+)
+def test_switches_refused(
+    variable: str, value: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path: "nvcc" if variable == "CUDA_HOME" else None)
+    monkeypatch.delenv("ILLIA_EXT_CUDA", raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(error, match=message):
         build.cuda.__wrapped__()
 
 
-def test_nvcc_is_found_in_cuda_home_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.touch(mode=0o755)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert build._find_nvcc() == str(nvcc)
-
-
 def test_an_nvcc_that_fails_is_quoted_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of CUDA_HOME comes before others."""
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\necho no host compiler >&2\nexit 1\n")
     nvcc.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("ILLIA_EXT_CUDA", "auto")
-    with pytest.raises(RuntimeError, match=r"fails: no host compiler\nILLIA_EXT_CUDA=0 builds without CUDA"):
-        build.cuda.__wrapped__()
-
-
-def test_a_wrong_cuda_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name, path: "nvcc")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(RuntimeError, match=f"CUDA_HOME: expected a folder with bin/nvcc, got '{tmp_path}'"):
+    with pytest.raises(RuntimeError, match=rf"^{nvcc} .* fails: no host compiler\nILLIA_EXT_CUDA=0 builds without"):
         build.cuda.__wrapped__()
 
 
@@ -129,15 +120,10 @@ def test_cuda_kernels_of_many_tensors_refuse_what_the_cpu_refuses(toolkit: build
         op("foreach_gaussian_kl_divergence").redispatch(CUDA_KEY, one * 2, [*one, torch.zeros(3)], one, one)
 
 
-def compiled_at_import(code: str, cache: Path, **environ: str) -> str:
-    """What `code` prints beside a library that is compiled for it."""
-    result = run_python(code, cwd=ROOT, ILLIA_EXT_JIT="1", TORCH_EXTENSIONS_DIR=str(cache), **environ)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 @pytest.mark.slow
 def test_jit_builds_cuda_when_asked(tmp_path: Path, toolkit: build.Toolkit) -> None:
     code = "import json; from illia_ext import _C; print(json.dumps(_C.build_info()['cuda']))"
-    printed = compiled_at_import(code, tmp_path, ILLIA_EXT_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
-    assert json.loads(printed) == {"version": toolkit.version, "targets": ["sm_90"]}
+    environ = {"ILLIA_EXT_JIT": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    result = run_python(code, cwd=ROOT, ILLIA_EXT_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0", **environ)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == {"version": toolkit.version, "targets": ["sm_90"]}

@@ -11,6 +11,7 @@ from helpers import run_python
 
 from illia_ext import _C
 
+pytestmark = pytest.mark.usefixtures("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path(_C.__file__)
 RUNTIME = r"libtorch(_cpu)?\.so|lib(stdc\+\+|m|gcc_s|c|dl|rt|pthread)\.so\.\d+|ld-linux-[\w-]+\.so\.\d+"
@@ -22,7 +23,6 @@ def readelf(*options: str) -> str:
     return subprocess.run(["readelf", "--wide", *options, LIBRARY], check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.usefixtures("cpu")
 def test_library_links_to_torch_and_the_runtime_alone() -> None:
     dynamic = readelf("--dynamic")
     needed = re.findall(r"\(NEEDED\)\s+Shared library: \[(.*)\]", dynamic)
@@ -30,14 +30,12 @@ def test_library_links_to_torch_and_the_runtime_alone() -> None:
     assert "RPATH" not in dynamic and "RUNPATH" not in dynamic and "TEXTREL" not in dynamic
 
 
-@pytest.mark.usefixtures("cpu")
 def test_library_has_no_executable_stack_and_its_tables_become_read_only() -> None:
     segments = readelf("--segments")
     assert re.search(r"GNU_STACK +(0x\w+ +){5}RW +", segments) and "GNU_RELRO" in segments
     assert not re.search(r"LOAD +(0x\w+ +){5}RWE", segments)
 
 
-@pytest.mark.usefixtures("cpu")
 @pytest.mark.skipif(bool(_C.build_info()["cuda"]), reason="CUDA's runtime, linked in, looks for its driver")
 def test_library_calls_no_socket_and_starts_no_program() -> None:
     imported = set(re.findall(r"UND (\w+)", readelf("--dyn-syms")))
@@ -47,12 +45,10 @@ def test_library_calls_no_socket_and_starts_no_program() -> None:
     )
 
 
-@pytest.mark.usefixtures("cpu")
 def test_library_names_no_folder_of_this_machine() -> None:
     assert str(ROOT).encode() not in LIBRARY.read_bytes()
 
 
-@pytest.mark.usefixtures("cpu")
 @pytest.mark.skipif(os.environ.get("ILLIA_EXT_JIT") == "1", reason="compilation starts programs")
 def test_import_and_draw_open_no_socket_and_start_no_program() -> None:
     """By Python's own audit events; torch is imported before, which may do what it likes."""

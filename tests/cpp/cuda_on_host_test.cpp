@@ -11,7 +11,8 @@ namespace illia {
 namespace {
 
 struct Case {
-  Storage parameters, sample;
+  const char* type_names;
+  Types types;
   int64_t numel, num_samples;
   int shift;  // elements off the alignment
 };
@@ -45,14 +46,13 @@ TileSums sums_into(Array& results, std::vector<double>& scratch, int64_t num_til
 
 void test_case(const Case& c, const Feature& feature) {
   const auto name = [&](const char* what) {
-    return std::string(what) + ": " + feature.name + ", parameters " + std::to_string(static_cast<int>(c.parameters)) +
-           ", sample " + std::to_string(static_cast<int>(c.sample)) + ", numel " + std::to_string(c.numel) +
+    return std::string(what) + ": " + feature.name + ", " + c.type_names + ", numel " + std::to_string(c.numel) +
            ", num_samples " + std::to_string(c.num_samples) + ", shift " + std::to_string(c.shift);
   };
-  const bool in_double = c.parameters == Storage::kDouble;
+  const bool in_double = c.types.parameters == Storage::kDouble;
   const Storage acc = in_double ? Storage::kDouble : Storage::kFloat;
   const KernelTable& cpu = in_double ? base::kKernels.in_double : base::kKernels.in_float;
-  const cuda::Launch launch_on{{c.parameters, c.sample}, nullptr};
+  const cuda::Launch launch_on{c.types, nullptr};
   const int64_t total = c.numel * c.num_samples, cpu_chunks = count_chunks(c.numel);
   const auto array = [&](Storage storage, int64_t numel) { return Array(storage, numel, c.shift); };
 
@@ -70,8 +70,9 @@ void test_case(const Case& c, const Feature& feature) {
   device_prior.std = in_double ? Scalar{&std_double, Storage::kDouble, NAN} : Scalar{&std_half, Storage::kHalf, NAN};
   const int64_t num_tiles = cuda::count_tiles(launch_on.types, c.numel, general);
 
-  Array mu = array(c.parameters, c.numel).fill(1, 0, 0.3), rho = array(c.parameters, c.numel).fill(2, -3, 3);
-  Array grad_x = array(c.sample, total).fill(3, 0, 1), grad_log_prob = array(acc, c.num_samples).fill(4, 1, 0.5);
+  Array mu = array(c.types.parameters, c.numel).fill(1, 0, 0.3),
+        rho = array(c.types.parameters, c.numel).fill(2, -3, 3);
+  Array grad_x = array(c.types.sample, total).fill(3, 0, 1), grad_log_prob = array(acc, c.num_samples).fill(4, 1, 0.5);
   Array grad_kl = array(acc, 1).fill(7, 1, 0.5);
   std::vector<Key> keys;
   for (int64_t s = 0; s < c.num_samples; ++s)
@@ -102,8 +103,16 @@ void test_case(const Case& c, const Feature& feature) {
     expect(ours.same_bits(theirs) && ours.sentinels_stand(), name(what));
   };
 
-  // A backward on both: the gradients to the priors that both write agree.
-  const auto check_backward = [&](auto ours, auto theirs, const char* what) {
+  // A backward on both: the gradients to mu, rho and the priors agree.
+  const auto check_backward = [&](auto ours, const char* what) {
+    Array grads[2][2] = {{array(c.types.parameters, c.numel), array(c.types.parameters, c.numel)},
+                         {array(c.types.parameters, c.numel), array(c.types.parameters, c.numel)}};
+    Array grads_x[] = {array(c.types.sample, total), array(c.types.sample, total)};
+    auto theirs = ours;
+    ours.grad_mu = grads[0][0].data(), ours.grad_rho = grads[0][1].data();
+    theirs.grad_mu = grads[1][0].data(), theirs.grad_rho = grads[1][1].data();
+    constexpr bool kToX = std::is_same_v<decltype(ours), LogProbBackwardArgs>;
+    if constexpr (kToX) ours.grad_x = grads_x[0].data(), theirs.grad_x = grads_x[1].data();
     const Ask asked[] = {feature.grad_mu_prior, feature.grad_std_prior};
     Array each[] = {array(acc, c.numel), array(acc, c.numel)}, sums[] = {array(acc, 1), array(acc, 1)};
     Array their_each[] = {array(acc, c.numel), array(acc, c.numel)}, first_sums[] = {array(acc, 1), array(acc, 1)};
@@ -129,7 +138,9 @@ void test_case(const Case& c, const Feature& feature) {
     host_grid_limit = dim3(0xFFFFFFFF, 0xFFFFFFFF);
     run(sums);
     run_on_cpu(theirs, their_general);
+    if (kToX) check_equal(grads_x[0], grads_x[1], what);
     for (int i = 0; i < 2; ++i) {
+      check_equal(grads[0][i], grads[1][i], what);
       if (asked[i] == Ask::kEach) check_equal(each[i], their_each[i], what);
       if (asked[i] != Ask::kSum) continue;
       expect(sums[i].same_bits(first_sums[i]) && sums[i].sentinels_stand(), name(what));
@@ -144,8 +155,8 @@ void test_case(const Case& c, const Feature& feature) {
   };
 
   // 1. Noise.
-  if (c.parameters == c.sample) {
-    Array ours = array(c.sample, total), theirs = array(c.sample, total);
+  if (c.types.parameters == c.types.sample) {
+    Array ours = array(c.types.sample, total), theirs = array(c.types.sample, total);
     StandardNormalArgs args{};
     args.keys = keys.data(), args.num_samples = c.num_samples, args.numel = c.numel, args.eps = ours.data();
     run_on_cuda(args, general);
@@ -154,9 +165,9 @@ void test_case(const Case& c, const Feature& feature) {
     check_equal(ours, theirs, "standard_normal");
   }
   // 2. A sample and its log_prob, on two grids.
-  Array x = array(c.sample, total);
+  Array x = array(c.types.sample, total);
   {
-    Array other = array(c.sample, total), theirs = array(c.sample, total);
+    Array other = array(c.types.sample, total), theirs = array(c.types.sample, total);
     Array log_prob(acc, c.num_samples), other_log_prob(acc, c.num_samples);
     std::vector<double> scratch(c.num_samples * num_tiles), partials(c.num_samples * cpu_chunks);
     SampleArgs args = start(SampleArgs{});
@@ -192,66 +203,37 @@ void test_case(const Case& c, const Feature& feature) {
   // 3. Its backward, with each of its gradients or without.
   for (bool with_x : {true, false})
     for (bool with_log_prob : {true, false}) {
-      Array grad_mu = array(c.parameters, c.numel), grad_rho = array(c.parameters, c.numel);
-      Array their_mu = array(c.parameters, c.numel), their_rho = array(c.parameters, c.numel);
       const bool asks = feature.grad_mu_prior != Ask::kNothing || feature.grad_std_prior != Ask::kNothing;
       if (!with_log_prob && asks) continue;
-      SampleBackwardArgs ours = start(SampleBackwardArgs{});
-      ours.grad_x = with_x ? grad_x.data() : nullptr;
-      ours.grad_log_prob = with_log_prob && c.num_samples ? grad_log_prob.data() : nullptr;  // as torch has it
-      ours.keys = keys.data(), ours.num_samples = c.num_samples;
-      SampleBackwardArgs theirs = ours;
-      ours.grad_mu = grad_mu.data(), ours.grad_rho = grad_rho.data();
-      theirs.grad_mu = their_mu.data(), theirs.grad_rho = their_rho.data();
-      check_backward(ours, theirs, "prior gradients of the sample");
-      check_equal(grad_mu, their_mu, "grad_mu of the sample");
-      check_equal(grad_rho, their_rho, "grad_rho of the sample");
+      SampleBackwardArgs args = start(SampleBackwardArgs{});
+      args.grad_x = with_x ? grad_x.data() : nullptr;
+      args.grad_log_prob = with_log_prob && c.num_samples ? grad_log_prob.data() : nullptr;  // as torch has it
+      args.keys = keys.data(), args.num_samples = c.num_samples;
+      check_backward(args, "gradients of the sample");
     }
-  // 4. log_prob of a given x, and its backward.
-  {
-    Array log_prob(acc, c.num_samples);
-    std::vector<double> scratch(c.num_samples * num_tiles), partials(c.num_samples * cpu_chunks);
-    LogProbArgs args = start(LogProbArgs{});
-    args.x = x.data(), args.num_samples = c.num_samples, args.log_prob = sums_into(log_prob, scratch, num_tiles);
+  // 4. Other sums, each of `rows` rows, and their backwards.
+  const auto check_forward = [&](auto args, auto member, int64_t rows, const char* what) {
+    Array result(acc, rows);
+    std::vector<double> scratch(rows * num_tiles), partials(rows * cpu_chunks);
+    args.*member = sums_into(result, scratch, num_tiles);
     run_on_cuda(args, general);
-    cuda::launch_sums(launch_on, args.log_prob, c.num_samples);
-    args.log_prob = {nullptr, partials.data(), cpu_chunks};
+    cuda::launch_sums(launch_on, args.*member, rows);
+    args.*member = {nullptr, partials.data(), cpu_chunks};
     run_on_cpu(args, general);
-    check_sums(log_prob, partials, c.num_samples, "log_prob");
-    Array results[2][3] = {{array(c.sample, total), array(c.parameters, c.numel), array(c.parameters, c.numel)},
-                           {array(c.sample, total), array(c.parameters, c.numel), array(c.parameters, c.numel)}};
-    LogProbBackwardArgs backward[2];
-    for (int i : {0, 1}) {
-      backward[i] = start(LogProbBackwardArgs{});
-      backward[i].grad_log_prob = grad_log_prob.data(), backward[i].x = x.data();
-      backward[i].num_samples = c.num_samples, backward[i].grad_x = results[i][0].data();
-      backward[i].grad_mu = results[i][1].data(), backward[i].grad_rho = results[i][2].data();
-    }
-    check_backward(backward[0], backward[1], "prior gradients of log_prob");
-    for (int i = 0; i < 3; ++i) check_equal(results[0][i], results[1][i], "log_prob_backward");
-  }
-  // 5. The closed-form KL divergence, and its backward.
-  if (c.parameters == c.sample && c.num_samples == 1) {
-    Array kl(acc, 1);
-    std::vector<double> scratch(num_tiles), partials(cpu_chunks);
-    KlDivergenceArgs args = start(KlDivergenceArgs{});
-    args.kl_divergence = sums_into(kl, scratch, num_tiles);
-    run_on_cuda(args, general);
-    cuda::launch_sums(launch_on, args.kl_divergence, 1);
-    args.kl_divergence = {nullptr, partials.data(), cpu_chunks};
-    run_on_cpu(args, general);
-    check_sums(kl, partials, 1, "kl_divergence");
-    Array results[2][2] = {{array(c.parameters, c.numel), array(c.parameters, c.numel)},
-                           {array(c.parameters, c.numel), array(c.parameters, c.numel)}};
-    KlDivergenceBackwardArgs backward[2];
-    for (int i : {0, 1}) {
-      backward[i] = start(KlDivergenceBackwardArgs{});
-      backward[i].grad = grad_kl.data();
-      backward[i].grad_mu = results[i][0].data(), backward[i].grad_rho = results[i][1].data();
-    }
-    check_backward(backward[0], backward[1], "prior gradients of kl_divergence");
-    check_equal(results[0][0], results[1][0], "grad_mu of kl_divergence");
-    check_equal(results[0][1], results[1][1], "grad_rho of kl_divergence");
+    check_sums(result, partials, rows, what);
+  };
+  LogProbArgs log_prob = start(LogProbArgs{});
+  log_prob.x = x.data(), log_prob.num_samples = c.num_samples;
+  check_forward(log_prob, &LogProbArgs::log_prob, c.num_samples, "log_prob");
+  LogProbBackwardArgs log_prob_backward = start(LogProbBackwardArgs{});
+  log_prob_backward.grad_log_prob = grad_log_prob.data(), log_prob_backward.x = x.data();
+  log_prob_backward.num_samples = c.num_samples;
+  check_backward(log_prob_backward, "gradients of log_prob");
+  if (c.types.parameters == c.types.sample && c.num_samples == 1) {
+    check_forward(start(KlDivergenceArgs{}), &KlDivergenceArgs::kl_divergence, 1, "kl_divergence");
+    KlDivergenceBackwardArgs kl_backward = start(KlDivergenceBackwardArgs{});
+    kl_backward.grad = grad_kl.data();
+    check_backward(kl_backward, "gradients of kl_divergence");
   }
 }
 
@@ -259,11 +241,7 @@ void test_case(const Case& c, const Feature& feature) {
 }  // namespace illia
 
 int main() {
-  using illia::Ask, illia::Feature, illia::Storage;
-  const std::pair<Storage, Storage> types[] = {
-      {Storage::kFloat, Storage::kFloat}, {Storage::kDouble, Storage::kDouble},
-      {Storage::kHalf, Storage::kHalf},   {Storage::kBFloat16, Storage::kBFloat16},
-      {Storage::kFloat, Storage::kHalf},  {Storage::kFloat, Storage::kBFloat16}};
+  using illia::Ask, illia::Feature;
   // a row off the Philox blocks of either type and beyond 2^32 of them; rows that end within a thread's elements, one
   // outer dimension of two; rows of one element
   const illia::Block row{(int64_t{1} << 35) + 7}, rows{3, 7, 2, {1000, 3}, {97, 10}}, elements{1, 1, 1, {100000}, {5}};
@@ -273,7 +251,7 @@ int main() {
                               {"elements", elements, true, Ask::kEach, Ask::kEach, true},
                               {"stick_the_landing", {}, false, Ask::kNothing, Ask::kSum, true},
                               {"prior for each element", {}, true, Ask::kSum, Ask::kEach}};
-  for (const auto& [parameters, sample] : types) {
+  for (const auto& [name, types] : illia::kTypes) {
     // one tile, less, more, ends within and between vectors, rows off the alignment, none
     for (const auto& [numel, num_samples, shift] : {std::tuple<int64_t, int64_t, int>{1, 1, 0},
                                                     {4096, 1, 0},
@@ -284,11 +262,11 @@ int main() {
                                                     {5000, 2, 1},
                                                     {0, 2, 0},
                                                     {16, 0, 0}})
-      illia::test_case({parameters, sample, numel, num_samples, shift}, {"plain"});
+      illia::test_case({name, types, numel, num_samples, shift}, {"plain"});
     for (const Feature& feature : features)
       for (const auto& [numel, num_samples] :
            {std::pair<int64_t, int64_t>{1, 1}, {1024, 1}, {4099, 1}, {1031, 3}, {0, 2}, {16, 0}})
-        illia::test_case({parameters, sample, numel, num_samples, 1}, feature);
+        illia::test_case({name, types, numel, num_samples, 1}, feature);
   }
   std::fprintf(stderr, "%d checks of the CUDA kernels on the host failed\n", illia::failures);
   return illia::failures > 0;

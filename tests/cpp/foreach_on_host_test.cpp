@@ -32,15 +32,15 @@ struct Memory {
   std::vector<Key> keys;
 };
 
-void test_case(const Case& c, Storage parameters, Storage sample) {
+void test_case(const Case& c, const char* type_names, Types types) {
   const auto name = [&](const char* what, size_t k = 0) {
-    return std::string(what) + ": " + c.name + ", parameters " + std::to_string(static_cast<int>(parameters)) +
-           ", sample " + std::to_string(static_cast<int>(sample)) + ", tensor " + std::to_string(k);
+    return std::string(what) + ": " + c.name + ", " + type_names + ", tensor " + std::to_string(k);
   };
+  const Storage parameters = types.parameters, sample = types.sample;
   const bool in_double = parameters == Storage::kDouble;
   const Storage acc = in_double ? Storage::kDouble : Storage::kFloat;
   const int64_t normals = in_double ? 2 : 4, num_samples = c.num_samples;
-  const Launch launch_on{{parameters, sample}, nullptr};
+  const Launch launch_on{types, nullptr};
 
   // 1. The parts, and what each is as a tensor of its own, whose keys are moved on by the blocks before it.
   std::vector<Key> keys;
@@ -170,23 +170,19 @@ void test_case(const Case& c, Storage parameters, Storage sample) {
 }  // namespace illia
 
 int main() {
-  using illia::Storage, illia::cuda::Case, illia::cuda::Size;
+  using illia::cuda::Case, illia::cuda::Size;
   const std::vector<Size> mixed{{0}, {1}, {3}, {4096}, {4097, 1}, {0}, {9000}, {4097}, {3, 1}};
   std::vector<Size> many;  // more than two tables hold
   for (int64_t k = 0; k < 600; ++k) many.push_back({k % 6});
   const std::vector<Size> some_general{{4097}, {2051, 1, true}, {5}, {3, 0, true}};
-  const std::pair<Storage, Storage> types[] = {
-      {Storage::kFloat, Storage::kFloat}, {Storage::kDouble, Storage::kDouble},
-      {Storage::kHalf, Storage::kHalf},   {Storage::kBFloat16, Storage::kBFloat16},
-      {Storage::kFloat, Storage::kHalf},  {Storage::kFloat, Storage::kBFloat16}};
-  for (const auto& [parameters, sample] : types)
+  for (const auto& [name, types] : illia::kTypes)
     for (const Case& c :
          {Case{"mixed", mixed}, Case{"three samples", mixed, 3}, Case{"no sample", {{5}, {4097}}, 0},
           Case{"one element", {{0}, {1}}}, Case{"no element", {{0}, {0}}},
           Case{"one element against its own prior", {{1, 0, true}}}, Case{"priors for each element", some_general, 2},
           Case{"stick_the_landing", some_general, 2, 1, true}})
-      illia::cuda::test_case(c, parameters, sample);
-  illia::cuda::test_case({"many", many, 1, 3}, Storage::kFloat, Storage::kFloat);
+      illia::cuda::test_case(c, name, types);
+  illia::cuda::test_case({"many", many, 1, 3}, illia::kTypes[0].first, illia::kTypes[0].second);
   std::fprintf(stderr, "%d checks of the CUDA kernels of many tensors on the host failed\n", illia::failures);
   return illia::failures > 0;
 }

@@ -3,8 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/kernels.h"
-#include "cpu/storage.h"
+#include "arrays.h"
 #include "golden.h"
 #include "points.h"
 
@@ -13,50 +12,14 @@ namespace {
 
 using base::scattered;
 
-size_t width_of(Storage storage) { return storage == Storage::kDouble ? 8 : storage == Storage::kFloat ? 4 : 2; }
-
-class Array {
- public:
-  Array(Storage storage, int64_t numel) : storage_(storage), numel_(numel), memory_(numel + 1) {}
-
-  template <typename function_t>
-  Array& fill(function_t value) {
-    for (int64_t i = 0; i < numel_; ++i) set(i, value(i));
-    return *this;
+void add_to(Digest& digest, Array& array) {
+  for (int64_t i = 0; i < array.numel(); ++i) {
+    if (array.storage == Storage::kDouble)
+      digest.add(array.value(i));
+    else
+      digest.add(static_cast<float>(array.value(i)));
   }
-
-  void* data() { return memory_.data(); }
-
-  void add_to(Digest& digest) const {
-    for (int64_t i = 0; i < numel_; ++i) {
-      if (storage_ == Storage::kDouble) digest.add(get<double>(i));
-      if (storage_ == Storage::kFloat) digest.add(get<float>(i));
-      if (storage_ == Storage::kHalf) digest.add(base::half_to_float(get<uint16_t>(i)));
-      if (storage_ == Storage::kBFloat16) digest.add(base::bfloat16_to_float(get<uint16_t>(i)));
-    }
-  }
-
- private:
-  template <typename value_t>
-  value_t get(int64_t i) const {
-    value_t value;
-    std::memcpy(&value, reinterpret_cast<const char*>(memory_.data()) + i * sizeof(value), sizeof(value));
-    return value;
-  }
-
-  void set(int64_t i, double value) {
-    const float single = static_cast<float>(value);
-    const uint16_t half = storage_ == Storage::kHalf ? base::float_to_half(single) : base::float_to_bfloat16(single);
-    const void* source = storage_ == Storage::kDouble  ? static_cast<const void*>(&value)
-                         : storage_ == Storage::kFloat ? static_cast<const void*>(&single)
-                                                       : &half;
-    std::memcpy(reinterpret_cast<char*>(memory_.data()) + i * width_of(storage_), source, width_of(storage_));
-  }
-
-  Storage storage_;
-  int64_t numel_;
-  std::vector<uint64_t> memory_;  // as many words as elements: enough for every type
-};
+}
 
 struct Feature {
   Block block{};
@@ -65,7 +28,7 @@ struct Feature {
 };
 
 struct Case {
-  Storage parameters, sample;
+  Types types;
   int64_t numel, num_samples;
   Feature feature;
 };
@@ -87,7 +50,7 @@ struct Digests {
 };
 
 void run(const Kernels& kernels, const Case& c, Digests& digests) {
-  const bool in_double = c.parameters == Storage::kDouble;
+  const bool in_double = c.types.parameters == Storage::kDouble;
   const Storage acc = in_double ? Storage::kDouble : Storage::kFloat;
   const KernelTable& table = in_double ? kernels.in_double : kernels.in_float;
   const Feature& feature = c.feature;
@@ -99,7 +62,8 @@ void run(const Kernels& kernels, const Case& c, Digests& digests) {
     };
   };
 
-  Array mu(c.parameters, numel), rho(c.parameters, numel), given_x(c.sample, total), grad_x(c.sample, total);
+  Array mu(c.types.parameters, numel), rho(c.types.parameters, numel), given_x(c.types.sample, total),
+      grad_x(c.types.sample, total);
   mu.fill(values(1, -8, 0x1p-3)), rho.fill(values(2, -12, 1));
   given_x.fill(values(3, -8, 0x1p-2)), grad_x.fill(values(4, -8, 0x1p-3));
   Array mu_priors(acc, numel), std_priors(acc, numel);
@@ -124,14 +88,16 @@ void run(const Kernels& kernels, const Case& c, Digests& digests) {
     return args;
   };
   const auto call = [&](const auto& args, const General& general) {
-    table.get<std::decay_t<decltype(args)>>()(args, general, {c.parameters, c.sample}, 0, chunks);
+    table.get<std::decay_t<decltype(args)>>()(args, general, c.types, 0, chunks);
   };
   const auto add_all = [](const std::vector<double>& sums, Digest& digest) {
     for (double sum : sums) digest.add(sum);
   };
   // backward(grad_mu, grad_rho, general)
   const auto with_prior_grads = [&](Digest& digest, bool asked, auto backward) {
-    Array each_mu(acc, numel), each_std(acc, numel), grad_mu(c.parameters, numel), grad_rho(c.parameters, numel);
+    Array each_mu(acc, numel), each_std(acc, numel), grad_mu(c.types.parameters, numel),
+        grad_rho(c.types.parameters, numel);
+    for (Array* each : {&each_mu, &each_std}) each->fill([](int64_t) { return 0; });  // where it is not asked for
     std::vector<double> sums(2 * chunks);
     double not_read;  // a kernel leaves its sums in the partials
     General with_grads = general;
@@ -143,25 +109,25 @@ void run(const Kernels& kernels, const Case& c, Digests& digests) {
       with_grads.prior_partials = sums.data();
     }
     backward(grad_mu.data(), grad_rho.data(), with_grads);
-    for (const Array* result : {&grad_mu, &grad_rho, &each_mu, &each_std}) result->add_to(digest);
+    for (Array* result : {&grad_mu, &grad_rho, &each_mu, &each_std}) add_to(digest, *result);
     add_all(sums, digest);
   };
 
-  Array eps(c.sample, total), x(c.sample, total), grad_given_x(c.sample, total);
+  Array eps(c.types.sample, total), x(c.types.sample, total), grad_given_x(c.types.sample, total);
   std::vector<double> sums(samples * chunks), kl(chunks);
   StandardNormalArgs normal{};
   normal.keys = keys.data(), normal.num_samples = samples, normal.numel = numel, normal.eps = eps.data();
   call(normal, general);
-  eps.add_to(digests.standard_normal);
+  add_to(digests.standard_normal, eps);
 
   SampleArgs sample = start(SampleArgs{});
   sample.keys = keys.data(), sample.num_samples = samples, sample.x = x.data();
   sample.log_prob = {nullptr, sums.data(), chunks};
   call(sample, general);
-  x.add_to(digests.sample), add_all(sums, digests.sample);
+  add_to(digests.sample, x), add_all(sums, digests.sample);
   sample.log_prob = {};
   call(sample, general);
-  x.add_to(digests.sample);
+  add_to(digests.sample, x);
 
   for (int given : {1, 2, 3}) {
     const bool given_grads = given & 2;
@@ -183,7 +149,7 @@ void run(const Kernels& kernels, const Case& c, Digests& digests) {
     args.grad_x = grad_given_x.data(), args.grad_mu = grad_mu, args.grad_rho = grad_rho;
     call(args, asked);
   });
-  grad_given_x.add_to(digests.log_prob_backward);
+  add_to(digests.log_prob_backward, grad_given_x);
 
   KlDivergenceArgs kl_divergence = start(KlDivergenceArgs{});
   kl_divergence.kl_divergence = {nullptr, kl.data(), chunks};
@@ -196,7 +162,7 @@ void run(const Kernels& kernels, const Case& c, Digests& digests) {
   });
 }
 
-void put(const Kernels& kernels, Storage parameters, Storage sample, const std::string& types, Lines& lines) {
+void put(const Kernels& kernels, Types types, const std::string& of_types, Lines& lines) {
   // a row off the Philox blocks and beyond 2^32 of them; short rows; rows of one element
   const Block row{(int64_t{1} << 35) + 6}, rows{3, 7, 2, {1000, 3}, {97, 10}}, elements{1, 1, 1, {100000}, {5}};
   const Feature features[] = {{},
@@ -209,9 +175,9 @@ void put(const Kernels& kernels, Storage parameters, Storage sample, const std::
   for (const Feature& feature : features)
     for (const auto& [numel, num_samples] :
          {std::pair<int64_t, int64_t>{1, 1}, {31, 2}, {257, 3}, {1024, 1}, {2083, 2}})
-      run(kernels, {parameters, sample, numel, num_samples, feature}, digests);
+      run(kernels, {types, numel, num_samples, feature}, digests);
   const auto put_line = [&](const char* name, const Digest& digest) {
-    lines.push_back(std::string("kernels.") + name + "." + types + " " + digest.text());
+    lines.push_back(std::string("kernels.") + name + "." + of_types + " " + digest.text());
   };
   put_line("standard_normal", digests.standard_normal);
   put_line("sample", digests.sample);
@@ -223,14 +189,8 @@ void put(const Kernels& kernels, Storage parameters, Storage sample, const std::
 }
 
 Lines all_lines(const Kernels& kernels) {
-  constexpr Storage kFloat = Storage::kFloat, kHalf = Storage::kHalf, kBFloat16 = Storage::kBFloat16;
   Lines lines;
-  put(kernels, kFloat, kFloat, "float", lines);
-  put(kernels, Storage::kDouble, Storage::kDouble, "double", lines);
-  put(kernels, kHalf, kHalf, "half", lines);
-  put(kernels, kBFloat16, kBFloat16, "bfloat16", lines);
-  put(kernels, kFloat, kHalf, "float.half", lines);
-  put(kernels, kFloat, kBFloat16, "float.bfloat16", lines);
+  for (const auto& [name, types] : kTypes) put(kernels, types, name, lines);
   return lines;
 }
 

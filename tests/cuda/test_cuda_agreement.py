@@ -1,6 +1,7 @@
 """CPU and CUDA agree: every op, forward and backward, in every dtype, size, number of samples, layout and alignment."""
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -23,42 +24,27 @@ def check(arguments: Arguments, on_device: Arguments, prior_grads: bool = True) 
     assert_agree(*outputs, every_bound(arguments))
 
 
-@parametrize("num_samples", [None, 3])
+# A tensor's shape, the number of samples, and whether each element has its own prior.
+CASES = [
+    *product([(), *((numel,) for numel in NUMELS), (3, 0, 2), (5, 7, 13)], [None, 3], [False]),
+    *product([(), (0,), (5,), (4097,)], [0, 1, 2, 33], [False]),
+    *product([(LARGE,)], [None, 2], [False]),
+    *product([(1,), (5,), (64,)], [5000], [False]),  # more samples than elements
+    *product([(), (1,), (5,), (3, 0, 2), (5, 7, 13), (1023,), (4097,), (2**18 + 3,)], [None, 0, 3], [True]),
+]
+
+
+@parametrize(("shape", "num_samples", "each_prior"), CASES)
 @parametrize(("dtype", "sample_dtype"), DTYPES)
-@parametrize("shape", [(), *((numel,) for numel in NUMELS), (3, 0, 2), (5, 7, 13)])
-def test_sizes(
-    shape: tuple[int, ...],
+def test_sizes_samples_and_priors(
     dtype: torch.dtype,
     sample_dtype: torch.dtype,
+    shape: tuple[int, ...],
     num_samples: int | None,
+    each_prior: bool,
     cuda: torch.device,
 ) -> None:
-    arguments = Arguments.make(shape, dtype, sample_dtype, num_samples)
-    check(arguments, arguments.to(cuda))
-
-
-@parametrize("num_samples", [0, 1, 2, 33])
-@parametrize(("dtype", "sample_dtype"), DTYPES)
-@parametrize("shape", [(), (0,), (5,), (4097,)])
-def test_samples(
-    shape: tuple[int, ...], dtype: torch.dtype, sample_dtype: torch.dtype, num_samples: int, cuda: torch.device
-) -> None:
-    arguments = Arguments.make(shape, dtype, sample_dtype, num_samples)
-    check(arguments, arguments.to(cuda))
-
-
-@parametrize("num_samples", [None, 2])
-@parametrize(("dtype", "sample_dtype"), DTYPES)
-def test_a_million_elements(
-    dtype: torch.dtype, sample_dtype: torch.dtype, num_samples: int | None, cuda: torch.device
-) -> None:
-    arguments = Arguments.make((LARGE,), dtype, sample_dtype, num_samples)
-    check(arguments, arguments.to(cuda))
-
-
-@parametrize("numel", [1, 5, 64])
-def test_more_samples_than_elements(numel: int, cuda: torch.device) -> None:
-    arguments = Arguments.make((numel,), num_samples=5000)
+    arguments = Arguments.make(shape, dtype, sample_dtype, num_samples, each_prior)
     check(arguments, arguments.to(cuda))
 
 
@@ -162,20 +148,6 @@ def test_priors(
     to_numbers = where == "cuda" and prior_dtype == dtype and shape == (1,)  # as on the CPU here
     check(arguments, there._replace(mu_prior=priors[0], std_prior=priors[1]), prior_grads=to_numbers)
     check(arguments, there._replace(std_prior=priors[1]), prior_grads=to_numbers)  # of two kinds
-
-
-@parametrize("num_samples", [None, 0, 3])
-@parametrize(("dtype", "sample_dtype"), DTYPES)
-@parametrize("shape", [(), (1,), (5,), (3, 0, 2), (5, 7, 13), (1023,), (4097,), (2**18 + 3,)])
-def test_a_prior_for_each_element(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    sample_dtype: torch.dtype,
-    num_samples: int | None,
-    cuda: torch.device,
-) -> None:
-    arguments = Arguments.make(shape, dtype, sample_dtype, num_samples, each_prior=True)
-    check(arguments, arguments.to(cuda))
 
 
 @parametrize("dtype", FLOAT_DTYPES)

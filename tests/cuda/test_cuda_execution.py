@@ -42,6 +42,18 @@ def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
     before.wait_stream(stream)
 
 
+@contextmanager
+def beside_other_work(cuda: torch.device) -> Iterator[None]:
+    """Another stream takes multiprocessors away, so that blocks end in other orders. Waits for all in the end."""
+    side, matrix = torch.cuda.Stream(cuda), torch.ones(2048, 2048, device=cuda)
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(50):
+            matrix = matrix @ matrix / 2048
+    yield
+    torch.cuda.synchronize()
+
+
 @parametrize("each_prior", [False, True])
 @parametrize("num_samples", [None, 3])
 @parametrize("dtype", FLOAT_DTYPES)
@@ -49,23 +61,16 @@ def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
 def test_the_same_bits_again(
     numel: int, dtype: torch.dtype, num_samples: int | None, each_prior: bool, cuda: torch.device
 ) -> None:
-    """Run after run, on another stream, and beside work that takes multiprocessors away: blocks end in other orders."""
+    """Run after run, on another stream, and beside other work."""
     arguments = Arguments.make((numel,), dtype, num_samples=num_samples, each_prior=each_prior).to(cuda)
     expected = every_output(arguments)
     for _ in range(5):
         assert_same(every_output(arguments), expected)
-    side = torch.cuda.Stream(cuda)
-    with on_stream(side):
+    with on_stream(torch.cuda.Stream(cuda)):
         again = every_output(arguments)
     assert_same(again, expected)
-
-    matrix = torch.ones(2048, 2048, device=cuda)
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(50):
-            matrix = matrix @ matrix / 2048
-    runs = [every_output(arguments) for _ in range(5)]
-    torch.cuda.synchronize()
+    with beside_other_work(cuda):
+        runs = [every_output(arguments) for _ in range(5)]
     for run in runs:
         assert_same(run, expected)
 
@@ -101,13 +106,34 @@ def test_two_streams_at_once(cuda: torch.device) -> None:
             assert_same(outputs, expected[i])
 
 
+def assert_replays_draw(
+    step: Callable[[Tensor], list[Tensor]], change: Callable[[int], object], num_samples: int | None, cuda: torch.device
+) -> None:
+    """A replay is the eager step with the key that it drew; before it, `change` gives the step's tensors new values."""
+    with on_stream(torch.cuda.Stream(cuda)):
+        for _ in range(2):
+            step(random.draw_key(num_samples, device=cuda))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        key = random.draw_key(num_samples, device=cuda)
+        outputs = step(key)
+    drawn = set()
+    for replay in range(4):
+        with torch.no_grad():
+            change(replay)
+        graph.replay()
+        drawn.add(tuple(key.flatten().tolist()))
+        assert all(map(same_bits, [output.clone() for output in outputs], step(key.clone())))
+    assert len(drawn) == 4
+
+
 @parametrize("numel", [5, 2**18 + 3])
 @parametrize("dtype", [torch.float32, torch.bfloat16])
 @parametrize("num_samples", [None, 2])
 def test_a_graph_draws_new_noise_at_each_replay(
     num_samples: int | None, dtype: torch.dtype, numel: int, cuda: torch.device
 ) -> None:
-    """Forward and backward; a replay is eager with the key that it drew and the prior that it found."""
+    """Forward and backward, by the prior that it finds."""
     a = Arguments.make((numel,), dtype, num_samples=num_samples).to(cuda)
     mu, rho = a.mu.clone().requires_grad_(), a.rho.clone().requires_grad_()
 
@@ -118,22 +144,11 @@ def test_a_graph_draws_new_noise_at_each_replay(
         grads = torch.autograd.grad([*outputs, kl_divergence], [mu, rho], weights)
         return [*(output.detach() for output in (*outputs, kl_divergence)), *grads]
 
-    with on_stream(torch.cuda.Stream(cuda)):
-        for _ in range(2):
-            step(random.draw_key(num_samples, device=cuda))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        key = random.draw_key(num_samples, device=cuda)
-        outputs = step(key)
-    keys = []
-    for replay in range(4):
-        with torch.no_grad():
-            mu.add_(0.5)
-            a.mu_prior.fill_(replay)
-        graph.replay()
-        keys.append(key.clone())
-        assert all(map(same_bits, [output.clone() for output in outputs], step(keys[-1])))
-    assert len({tuple(key.flatten().tolist()) for key in keys}) == 4
+    def change(replay: int) -> None:
+        mu.add_(0.5)
+        a.mu_prior.fill_(replay)
+
+    assert_replays_draw(step, change, num_samples, cuda)
 
 
 NUMBERS = (0.25, 0.125)
@@ -200,17 +215,22 @@ def launches(call: Callable[[], Any]) -> list[str]:
     return [event.name for event in profiler.events() if event.device_type == DeviceType.CUDA]
 
 
+def assert_launches(call: Callable[[], Any], limit: int, cuda: torch.device) -> None:
+    """At least one and at most `limit`, once kernels are loaded."""
+    call()
+    names = launches(call)
+    if not names and not launches(lambda: torch.ones(5, device=cuda)):
+        pytest.skip("the profiler sees no kernel here")
+    assert 1 <= len(names) <= limit, names
+
+
 @parametrize("numel", [5, 2**12, 2**20 + 1, 2**24])
 @parametrize("name", FUNCTIONS)
 def test_two_launches_forward_and_one_backward(name: str, numel: int, cuda: torch.device) -> None:
     arguments = Arguments.make((numel,)).to(cuda)
     forward = 1 if name == "gaussian_sample" else 2
     for call, limit in zip(forward_and_backward(name, arguments), (forward, 1)):
-        call()
-        names = launches(call)
-        if not names and not launches(lambda: torch.ones(5, device=cuda)):
-            pytest.skip("the profiler sees no kernel here")
-        assert 1 <= len(names) <= limit, names
+        assert_launches(call, limit, cuda)
 
 
 @parametrize(("each_prior", "limit"), [(False, 2), (True, 1)])
@@ -229,8 +249,7 @@ def test_gradients_to_priors_come_with_the_backward(
         lambda: ops.gaussian_kl_divergence_backward(a.grad_kl_divergence, a.mu, a.rho, *prior, True),
     )
     for call in calls:
-        call()
-        assert len(launches(call)) <= limit
+        assert_launches(call, limit, cuda)
 
 
 def test_a_number_beside_a_prior_for_each_element_is_not_waited_for(cuda: torch.device) -> None:
@@ -242,20 +261,6 @@ def test_a_number_beside_a_prior_for_each_element_is_not_waited_for(cuda: torch.
         torch.ops.illia_ext.gaussian_kl_divergence(a.mu, a.rho, a.mu_prior, number)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def test_a_training_step_launches_three_kernels_and_the_draw(cuda: torch.device) -> None:
-    mu, rho = (tensor.requires_grad_() for tensor in make_parameters((2**16,), device=cuda))
-    prior = [torch.tensor([value], device=cuda) for value in (0.25, 0.125)]
-    weights = [torch.ones_like(mu), torch.ones((), device=cuda)]
-
-    def step() -> None:
-        outputs = functional.gaussian_sample_and_log_prob(mu, rho, *prior, random.draw_key(device=cuda))
-        torch.autograd.grad(outputs, [mu, rho], weights)
-
-    step()
-    draw = launches(lambda: random.draw_key(device=cuda))
-    assert len(launches(step)) <= 3 + len(draw)
 
 
 @parametrize("name", FUNCTIONS)

@@ -1,11 +1,12 @@
-"""Every op forward and backward, and what becomes of them when memory runs out: see test_faults_memory.py."""
+"""Every op forward and backward, when memory runs out and how much they keep of it: see test_faults_memory.py."""
 
 import ctypes
+import gc
 import itertools
 import os
 import resource
-from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from illia_ext import _C, BayesianModule
 from illia_ext import functional as F
 from illia_ext.random import key, split
 
-__all__ = ["fail_each_allocation", "limit_memory", "make_ops"]
+__all__ = ["ROUNDS", "bytes_left_behind", "fail_each_allocation", "limit_memory", "make_ops"]
 
-Op = Callable[[], list[Tensor]]
+Op = Callable[[], Sequence[Tensor]]
+_Outcome = tuple[Sequence[Tensor] | None, str]  # the result, or what the error says
+ROUNDS = 200  # of all ops, which must leave no memory behind
 
 
 def _with_grads(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -87,49 +90,89 @@ def library_range() -> tuple[int, int]:
     return int(lines[0][0], 16), int(lines[-1][1], 16)
 
 
-def _outcome(op: Op) -> tuple[list[Tensor] | None, str]:
+def _outcome(op: Op) -> _Outcome:
     try:
         return op(), ""
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
         return None, f"{type(error).__name__}: {error}"
 
 
-def fail_each_allocation() -> dict[str, Counter[str]]:
-    """What each op says when its first allocation fails, its second, and so on; in between it must give its numbers."""
-    allocator = ctypes.CDLL(None)
-    allocator.watch_library(*map(ctypes.c_size_t, library_range()))
-    said = {}
-    for name, op in make_ops(numel=200, num_tensors=3).items():
-        expected, said[name] = op(), Counter()
-        for n in itertools.count(1):
-            allocator.let_fail(ctypes.c_long(n))
-            result, error = _outcome(op)
-            has_failed = bool(allocator.has_failed())
-            allocator.let_fail(ctypes.c_long(0))
-            assert has_failed is (result is None), f"{name}: allocation {n} failed in silence"
-            for got in [op()] if has_failed else [op(), result]:
-                assert all(map(torch.equal, got, expected)), f"{name}: other numbers after allocation {n} failed"
-            if not has_failed:
-                break
-            said[name][error] += 1
-    return said
-
-
-def limit_memory(numel: int) -> dict[str, Counter[str]]:
-    """What each op says under limits of memory that rise until it runs; then it must give its numbers."""
-    said = {}
-    step = numel * 4 // 3  # thrice a tensor: each allocation of one is the first to fail under some limit
+def _errors(numel: int, attempt: Callable[[int, Op], _Outcome]) -> dict[str, list[str]]:
+    """What each op says in attempt 1, 2 and so on, until one succeeds; after each it must give its numbers."""
+    said: dict[str, list[str]] = {}
     for name, op in make_ops(numel, num_tensors=3).items():
-        expected, said[name] = op(), Counter()
-        with open("/proc/self/statm") as sizes:
-            in_use = int(sizes.read().split()[0]) * resource.getpagesize()
-        for n in itertools.count():
-            resource.setrlimit(resource.RLIMIT_AS, (in_use + n * step, resource.RLIM_INFINITY))
-            result, error = _outcome(op)
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        expected, said[name] = op(), []
+        for n in itertools.count(1):
+            result, error = attempt(n, op)
             for got in [op()] if result is None else [op(), result]:
-                assert all(map(torch.equal, got, expected)), f"{name}: other numbers under limit {n}"
+                assert all(map(torch.equal, got, expected)), f"{name}: other numbers after attempt {n}"
             if result is not None:
                 break
-            said[name][error] += 1
+            said[name].append(error)
     return said
+
+
+def fail_each_allocation() -> dict[str, list[str]]:
+    """What each op says when its first allocation fails, its second, and so on."""
+    allocator = ctypes.CDLL(None)
+    allocator.watch_library(*map(ctypes.c_size_t, library_range()))
+
+    def attempt(n: int, op: Op) -> _Outcome:
+        allocator.let_fail(ctypes.c_long(n))
+        outcome = _outcome(op)
+        has_failed = bool(allocator.has_failed())
+        allocator.let_fail(ctypes.c_long(0))
+        assert has_failed is (outcome[0] is None), f"allocation {n} failed in silence"
+        return outcome
+
+    return _errors(200, attempt)
+
+
+def limit_memory(numel: int) -> dict[str, list[str]]:
+    """What each op says under limits of memory that rise until it runs."""
+    step = numel * 4 // 3  # thrice a tensor: each allocation of one is the first to fail under some limit
+
+    def attempt(n: int, op: Op) -> _Outcome:
+        with open("/proc/self/statm") as sizes:
+            in_use = int(sizes.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (in_use + (n - 1) * step, resource.RLIM_INFINITY))
+        outcome = _outcome(op)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        return outcome
+
+    return _errors(numel, attempt)
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+    ]
+
+
+def bytes_left_behind(leak: int) -> int:
+    """By how much the bytes that malloc has given out grow in ROUNDS rounds of every op and of some refusals.
+
+    Each round also allocates `leak` bytes that nobody frees, unless that is 0.
+    """
+    allocator = ctypes.CDLL(None)
+    allocator.mallinfo2.restype = _Mallinfo
+    ops = make_ops(numel=200, num_tensors=3)
+    mu, rho, one = torch.zeros(5), torch.zeros(5), key(3)
+
+    def bytes_after(rounds: int) -> int:
+        for _ in range(rounds):
+            for op in ops.values():
+                op()
+            for wrong in (rho[:2], rho.double()):
+                refused = _outcome(partial(F.gaussian_sample_and_log_prob, mu, wrong, 0.0, 1.0, one))
+                assert refused[0] is None, "a refusal is missing"
+            if leak:
+                allocator.malloc(leak)
+        gc.collect()
+        info = allocator.mallinfo2()
+        return int(info.uordblks + info.hblkhd)
+
+    bytes_after(20)
+    before = bytes_after(1)
+    return bytes_after(ROUNDS) - before

@@ -17,6 +17,8 @@ from illia_ext._native import build
 
 PACKAGE, LIBRARY = Path(illia_ext.__file__).parent, Path(_C.__file__)
 AARCH64 = b"\xb7\x00"  # e_machine of an ELF header, at byte 18
+RUNS = r"torch.Size\(\[3\]\)$"
+TORCH = "torch.__version__ = torch.torch_version.TorchVersion('{}')"
 
 pytestmark = [
     pytest.mark.usefixtures("cpu"),
@@ -25,10 +27,8 @@ pytestmark = [
 
 
 class Fault(NamedTuple):
-    what: str
-    make: Callable[[Path], object]  # in the library of a whole package
-    sentence: str
-    code: int = 1
+    sentence: str  # the last line; an import that says RUNS ends with 0, another with 1
+    make: Callable[[Path], object] = lambda library: None  # in the library of a whole package
     before: str = ""  # a line of Python before the import
 
 
@@ -69,86 +69,59 @@ def stripped(library: Path) -> None:
     assert library.stat().st_size < size
 
 
-FAULTS = [
-    Fault("whole", lambda library: None, r"torch.Size\(\[3\]\)$", code=0),
-    Fault("stripped", stripped, r"torch.Size\(\[3\]\)$", code=0),
-    Fault("whole, in a checkout", in_a_checkout, r"torch.Size\(\[3\]\)$", code=0),
-    Fault(
-        "built from other sources, in a checkout",
-        with_newer_sources_in_a_checkout,
+FAULTS = {
+    "stripped": Fault(RUNS, stripped),
+    "whole, in a checkout": Fault(RUNS, in_a_checkout),
+    "built from other sources, in a checkout": Fault(
         r"ImportError: LIBRARY was built from other sources than those in CHECKOUT/csrc; pip install -e \. builds it ",
+        with_newer_sources_in_a_checkout,
     ),
-    Fault("beside other sources, installed", with_newer_sources, r"torch.Size\(\[3\]\)$", code=0),
-    Fault(
-        "without sources",
-        lambda library: shutil.rmtree(library.parent / "csrc"),
-        r"torch.Size\(\[3\]\)$",
-        code=0,
-    ),
-    Fault(
-        "of another machine",
-        of_another_machine,
+    "beside other sources, installed": Fault(RUNS, with_newer_sources),
+    "without sources": Fault(RUNS, lambda library: shutil.rmtree(library.parent / "csrc")),
+    "of another machine": Fault(
         r"ImportError: LIBRARY does not load on \S+ beside Python \S+ and torch \S+ \(LIBRARY: .*\); install illia_ext "
         "again on this machine, or ILLIA_EXT_JIT=1 compiles it$",
+        of_another_machine,
     ),
-    Fault(
-        "of another Python",
-        of_another_python,
+    "of another Python": Fault(
         "ImportError: Python version mismatch: module was compiled for Python 3.99, but the interpreter version is",
+        of_another_python,
     ),
-    Fault(
-        "named for another Python, without a compiler",
-        lambda library: library.rename(library.with_name("_C.cpython-399-x86_64-linux-gnu.so")),
+    "named for another Python, without a compiler": Fault(
         "ImportError: compiling illia_ext needs a C[+][+] compiler, and PATH has no 'no-such-compiler': install ",
-        before="os.environ['CXX'] = 'no-such-compiler'",
+        lambda library: library.rename(library.with_name("_C.cpython-399-x86_64-linux-gnu.so")),
+        "os.environ['CXX'] = 'no-such-compiler'",
     ),
-    Fault(
-        "beside a torch before its release",
-        lambda library: None,
-        r"torch.Size\(\[3\]\)$",
-        code=0,
-        before="torch.__version__ = torch.torch_version.TorchVersion('2.10.0a0+b4e4ee81d3.nv25.12')",
+    "whole, beside a torch before its release": Fault(RUNS, before=TORCH.format("2.10.0a0+b4e4ee81d3.nv25.12")),
+    "beside torch 2.9.1": Fault(
+        "ImportError: illia_ext needs torch >= 2.10, got 2.9.1: pip install -U torch$", before=TORCH.format("2.9.1")
     ),
-    Fault(
-        "beside torch 2.9.1",
-        lambda library: None,
-        "ImportError: illia_ext needs torch >= 2.10, got 2.9.1: pip install -U torch$",
-        before="torch.__version__ = torch.torch_version.TorchVersion('2.9.1')",
-    ),
-]
+}
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """How the import ended under each fault."""
     folder = tmp_path_factory.mktemp("faults")
-    for fault in FAULTS:
-        package = folder / fault.what / "illia_ext"
+    for what, fault in FAULTS.items():
+        package = folder / what / "illia_ext"
         shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("*.so", "__pycache__", "csrc"))
         shutil.copytree(build.CSRC, package / "csrc")
         fault.make(Path(shutil.copy(LIBRARY, package)))
-    cases = imports({fault.what: (folder / fault.what, fault.before) for fault in FAULTS}, folder)
+    cases = imports({what: (folder / what, fault.before) for what, fault in FAULTS.items()}, folder)
 
     def anonymous(what: str, said: str) -> str:
-        package = folder / what / "illia_ext"
-        names = {package / LIBRARY.name: "LIBRARY", package: "PACKAGE", package.parent: "CHECKOUT"}
-        for path, name in names.items():
-            said = said.replace(str(path), name)
-        return said
+        library = folder / what / "illia_ext" / LIBRARY.name
+        return said.replace(str(library), "LIBRARY").replace(str(folder / what), "CHECKOUT")
 
     return {what: Ended(code, anonymous(what, said)) for what, (code, said) in cases.items()}
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
-def test_import(fault: Fault, ended: dict[str, Ended], record_property: Callable[[str, object], None]) -> None:
-    result = ended[fault.what]
-    assert result.code == fault.code, result.said
-    assert re.match(fault.sentence, result.sentence), result.said
-    if fault.code:
-        record_property(f"a library {fault.what.partition(',')[0]}", result.sentence)
-
-
-def test_libraries_for_other_pythons_are_named(ended: dict[str, Ended]) -> None:
-    tag = sys.implementation.cache_tag
-    said = ended["named for another Python, without a compiler"].said
-    assert f"illia_ext: no library for {tag}, only _C.cpython-399-x86_64-linux-gnu.so\n" in said
+@pytest.mark.parametrize("what", FAULTS)
+def test_import(what: str, ended: dict[str, Ended]) -> None:
+    result, expected = ended[what], FAULTS[what].sentence
+    assert result.code == int(expected != RUNS), result.said
+    assert re.match(expected, result.sentence), result.said
+    if what.startswith("named for another Python"):
+        other = f"no library for {sys.implementation.cache_tag}, only _C.cpython-399-x86_64-linux-gnu.so"
+        assert f"illia_ext: {other}\n" in result.said
