@@ -6,7 +6,7 @@ from typing import Any
 
 import helpers
 import torch
-from agreement import Arguments
+from agreement import Arguments, every_op
 from helpers import FLOAT_DTYPES, HALF_DTYPES, UNIT_ROUNDOFF, arithmetic_dtype, make_keys, sigma
 from hypothesis import strategies as st
 from torch import Tensor
@@ -124,6 +124,11 @@ def lists(draw: Any) -> dict[str, Any]:
 
 def flatten(outputs: Any) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else [tensor for output in outputs for tensor in flatten(output)]
+
+
+def every_result(a: Arguments, general: bool) -> dict[str, list[Tensor]]:
+    """Of every op, backward ones too; `general` as of agreement.every_op."""
+    return {name: flatten(call()) for name, call in every_op(a, general).items()}
 
 
 def roundoff(like: Tensor) -> float:

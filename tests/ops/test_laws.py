@@ -7,20 +7,15 @@ same numbers in the same order, so they need no tolerance.
 from typing import Any
 
 import torch
-from agreement import Arguments, every_op
+from agreement import Arguments
 from helpers import HALF_DTYPES, same_bits, same_sums
 from hypothesis import given
 from hypothesis import strategies as st
-from law_cases import WORDS, arguments, flatten, keys, lists
+from law_cases import WORDS, arguments, every_result, keys, lists
 from torch import Tensor
 
 from illia_ext import GaussianDistribution, functional, random
 from illia_ext._ops.fake import op
-
-
-def results(a: Arguments, general: bool) -> dict[str, list[Tensor]]:
-    """Of every op, backward ones too."""
-    return {name: flatten(call()) for name, call in every_op(a, general).items()}
 
 
 def assert_same(ours: dict[str, list[Tensor]], expected: dict[str, list[Tensor]]) -> None:
@@ -31,20 +26,20 @@ def assert_same(ours: dict[str, list[Tensor]], expected: dict[str, list[Tensor]]
 @given(arguments(), st.booleans())
 def test_layout_does_not_matter(a: Arguments, general: bool) -> None:
     contiguous = Arguments(*(tensor.clone(memory_format=torch.contiguous_format) for tensor in a))
-    assert_same(results(a, general), results(contiguous, general))
+    assert_same(every_result(a, general), every_result(contiguous, general))
 
 
 @given(arguments(), st.booleans())
 def test_inputs_stay_as_they_are(a: Arguments, general: bool) -> None:
     before = [tensor.clone() for tensor in a]
-    results(a, general)
+    every_result(a, general)
     assert all(map(same_bits, a, before))
 
 
 @given(arguments(), st.booleans())
 def test_meta_tensors_tell_shapes_and_dtypes(a: Arguments, general: bool) -> None:
-    ours = results(a, general)
-    for name, outputs in results(a.to(torch.device("meta")), general).items():
+    ours = every_result(a, general)
+    for name, outputs in every_result(a.to(torch.device("meta")), general).items():
         for output, meta in zip(ours[name], outputs, strict=True):
             assert (meta.shape, meta.dtype, meta.stride()) == (output.shape, output.dtype, output.stride()), name
 
