@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import FLOAT_DTYPES, HALF_DTYPES, same_bits
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from law_cases import arguments, flatten, lists, tensors
 from torch import Tensor
@@ -115,6 +115,7 @@ def memory(call: Call) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_calls(name: str, data: st.DataObject) -> None:
     call = data.draw(valid_calls(name))
