@@ -75,10 +75,8 @@ def refuse_everywhere(name: str, arguments: dict[str, Any], exception: type[Exce
 
 FLOATS = "expected float32, float64, float16 or bfloat16, got torch."
 NARROW = "expected the dtype of mu, torch.float32, or float16 or bfloat16 beside float32, got torch."
-KEY_SHAPE, X_SHAPE = (
-    "expected shape [2] or [num_samples, 2], got ",
-    "expected the shape of mu, [3], or one dimension of ",
-)
+KEY_SHAPE = "expected shape [2] or [num_samples, 2], got "
+X_SHAPE = "expected the shape of mu, [3], or one dimension of "
 PRIOR_SHAPE = "expected one element, or a shape that broadcasts to that of mu, [3], got "
 FAR, PARAMETERS = f"{DEVICE}, got meta", having("mu")
 ALIKE = {"rho": MU, "x": MU, "grad_x": MU, "key": KEY, "grad": ONE, "grad_log_prob": ONE}
@@ -253,6 +251,15 @@ def test_larger_than_any_memory(name: str) -> None:
 def test_an_op_missing_on_a_device_says_which(rho: Tensor) -> None:
     with pytest.raises(NotImplementedError, match=r"'illia_ext::gaussian_sample'.* the 'Sparse(CPU|CUDA)' backend"):
         functional.gaussian_sample(MU.to_sparse(), rho, KEY)
+
+
+@parametrize("name", having("x") + having("dtype", "mu"))
+def test_only_float32_parameters_have_narrower_samples(name: str) -> None:
+    for dtype, sample_dtype in ((torch.float64, torch.float16), (torch.bfloat16, torch.float16)):
+        arguments = tree_map_only(Tensor, lambda t, d=dtype: t.to(d) if t.shape == (3,) else t, valid_arguments(name))
+        argument, value = ("x", MU.to(sample_dtype)) if "x" in arguments else ("dtype", sample_dtype)
+        message = NARROW.replace("float32", str(dtype).removeprefix("torch."), 1) + "float16"
+        refuse(lambda a=arguments | {argument: value}: op(name)(**a), RuntimeError, f"{argument}: {message}")
 
 
 def test_gradients_to_samples_of_two_dtypes() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from illia_ext import GaussianDistribution, functional, reference
 
 inf, nan = float("inf"), float("nan")
+ops = torch.ops.illia_ext
 
 # Around the places where exp, softplus or their products leave a type's range.
 FINITE = [-1000, -746, -745.1, -709, -708.3, -104, -103.9, -88, -87.3, -40, -17, -7, -1, -1e-30, -0.0]
@@ -251,3 +252,37 @@ def test_a_number_beyond_float32_beside_a_prior_for_each_element(dtype: torch.dt
         functional.gaussian_kl_divergence(mu, rho, each, 1e39),
     )
     assert far.isfinite() == wide.isfinite() == (dtype == torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [1e-42, 1e-38, 1e-30, 1e30, 3e38, 0.0, -0.0, -1.0, inf, nan])
+def test_extreme_std_prior_of_each_element(value: float, dtype: torch.dtype, device: torch.device) -> None:
+    """As the same value as one prior has it: sums within 1e-5, nothing finite turns infinite, and of x = mu_prior no
+    gradient to x. A subnormal std_prior has an inverse of at most the largest number."""
+    mu, rho = torch.zeros(40, device=device, dtype=dtype), torch.full((40,), -1.0, device=device, dtype=dtype)
+    std, ordinary = mu.new_full((1,), value), torch.ones_like(mu)
+    each = torch.where(torch.arange(40, device=device) == 17, std, ordinary)
+    mu_prior = torch.zeros_like(mu)
+    go = mu.new_ones(())
+
+    def outputs(std_prior: Tensor, count: slice) -> list[Tensor]:
+        args = (mu[count], rho[count], mu_prior[count], std_prior)
+        return [
+            ops.gaussian_log_prob(mu[count], *args),
+            ops.gaussian_kl_divergence(*args),
+            *ops.gaussian_log_prob_backward(go, mu[count], *args, [True] * 5),
+            *ops.gaussian_kl_divergence_backward(go, *args, True),
+        ]
+
+    rest = torch.arange(40, device=device) != 17
+    ours, others = outputs(each, slice(None)), outputs(ordinary, slice(None))
+    alone = outputs(std, slice(17, 18))
+    one = [other / 40 for other in others[:2]]
+    for total, other, share, single in zip(ours[:2], others[:2], one, alone[:2]):
+        torch.testing.assert_close(total, other - share + single, rtol=1e-5, atol=1e-5, equal_nan=True)
+    for grad, other, single in zip(ours[2:], others[2:], alone[2:]):
+        assert same_bits(grad[rest], other[rest])
+        torch.testing.assert_close(grad[17], single[0], rtol=1e-5, atol=0, equal_nan=True)
+    assert not ours[0].isnan() if value > 0 else not ours[0].isfinite()
+    if 0 < value < inf:
+        assert all(output.isfinite().all() for output in (ours[0], *ours[2:8]))  # the rest holds sigma / std_prior
