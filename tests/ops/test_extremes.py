@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from agreement import Arguments
+from exact import every_exact
 from helpers import (
     FLOAT_DTYPES,
     HALF_DTYPES,
     UNIT_ROUNDOFF,
     arithmetic_dtype,
     function_roundoffs,
-    log_prob_terms,
     make_key,
     noise,
     same_bits,
@@ -16,7 +17,7 @@ from helpers import (
 )
 from torch import Tensor
 
-from illia_ext import GaussianDistribution, functional, reference
+from illia_ext import GaussianDistribution, functional
 
 inf, nan = float("inf"), float("nan")
 ops = torch.ops.illia_ext
@@ -101,21 +102,15 @@ def test_h_of_every_rho(dtype: torch.dtype, device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @pytest.mark.parametrize("rho_value", FINITE)
 def test_log_prob_of_one_element(rho_value: float, dtype: torch.dtype, device: torch.device) -> None:
-    """As in test_forward.py: 1e-6 (2^-29 of it in double, and the reference's own) of the absolute summands."""
-    rho = torch.tensor([rho_value], device=device).to(dtype)
-    mu, key = torch.zeros_like(rho), make_key(1, device=device)
-    priors = (0.0, max(1.0, rho_value))
-    eps = noise(key, mu)
-    u = UNIT_ROUNDOFF[arithmetic_dtype(dtype)] * (2 if dtype == torch.float64 else 1)
-    drawn = torch.cat(log_prob_terms(sigma(rho) * eps, mu, rho, *priors, eps))
-    closed = torch.cat([-reference.log_sigma(rho.double()), (sigma(rho) / priors[1]) ** 2 / 2])
-    closed = torch.cat([closed, closed.new_tensor([priors[1]]).log(), closed.new_tensor([-0.5])])
-    ours = (
-        functional.gaussian_sample_and_log_prob(mu, rho, *priors, key)[1],
-        functional.gaussian_kl_divergence(mu, rho, *priors),
-    )
-    for total, terms in zip(ours, (drawn, closed)):
-        assert abs(total.double() - terms.sum()) <= u * (1e-6 * 2**24 * terms.abs().sum() + terms.sum().abs())
+    """Within the bounds of all other values, drawn and in closed form."""
+    a = Arguments.make((1,), dtype).to(device)
+    std_prior = torch.tensor([max(1.0, rho_value)], dtype=torch.float64, device=device)
+    a = a._replace(mu=torch.zeros_like(a.mu), rho=torch.full_like(a.rho, rho_value), std_prior=std_prior)
+    expected = every_exact(a)
+    log_prob = functional.gaussian_sample_and_log_prob(*a[:2], a.mu_prior, std_prior, a.key)[1]
+    kl_divergence = functional.gaussian_kl_divergence(*a[:2], a.mu_prior, std_prior)
+    for name, total in (("fused log_prob", log_prob), ("kl_divergence", kl_divergence)):
+        assert (total.double() - expected[name].value).abs() <= expected[name].bound, name
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
