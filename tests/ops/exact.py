@@ -94,25 +94,27 @@ def every_exact(a: Arguments) -> dict[str, Exact]:
         name: torch.autograd.grad(scalar, inputs, retain_graph=True, materialize_grads=True)
         for name, scalar in scalars.items()
     }
-    sizes = gradient_sizes(a, eps, batch)
-    samples = a.key.shape[0] if batch else 1
-    for name, each in sizes.items():
-        prefix, to = name.split(": grad_")
-        place = ("mu", "rho", "x", "mu_prior", "std_prior").index(to)
-        of = "fused log_prob alone" if prefix == "fused" and place > 2 else prefix  # as every_output has it
-        value, like = grads[of][place], (a.mu, a.rho, a.x, a.mu_prior, a.std_prior)[place]
-        # sigma errs by 5 u, sigmoid by 10, h by 6, z by 7: no term multiplies up more than 24, or three functions of a
-        # GPU (see function_roundoffs), and S samples take S additions. To a prior x errs by 8 of its terms' sizes, z by
-        # 3 more and as z^2 twice; 32 lanes of 8 a tile add up by 8, and what follows is in double.
-        roundoffs = 3 * function_roundoffs(8, a.mu) + samples + (16 if place > 2 else 0)
-        if place > 2:
-            shape = like.shape if like.numel() != 1 else ()
-            value, each = value.sum_to_size(shape).reshape(like.shape), each.sum_to_size(shape).reshape(like.shape)
-            bound = roundoffs * roundoff(a.mu) * each + 2 * UNIT_ROUNDOFF[like.dtype] * value.abs() + 2.0**-24
-            result[name] = Exact(value, bound, like.dtype)
-        else:
-            result[name] = stored(value, roundoffs * roundoff(a.mu) * each, like.dtype, arithmetic_dtype(a.mu.dtype))
+    names, likes = ("mu", "rho", "x", "mu_prior", "std_prior"), (a.mu, a.rho, a.x, a.mu_prior, a.std_prior)
+    for name, size in gradient_sizes(a, eps, batch).items():
+        of, to = name.split(": grad_")
+        place = names.index(to)
+        if to.endswith("_prior"):
+            of = of.replace("fused", "fused log_prob alone")  # as every_output has it
+        result[name] = exact_gradient(grads[of][place], size, likes[place], a, to.endswith("_prior"))
     return result
+
+
+def exact_gradient(value: Tensor, size: Tensor, like: Tensor, a: Arguments, to_prior: bool) -> Exact:
+    """sigma errs by 5 u, sigmoid by 10, h by 6, z by 7: no term multiplies up more than 24, or three functions of a GPU
+    (see function_roundoffs), and S samples take S additions. To a prior x errs by 8 of its terms' sizes, z by 3 more
+    and as z^2 twice; 32 lanes of 8 a tile add up by 8, what follows is in double, and the prior's dtype rounds."""
+    roundoffs = 3 * function_roundoffs(8, a.mu) + (a.key.shape[0] if a.key.dim() == 2 else 1)
+    if not to_prior:
+        return stored(value, roundoffs * roundoff(a.mu) * size, like.dtype, arithmetic_dtype(a.mu.dtype))
+    shape = like.shape if like.numel() != 1 else ()
+    value, size = (tensor.sum_to_size(shape).reshape(like.shape) for tensor in (value, size))
+    bound = (roundoffs + 16) * roundoff(a.mu) * size + 2 * UNIT_ROUNDOFF[like.dtype] * value.abs() + 2.0**-24
+    return Exact(value, bound, like.dtype)
 
 
 def gradient_sizes(a: Arguments, eps: Tensor, batch: bool) -> dict[str, Tensor]:

@@ -129,6 +129,31 @@ def test_samples_before_one_backward(device: torch.device) -> None:
             torch.autograd.grad(total, leaves)
 
 
+class NoGradients(torch.autograd.Function):
+    """Hands nothing on."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.clone() for tensor in inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        return (None,) * len(grads)
+
+
+def test_no_gradient_is_none(device: torch.device) -> None:
+    """An optimizer passes by parameters without a gradient, and decays those with zeros."""
+    inputs, (mu, rho) = make_inputs(device), make_lists(torch.float32, device)
+    leaves = [tensor.requires_grad_() for tensor in inputs.values()] + mu + rho
+    x, log_prob = functional.foreach_gaussian_sample_and_log_prob(mu, rho, 0.25, 0.75, KEYS)
+    outputs = NoGradients.apply(*x, log_prob)
+    for single in (run(name, inputs, KEYS) for name in CALLS):
+        outputs += NoGradients.apply(*single)
+    outputs += NoGradients.apply(functional.foreach_gaussian_kl_divergence(mu, rho, 0.25, 0.75))
+    gradients = torch.autograd.grad(sum(output.sum() for output in outputs), leaves, allow_unused=True)
+    assert all(gradient is None for gradient in gradients)
+
+
 KEPT = {  # beside priors
     "gaussian_sample": ("rho", "key"),
     "gaussian_sample_and_log_prob": ("mu", "rho", "key"),

@@ -227,8 +227,18 @@ def test_none_for_a_tensor(name: str, argument: str) -> None:
     if name == "standard_normal":  # torch then finds no device
         refuse(lambda: op(name)(**arguments | {"key": None}), NotImplementedError, "There were no tensor arguments")
     else:
-        arguments[argument] = None
-        refuse(lambda: op(name)(**arguments), RuntimeError, f"{argument}: expected a tensor, got None")
+        on_meta = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), arguments)
+        for given in (arguments | {argument: None}, on_meta | {argument: None}):
+            refuse(lambda given=given: op(name)(**given), RuntimeError, f"{argument}: expected a tensor, got None")
+
+
+@parametrize(("name", "grad"), [(name, grad) for grad in ("grad", "grad_log_prob") for name in having(grad, "mu")])
+def test_only_a_prior_is_a_number_on_the_cpu(name: str, grad: str) -> None:
+    arguments = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), valid_arguments(name))
+    number = torch.ones(())
+    op(name)(**arguments | {"std_prior": [number] if is_list(name, "std_prior") else number})
+    message = f"{grad}: expected to be on the device of mu, meta, got cpu"
+    refuse(lambda: op(name)(**arguments | {grad: number}), RuntimeError, message)
 
 
 @parametrize("dtype", [torch.uint4, torch.bits8, torch.float8_e8m0fnu])

@@ -95,28 +95,6 @@ def test_outputs_that_are_not_used(used: list[int], device: torch.device) -> Non
     assert all(same_bits(a, torch.zeros_like(a) if b is None else b) for a, b in zip(ours, expected, strict=True))
 
 
-class NoGradients(torch.autograd.Function):
-    """Hands nothing on."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.clone() for tensor in inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-        return (None,) * len(grads)
-
-
-def test_no_gradient_is_none(device: torch.device) -> None:
-    """As of a single call: an optimizer passes by parameters without a gradient, and decays those with zeros."""
-    mu, rho = make_lists(torch.float32, device)
-    x, log_prob = sample_and_log_prob(mu, rho, 0.25, 0.75, KEYS[3])
-    (kl,) = NoGradients.apply(kl_divergence(mu, rho, 0.25, 0.75))
-    outputs = [*NoGradients.apply(*x, log_prob), kl]
-    gradients = torch.autograd.grad(sum(output.sum() for output in outputs), [*mu, *rho], allow_unused=True)
-    assert all(gradient is None for gradient in gradients)
-
-
 @parametrize("frozen", [0, 1])
 def test_some_parameters_are_frozen(frozen: int, device: torch.device) -> None:
     lists = make_lists(torch.float32, device)
