@@ -108,9 +108,19 @@ def test_outputs_not_asked_for_are_empty(dtype: torch.dtype, device: torch.devic
         assert_empty(call(False), call(True), (True, True, False, False))
 
 
+@parametrize("name", CALLS)
+def test_a_graph_gives_its_gradients_again_while_it_is_kept(name: str, device: torch.device) -> None:
+    inputs = make_inputs(device)
+    leaves = [inputs[each].requires_grad_() for each in CALLS[name][1]]
+    total = sum(output.sum() for output in run(name, inputs, KEYS))
+    once, again = (torch.autograd.grad(total, leaves, retain_graph=keep) for keep in (True, False))
+    assert all(map(same_bits, once, again))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(total, leaves)
+
+
 def test_samples_before_one_backward(device: torch.device) -> None:
-    """The gradient of a sum is the sum of S gradients, not a mean, where a shared buffer of noise would give others;
-    and a graph that is kept gives it again."""
+    """The gradient of a sum is the sum of S gradients, not a mean, where a shared buffer of noise would give others."""
     inputs, keys = make_inputs(device, torch.float64), make_keys(*[(42, i) for i in range(4)], device=device)
     leaves = [inputs[name].requires_grad_() for name in NAMES[1:]]
 
@@ -122,11 +132,7 @@ def test_samples_before_one_backward(device: torch.device) -> None:
     singles = [torch.autograd.grad(draw(key), leaves) for key in keys]
     expected = [sum(grads) for grads in zip(*singles)]
     for total in (sum(draw(key) for key in keys), draw(keys)):
-        once, again = (torch.autograd.grad(total, leaves, retain_graph=keep) for keep in (True, False))
-        torch.testing.assert_close(list(once), expected, rtol=1e-10, atol=1e-10)
-        assert all(map(same_bits, once, again))
-        with pytest.raises(RuntimeError, match="second time"):
-            torch.autograd.grad(total, leaves)
+        torch.testing.assert_close(list(torch.autograd.grad(total, leaves)), expected, rtol=1e-10, atol=1e-10)
 
 
 class NoGradients(torch.autograd.Function):

@@ -57,10 +57,17 @@ def refuse(call: Callable[[], Any], exception: type[Exception], message: str) ->
 
 def refuse_everywhere(name: str, arguments: dict[str, Any], exception: type[Exception], message: str) -> None:
     """By the op a RuntimeError, by the function `exception`. The ops of lists say the same where single ops stand in
-    for them: for a prior that requires a gradient, and under transforms."""
+    for them: for a prior that requires a gradient, and under transforms. A call that autograd records says it, too."""
     learned = tree_map_only(Tensor, lambda tensor: LEARNED if tensor is ONE else tensor, arguments)
     stand_in = name in FOREACH and all(tensor.dtype in (MU.dtype, torch.float16) for tensor in arguments["mu"])
-    for given in (arguments, learned) if stand_in else (arguments,):
+    trained = tree_map_only(Tensor, lambda t: t.detach().requires_grad_(t.dtype == MU.dtype), arguments.get("mu"))
+    recorded = arguments | {"mu": trained} if "mu" in arguments else arguments
+    ways = [arguments]
+    if stand_in:
+        ways += [recorded, learned]
+    elif name not in FOREACH or hasattr(functional, name):  # single ops stand in for a recorded backward of lists
+        ways += [recorded]
+    for given in ways:
         refuse(lambda given=given: op(name)(**given), RuntimeError, message)
         if hasattr(functional, name):
             refuse(lambda given=given: getattr(functional, name)(**given), exception, message)
