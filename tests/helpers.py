@@ -103,7 +103,7 @@ def log_prob_terms(
 def bits(tensor: Tensor) -> Tensor:
     """The tensor's bit patterns as integers: torch.equal of these also tells -0 from 0 and compares NaN."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.detach().contiguous().view(integers[tensor.element_size()])
+    return tensor.detach().resolve_neg().contiguous().view(integers[tensor.element_size()])
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -32,6 +32,7 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {
     ),
     "vmap of hessian to rho": lambda f: lambda mu, rho: vmap(hessian(f, 1), (None, 0))(mu, torch.stack([rho, mu])),
 }
+SECOND = [name for name in TRANSFORMS if (" of " in name and name != "vmap of grad") or name == "hessian"]
 
 
 class Count(TorchDispatchMode):

@@ -6,7 +6,7 @@ from typing import Any
 
 import helpers
 import torch
-from agreement import Arguments
+from agreement import Arguments, every_op
 from helpers import FLOAT_DTYPES, HALF_DTYPES, UNIT_ROUNDOFF, arithmetic_dtype, make_keys, sigma
 from hypothesis import strategies as st
 from torch import Tensor
@@ -35,20 +35,25 @@ def uniform_rho(z: Tensor) -> Tensor:
 
 
 def lay_out(tensor: Tensor, order: Sequence[int], steps: Sequence[int], offset: int) -> Tensor:
-    """The same values: dimensions in memory in another order, NaN between elements and before the first."""
+    """The same values: dimensions in memory in another order, NaN between elements, before the first and after the
+    last."""
     sizes = [tensor.shape[dim] * steps[dim] for dim in order]
-    storage = tensor.new_full([offset + math.prod(sizes)], math.nan if tensor.is_floating_point() else -1)
-    inside = storage[offset:].view(sizes)[tuple(slice(None, None, steps[dim]) for dim in order)]
+    numel = math.prod(sizes)
+    storage = tensor.new_full([offset + numel + offset], math.nan if tensor.is_floating_point() else -1)
+    inside = storage[offset : offset + numel].view(sizes)[tuple(slice(None, None, steps[dim]) for dim in order)]
     view = inside.permute(sorted(range(len(order)), key=order.__getitem__))
     return view.copy_(tensor)
 
 
 @st.composite
 def laid_out(draw: Any, tensor: Tensor) -> Tensor:
-    """As it is, with strides, or with some dimensions expanded, which makes their values equal."""
-    kind, shape, dims = draw(st.sampled_from(("plain", "strided", "expanded"))), tensor.shape, range(tensor.dim())
-    if kind == "plain":
+    """As it is, with strides, with some dimensions expanded, which makes their values equal, or lazily negated."""
+    kinds = ("plain", "strided", "expanded", "negated")
+    kind, shape, dims = draw(st.sampled_from(kinds)), tensor.shape, range(tensor.dim())
+    if kind == "plain" or (kind == "negated" and not tensor.is_floating_point()):
         return tensor
+    if kind == "negated":
+        return torch._neg_view(-tensor)
     if kind == "expanded":
         once = draw(st.lists(st.booleans(), min_size=len(dims), max_size=len(dims)))
         tensor = tensor[tuple(slice(0, 1) if one else slice(None) for one in once)]
@@ -109,7 +114,8 @@ def arguments(draw: Any, dtypes: Any = DTYPES, num_samples: Any = SAMPLES, broad
 
 @st.composite
 def lists(draw: Any) -> dict[str, Any]:
-    """Arguments of the functions of many tensors, two to five of them, and the gradients to their samples."""
+    """Arguments of the functions of many tensors, two to five of them, and the gradients to their samples, of which
+    test_foreach.py tells why none is lazily negated."""
     dtype, shapes, samples = draw(DTYPES), draw(st.lists(SHAPES, min_size=2, max_size=5)), draw(SAMPLES)
     batch = () if samples is None else (samples,)
     return {
@@ -117,13 +123,18 @@ def lists(draw: Any) -> dict[str, Any]:
         "rho": [draw(tensors(shape, dtype, uniform_rho)) for shape in shapes],
         "mu_prior": [draw(tensors(draw(st.sampled_from(((1,), shape))), dtype)) for shape in shapes],
         "std_prior": [draw(tensors(draw(st.sampled_from(((), shape))), dtype, torch.exp)) for shape in shapes],
-        "grad_x": [draw(tensors((*batch, *shape), dtype)) for shape in shapes],
+        "grad_x": [draw(tensors((*batch, *shape), dtype)).resolve_neg() for shape in shapes],
         "key": draw(keys(samples)),
     }
 
 
 def flatten(outputs: Any) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else [tensor for output in outputs for tensor in flatten(output)]
+
+
+def every_result(a: Arguments, general: bool) -> dict[str, list[Tensor]]:
+    """Of every op, backward ones too; `general` as of agreement.every_op."""
+    return {name: flatten(call()) for name, call in every_op(a, general).items()}
 
 
 def roundoff(like: Tensor) -> float:

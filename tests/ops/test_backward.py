@@ -1,291 +1,200 @@
-"""Gradients of every op against float64 autograd on the op's own noise, and what is kept to compute them."""
+"""Backward computes what is asked for, keeps no more than inputs and the key, and runs as often as the graph is kept.
 
-from collections.abc import Callable
+test_values.py compares the gradients themselves.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
-from helpers import (
-    FLOAT_DTYPES,
-    HALF_DTYPES,
-    LAYOUTS,
-    UNIT_ROUNDOFF,
-    arithmetic_dtype,
-    function_roundoffs,
-    log_prob_terms,
-    make_key,
-    make_keys,
-    make_parameters,
-    make_strided,
-    noise,
-    same_bits,
-    sigma,
-)
+from agreement import Arguments
+from foreach_cases import make_lists
+from helpers import FLOAT_DTYPES, make_keys, make_parameters, same_bits
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from illia_ext import GaussianDistribution, functional, reference
+from illia_ext import functional
+from illia_ext._ops.fake import op
 
-MU_PRIOR, STD_PRIOR = PRIORS = (0.25, 0.125)  # exact in every dtype
-SHAPES = [(), (0,), (17,), (5, 13), (1025,)]
-SAMPLES = [None, 0, 1, 3]
-REFERENCES = {torch.float32: 1, torch.float64: 2}  # in float64 the reference errs as we do
-
-
-def keys_for(num_samples: int | None, device: torch.device) -> Tensor:
-    keys = make_keys(*[(42 + i, 2**64 - 1 - i) for i in range(num_samples or 0)], device=device)
-    return make_key(42, 2**32 - 1, device) if num_samples is None else keys
-
-
-def leaves(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.detach().clone().requires_grad_() for tensor in tensors]
-
-
-def weights_for(output: Tensor) -> Tensor:
-    """Arbitrary gradients of an output."""
-    return make_parameters(output.shape, output.dtype, output.device, seed=7)[0]
+KEYS = make_keys((42, 2**64 - 1), (43, 0), (44, 2**32 - 1))
+NAMES = ("x", "mu", "rho", "mu_prior", "std_prior")
+# Each op with what it is differentiated to, of NAMES.
+CALLS: dict[str, tuple[Callable[..., Any], Sequence[str]]] = {
+    "gaussian_sample": (functional.gaussian_sample, NAMES[1:3]),
+    "gaussian_sample_and_log_prob": (functional.gaussian_sample_and_log_prob, NAMES[1:]),
+    "stick_the_landing": (
+        lambda *inputs: functional.gaussian_sample_and_log_prob(*inputs, stick_the_landing=True),
+        NAMES[1:],
+    ),
+    "gaussian_log_prob": (lambda *inputs: functional.gaussian_log_prob(*inputs[:-1]), NAMES),
+    "gaussian_kl_divergence": (lambda *inputs: functional.gaussian_kl_divergence(*inputs[:-1]), NAMES[1:]),
+}
+parametrize = pytest.mark.parametrize
 
 
-def per_sample(grad_log_prob: Tensor, mu: Tensor) -> Tensor:
-    """[] or [S] in float64, to be multiplied with [*shape] or [S, *shape]."""
-    return grad_log_prob.double().reshape([*grad_log_prob.shape, *[1] * mu.dim()])
+def run(name: str, inputs: dict[str, Tensor], key: Tensor) -> tuple[Tensor, ...]:
+    function, names = CALLS[name]
+    outputs = function(*(inputs[each] for each in names), key)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def sum_samples(tensor: Tensor, mu: Tensor) -> Tensor:
-    return tensor.sum(0) if tensor.dim() > mu.dim() else tensor
+def make_inputs(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    x, mu, rho = (make_parameters((5, 13), dtype, device, seed)[0] for seed in range(3))
+    return {"x": x, "mu": mu, "rho": rho, "mu_prior": mu[:, :1].cos(), "std_prior": rho[0].exp()}
 
 
-def assert_grad_close(grad: Tensor, like: Tensor, expected: Tensor, scale: Tensor, num_samples: int | None = 1) -> None:
-    """`scale` sums the absolute values of the terms that add up to a gradient. In units of u = 2^-24 (2^-53):
-    sigma errs by 5, sigmoid by 10, h by 6, z by 7; no term multiplies up more than 24, or three functions of a GPU
-    (see function_roundoffs); S samples take S additions."""
-    precise = arithmetic_dtype(grad.dtype)
-    bound = (
-        REFERENCES[precise] * (3 * function_roundoffs(8, grad) + (num_samples or 1)) * UNIT_ROUNDOFF[precise] * scale
-    )
-    if grad.dtype != precise:
-        bound = bound + UNIT_ROUNDOFF[grad.dtype] * (expected.abs() + bound) + 2.0**-25  # half of the smallest float16
-    assert grad.dtype == like.dtype and grad.shape == like.shape
-    assert ((grad.double() - expected).abs() <= bound).all()
+class Record(TorchDispatchMode):
+    """What each backward op is asked for: its output_mask or prior_grads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "illia_ext" and "_backward" in func.__name__:
+            names = [argument.name for argument in func._schema.arguments]
+            given = {**dict(zip(names, args)), **(kwargs or {})}
+            self.asked.append(given.get("output_mask", given.get("prior_grads")))
+        return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("used", ["sample", "x", "log_prob", "x and log_prob"])
-@pytest.mark.parametrize("num_samples", SAMPLES)
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_sample_gradients(
-    shape: tuple[int, ...], dtype: torch.dtype, num_samples: int | None, used: str, device: torch.device
-) -> None:
-    mu, rho = leaves(*make_parameters(shape, dtype, device))
-    key = keys_for(num_samples, device)
-
-    # 1. ours
-    if used == "sample":
-        outputs = {"x": functional.gaussian_sample(mu, rho, key)}
-    else:
-        outputs = dict(zip(("x", "log_prob"), functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, key)))
-        outputs = {name: output for name, output in outputs.items() if name in used}
-    cotangents = {name: weights_for(output) for name, output in outputs.items()}
-    grads = torch.autograd.grad(list(outputs.values()), [mu, rho], list(cotangents.values()))
-
-    # 2. float64 autograd
-    mu64, rho64 = leaves(mu.double(), rho.double())
-    eps = noise(key, mu)
-    x64 = mu64 + sigma(rho64) * eps
-    grad_x = cotangents["x"].double() if "x" in cotangents else torch.zeros_like(x64)
-    go = per_sample(cotangents["log_prob"], mu) if "log_prob" in cotangents else torch.zeros_like(x64)
-    terms = log_prob_terms(x64, mu64, rho64, *PRIORS, eps)
-    expected = torch.autograd.grad((grad_x * x64).sum() + (go * sum(terms)).sum(), [mu64, rho64])
-
-    # 3. what rounding can do
-    mu64, rho64 = mu64.detach(), rho64.detach()
-    prior_terms = (mu64.abs() + sigma(rho64) * eps.abs() + MU_PRIOR) / STD_PRIOR**2
-    scale = grad_x.abs() + go.abs() * prior_terms
-    h_terms = sum_samples((go * torch.ones_like(eps)).abs(), mu) * torch.sigmoid(rho64) / sigma(rho64)
-    scale_rho = torch.sigmoid(rho64) * sum_samples(scale * eps.abs(), mu) + h_terms
-    assert_grad_close(grads[0], mu, expected[0], sum_samples(scale, mu), num_samples)
-    assert_grad_close(grads[1], rho, expected[1], scale_rho, num_samples)
+@parametrize("name", CALLS)
+def test_gradients_come_only_where_they_are_asked_for(name: str, device: torch.device) -> None:
+    """For every subset of the inputs, with the bits that they have where all are asked for."""
+    names, every = CALLS[name][1], {k: v.requires_grad_() for k, v in make_inputs(device).items()}
+    expected = torch.autograd.grad(sum(o.sum() for o in run(name, every, KEYS)), [every[each] for each in names])
+    for wanted in product((False, True), repeat=len(names)):
+        if not any(wanted):
+            continue
+        inputs = {each: tensor.detach() for each, tensor in every.items()}
+        leaves = [inputs[each].requires_grad_() for each, is_wanted in zip(names, wanted) if is_wanted]
+        total = sum(output.sum() for output in run(name, inputs, KEYS))
+        with Record() as record:
+            grads = torch.autograd.grad(total, leaves)
+        asked: list[Any] = [True if any(wanted[2:]) else None]  # gradients to priors: to both or to none
+        if name == "gaussian_log_prob":
+            asked = [list(wanted)]
+        elif name == "gaussian_sample" and not wanted[1]:
+            asked = []  # to mu it is that to x, summed
+        assert record.asked == asked
+        kept = [grad for grad, is_wanted in zip(expected, wanted) if is_wanted]
+        assert all(map(same_bits, grads, kept)) and len(grads) == len(kept)
 
 
-@pytest.mark.parametrize("num_samples", SAMPLES)
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_log_prob_gradients(
-    shape: tuple[int, ...], dtype: torch.dtype, num_samples: int | None, device: torch.device
-) -> None:
-    mu, rho = make_parameters(shape, dtype, device)
-    x, mu, rho = leaves(functional.gaussian_sample(mu, rho, keys_for(num_samples, device)), mu, rho)
-    log_prob = functional.gaussian_log_prob(x, mu, rho, *PRIORS)
-    weights = weights_for(log_prob)
-    grads = torch.autograd.grad(log_prob, [x, mu, rho], weights)
+@parametrize("dtype", FLOAT_DTYPES)
+def test_outputs_not_asked_for_are_empty(dtype: torch.dtype, device: torch.device) -> None:
+    """And which are asked for changes no bit of the others."""
+    a = Arguments.make((5, 13), dtype, num_samples=3, each_prior=True).to(device)
+    priors = (a.mu_prior, a.std_prior[0].double())  # of another dtype than mu, which an empty output has
 
-    inputs = leaves(x.double(), mu.double(), rho.double())
-    go = per_sample(weights, mu)
-    expected = torch.autograd.grad((go * sum(log_prob_terms(*inputs, *PRIORS))).sum(), inputs)
+    def assert_empty(asked: Sequence[Tensor], every: Sequence[Tensor], mask: Sequence[bool]) -> None:
+        for grad, full, wanted in zip(asked, every, mask, strict=True):
+            assert same_bits(grad, full if wanted else a.mu.new_empty(0))
 
-    x64, mu64, rho64 = (tensor.detach() for tensor in inputs)
-    z, h = (x64 - mu64) / sigma(rho64), torch.sigmoid(rho64) / sigma(rho64)
-    scale_mu = (go * z / sigma(rho64)).abs()
-    scale_x = scale_mu + (go * (x64 - MU_PRIOR)).abs() / STD_PRIOR**2
-    scale_rho = sum_samples(go.abs() * h * (z**2 + 1), mu)
-    scales = (scale_x, sum_samples(scale_mu, mu), scale_rho)
-    for grad, like, exact, scale in zip(grads, (x, mu, rho), expected, scales):
-        assert_grad_close(grad, like, exact, scale, num_samples)
-
-
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_kl_divergence_gradients(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    mu, rho = leaves(*make_parameters(shape, dtype, device))
-    weight = torch.tensor(-1.75, dtype=arithmetic_dtype(dtype), device=device)
-    grads = torch.autograd.grad(functional.gaussian_kl_divergence(mu, rho, *PRIORS), [mu, rho], weight)
-    mu64, rho64 = leaves(mu.double(), rho.double())
-    kl_divergence = reference.gaussian_kl_divergence(mu64, rho64, *PRIORS)
-    expected = torch.autograd.grad(kl_divergence, [mu64, rho64], weight.double())
-    p, spread = torch.sigmoid(rho64.detach()), sigma(rho.detach())
-    assert_grad_close(grads[0], mu, expected[0], expected[0].abs())
-    assert_grad_close(grads[1], rho, expected[1], 1.75 * p * (spread / STD_PRIOR**2 + 1 / spread))
+    backward, arguments = op("gaussian_log_prob_backward"), (a.grad_log_prob, a.x, a.mu, a.rho, *priors)
+    every = backward(*arguments, [True] * 5)
+    for mask in product((False, True), repeat=5):
+        assert_empty(backward(*arguments, list(mask)), every, mask)
+    calls = [
+        lambda asked, held=held: op("gaussian_sample_and_log_prob_backward")(
+            a.grad_x, *arguments[:1], a.mu, a.rho, *priors, a.key, stick_the_landing=held, prior_grads=asked
+        )
+        for held in (False, True)
+    ]
+    calls.append(lambda asked: op("gaussian_kl_divergence_backward")(a.grad_kl_divergence, a.mu, a.rho, *priors, asked))
+    for call in calls:
+        assert_empty(call(False), call(True), (True, True, False, False))
 
 
-@pytest.mark.parametrize("dtype", HALF_DTYPES)
-def test_half_sample_beside_float32_parameters(dtype: torch.dtype, device: torch.device) -> None:
-    """The gradients to the parameters are those of the float32 sample at the same gradients to x."""
-    mu, rho = leaves(*make_parameters((5, 13), torch.float32, device))
-    key = keys_for(3, device)
-    half = functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, key, dtype=dtype)
-    full = functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, key)
-    weights = [weights_for(output) for output in half]
-    grads = torch.autograd.grad(half, [mu, rho], weights)
-    expected = torch.autograd.grad(full, [mu, rho], [weights[0].float(), weights[1]])
-    assert all(map(same_bits, grads, expected))
-
-
-@pytest.mark.parametrize("dtype", HALF_DTYPES)
-def test_gradient_to_half_x_beside_float32_parameters(dtype: torch.dtype, device: torch.device) -> None:
-    x, (mu, rho) = make_parameters((3, 65), dtype, device, seed=1)[0], make_parameters((65,), torch.float32, device)
-    half, full = leaves(x, mu, rho), leaves(x.float(), mu, rho)
-    for inputs in (half, full):
-        functional.gaussian_log_prob(*inputs, *PRIORS).sum().backward()
-    assert same_bits(half[0].grad, full[0].grad.to(dtype))
-    assert all(same_bits(a.grad, b.grad) for a, b in zip(half[1:], full[1:]))
-
-
-def every_call(x: Tensor, mu: Tensor, rho: Tensor, key: Tensor) -> dict[str, Callable[[], Tensor | tuple[Tensor, ...]]]:
-    return {
-        "gaussian_sample": lambda: functional.gaussian_sample(mu, rho, key),
-        "gaussian_sample_and_log_prob": lambda: functional.gaussian_sample_and_log_prob(mu, rho, *PRIORS, key),
-        "gaussian_log_prob": lambda: functional.gaussian_log_prob(x, mu, rho, *PRIORS),
-        "gaussian_kl_divergence": lambda: functional.gaussian_kl_divergence(mu, rho, *PRIORS),
-    }
-
-
-OPS = list(every_call(*[torch.empty(0)] * 4))
-
-
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_strides_do_not_matter(layout: str, dtype: torch.dtype, op: str, device: torch.device) -> None:
-    """Neither of inputs nor of the gradient to x."""
-    strided = [make_strided(layout, dtype, device, seed).requires_grad_() for seed in range(3)]
-    plain = [tensor.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for tensor in strided]
-    grad_x = make_strided(layout, dtype, device, seed=3)
-    grads = []
-    for inputs, grad in ((strided, grad_x), (plain, grad_x.contiguous())):
-        outputs = every_call(*inputs, keys_for(None, device))[op]()
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        weights = [grad if output.dim() else weights_for(output) for output in outputs]
-        grads.append(torch.autograd.grad(outputs, inputs, weights, allow_unused=True))
-    for ours, expected in zip(*grads):
-        assert (ours is None) == (expected is None)
-        assert ours is None or same_bits(ours, expected)
-
-
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_are_contiguous(layout: str, op: str, device: torch.device) -> None:
-    """Also where the gradient to x is not."""
-    inputs = [make_strided(layout, torch.float32, device, seed).requires_grad_() for seed in range(3)]
-    outputs = every_call(*inputs, keys_for(None, device))[op]()
-    first = outputs[0] if isinstance(outputs, tuple) else outputs
-    weights = make_strided(layout, torch.float32, device) if first.dim() else weights_for(first)
-    grads = torch.autograd.grad(first, inputs, weights, allow_unused=True)
-    assert all(grad is None or grad.is_contiguous() for grad in grads)
-
-
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("trained", ["mu", "rho"])
-def test_frozen_inputs_get_no_gradient(op: str, trained: str, device: torch.device) -> None:
-    mu, rho = make_parameters((65,), device=device)
-    x, key = mu + 1, keys_for(2, device)
-    everything, one = leaves(mu, rho), {"mu": mu.clone(), "rho": rho.clone()}
-    one[trained].requires_grad_()
-    for inputs in (everything, list(one.values())):
-        outputs = every_call(x, *inputs, key)[op]()
-        sum(output.sum() for output in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
-    frozen = one["rho" if trained == "mu" else "mu"]
-    assert frozen.grad is None and x.grad is None
-    assert same_bits(one[trained].grad, everything[trained == "rho"].grad)
-
-
-@pytest.mark.parametrize("mask", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)])
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-def test_gradients_not_asked_for_are_empty(dtype: torch.dtype, mask: tuple[int, ...], device: torch.device) -> None:
-    x, mu, rho = (make_parameters((65,), dtype, device, seed)[0] for seed in range(3))
-    priors = [torch.tensor(value) for value in PRIORS]
-    log_prob = functional.gaussian_log_prob(*leaves(x, mu, rho), *PRIORS)
-    arguments = (torch.ones_like(log_prob), x, mu, rho, *priors)
-    everything, asked = (
-        torch.ops.illia_ext.gaussian_log_prob_backward(*arguments, [*map(bool, wanted), False, False])
-        for wanted in ((1, 1, 1), mask)
-    )
-    for grad, full, wanted in zip(asked, everything, (*mask, 0, 0)):
-        assert same_bits(grad, full) if wanted else grad.numel() == 0
-
-
-def test_separate_samples_before_one_backward(device: torch.device) -> None:
-    """Each call keeps noise of its own: S samples give the sum of S gradients, where a shared buffer gives others."""
-    distribution = GaussianDistribution((5, 13), device=device, rho_init=0.0)
-    keys = keys_for(4, device)
-    grads = []
-    for key in keys:
-        (distribution.sample(key=key) ** 2).sum().backward()
-        grads.append([parameter.grad.clone() for parameter in distribution.parameters()])
-        distribution.zero_grad()
-    sum((distribution.sample(key=key) ** 2).sum() for key in keys).backward()
-    for parameter, single in zip(distribution.parameters(), zip(*grads)):
-        torch.testing.assert_close(parameter.grad, sum(single))  # another order of float32 additions
-    exact = sigma(distribution.rho).detach() * noise(keys, distribution.mu) + distribution.mu.detach().double()
-    expected = (2 * exact * noise(keys, distribution.mu)).sum(0) * torch.sigmoid(distribution.rho.detach().double())
-    torch.testing.assert_close(distribution.rho.grad.double(), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("op", OPS)
-def test_backward_twice(op: str, device: torch.device) -> None:
-    inputs = leaves(*[make_parameters((1025,), device=device, seed=seed)[0] for seed in range(3)])
-    outputs = every_call(*inputs, keys_for(None, device))[op]()
-    total = sum(output.sum() for output in (outputs if isinstance(outputs, tuple) else (outputs,)))
-    once, again = (torch.autograd.grad(total, inputs, retain_graph=r, allow_unused=True) for r in (True, False))
-    assert all(a is b is None or same_bits(a, b) for a, b in zip(once, again))
+@parametrize("name", CALLS)
+def test_a_graph_gives_its_gradients_again_while_it_is_kept(name: str, device: torch.device) -> None:
+    inputs = make_inputs(device)
+    leaves = [inputs[each].requires_grad_() for each in CALLS[name][1]]
+    total = sum(output.sum() for output in run(name, inputs, KEYS))
+    once, again = (torch.autograd.grad(total, leaves, retain_graph=keep) for keep in (True, False))
+    assert all(map(same_bits, once, again))
     with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(total, inputs, allow_unused=True)
+        torch.autograd.grad(total, leaves)
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("num_samples", [None, 3])
-def test_kept_for_backward_are_inputs_and_the_key(op: str, num_samples: int | None, device: torch.device) -> None:
-    x, mu, rho = leaves(*[make_parameters((5, 13), device=device, seed=seed)[0] for seed in range(3)])
-    key = keys_for(num_samples, device)
-    kept = []
+def test_samples_before_one_backward(device: torch.device) -> None:
+    """The gradient of a sum is the sum of S gradients, not a mean, where a shared buffer of noise would give others."""
+    inputs, keys = make_inputs(device, torch.float64), make_keys(*[(42, i) for i in range(4)], device=device)
+    leaves = [inputs[name].requires_grad_() for name in NAMES[1:]]
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
+    def draw(key: Tensor) -> Tensor:
+        x, log_prob = functional.gaussian_sample_and_log_prob(*leaves, key)
+        at_x = functional.gaussian_log_prob(x, *leaves)
+        return (functional.gaussian_sample(*leaves[:2], key) * x.sin()).sum() + (log_prob * at_x).sum()
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = every_call(x, mu, rho, key)[op]()
-    node = (outputs if isinstance(outputs, tuple) else (outputs,))[0].grad_fn
-    inputs = {"gaussian_sample": [rho, key], "gaussian_sample_and_log_prob": [mu, rho, key]}.get(op, [mu, rho])
-    inputs = [x, *inputs] if op == "gaussian_log_prob" else inputs
-    large = [tensor for tensor in kept if tensor.numel() > 1]  # the others are priors
-    assert sorted(t.data_ptr() for t in large) == sorted(t.data_ptr() for t in inputs)
-    assert len(kept) - len(large) == (0 if op == "gaussian_sample" else 2)
-    assert not [value for value in vars(node).values() if isinstance(value, Tensor)]
+    singles = [torch.autograd.grad(draw(key), leaves) for key in keys]
+    expected = [sum(grads) for grads in zip(*singles)]
+    for total in (sum(draw(key) for key in keys), draw(keys)):
+        torch.testing.assert_close(list(torch.autograd.grad(total, leaves)), expected, rtol=1e-10, atol=1e-10)
+
+
+class NoGradients(torch.autograd.Function):
+    """Hands nothing on."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.clone() for tensor in inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        return (None,) * len(grads)
+
+
+def test_no_gradient_is_none(device: torch.device) -> None:
+    """An optimizer passes by parameters without a gradient, and decays those with zeros."""
+    inputs, (mu, rho) = make_inputs(device), make_lists(torch.float32, device)
+    leaves = [tensor.requires_grad_() for tensor in inputs.values()] + mu + rho
+    x, log_prob = functional.foreach_gaussian_sample_and_log_prob(mu, rho, 0.25, 0.75, KEYS)
+    outputs = NoGradients.apply(*x, log_prob)
+    for single in (run(name, inputs, KEYS) for name in CALLS):
+        outputs += NoGradients.apply(*single)
+    outputs += NoGradients.apply(functional.foreach_gaussian_kl_divergence(mu, rho, 0.25, 0.75))
+    gradients = torch.autograd.grad(sum(output.sum() for output in outputs), leaves, allow_unused=True)
+    assert all(gradient is None for gradient in gradients)
+
+
+KEPT = {  # beside priors
+    "gaussian_sample": ("rho", "key"),
+    "gaussian_sample_and_log_prob": ("mu", "rho", "key"),
+    "stick_the_landing": ("mu", "rho", "key"),
+    "gaussian_log_prob": ("x", "mu", "rho"),
+    "gaussian_kl_divergence": ("mu", "rho"),
+}
+
+
+def saved_by(function: Callable[[], Any]) -> tuple[Any, list[int]]:
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.data_ptr()) or tensor, lambda tensor: tensor
+    ):
+        return function(), sorted(kept)
+
+
+@parametrize("name", CALLS)
+@parametrize("num_samples", [None, 3])
+def test_kept_for_backward_are_inputs_and_the_key(name: str, num_samples: int | None, device: torch.device) -> None:
+    """No noise and no sample: the key is 16 bytes."""
+    inputs, key = make_inputs(device), KEYS.clone() if num_samples else KEYS[0].clone()
+    inputs["mu"].requires_grad_(), inputs["rho"].requires_grad_()
+    outputs, kept = saved_by(lambda: run(name, inputs, key))
+    names = (*KEPT[name], *(() if name == "gaussian_sample" else NAMES[3:]))
+    assert kept == sorted((inputs | {"key": key})[each].data_ptr() for each in names)
+    assert not [value for value in vars(outputs[0].grad_fn).values() if isinstance(value, Tensor)]
+
+
+@parametrize("draws", [False, True])
+def test_kept_for_backward_of_lists(draws: bool, device: torch.device) -> None:
+    mu, rho = make_lists(torch.float32, device)
+    priors, key = (torch.tensor(0.25), torch.tensor(0.75)), KEYS[0].clone()
+    if draws:
+        _, kept = saved_by(lambda: functional.foreach_gaussian_sample_and_log_prob(mu, rho, *priors, key))
+    else:
+        _, kept = saved_by(lambda: functional.foreach_gaussian_kl_divergence(mu, rho, *priors))
+    assert kept == sorted(tensor.data_ptr() for tensor in (*mu, *rho, *priors, *([key] if draws else [])))

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from agreement import Arguments
+from exact import every_exact
 from helpers import (
     FLOAT_DTYPES,
     HALF_DTYPES,
     UNIT_ROUNDOFF,
     arithmetic_dtype,
     function_roundoffs,
-    log_prob_terms,
     make_key,
     noise,
     same_bits,
@@ -16,9 +17,10 @@ from helpers import (
 )
 from torch import Tensor
 
-from illia_ext import GaussianDistribution, functional, reference
+from illia_ext import GaussianDistribution, functional
 
 inf, nan = float("inf"), float("nan")
+ops = torch.ops.illia_ext
 
 # Around the places where exp, softplus or their products leave a type's range.
 FINITE = [-1000, -746, -745.1, -709, -708.3, -104, -103.9, -88, -87.3, -40, -17, -7, -1, -1e-30, -0.0]
@@ -100,21 +102,15 @@ def test_h_of_every_rho(dtype: torch.dtype, device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @pytest.mark.parametrize("rho_value", FINITE)
 def test_log_prob_of_one_element(rho_value: float, dtype: torch.dtype, device: torch.device) -> None:
-    """As in test_forward.py: 1e-6 (2^-29 of it in double, and the reference's own) of the absolute summands."""
-    rho = torch.tensor([rho_value], device=device).to(dtype)
-    mu, key = torch.zeros_like(rho), make_key(1, device=device)
-    priors = (0.0, max(1.0, rho_value))
-    eps = noise(key, mu)
-    u = UNIT_ROUNDOFF[arithmetic_dtype(dtype)] * (2 if dtype == torch.float64 else 1)
-    drawn = torch.cat(log_prob_terms(sigma(rho) * eps, mu, rho, *priors, eps))
-    closed = torch.cat([-reference.log_sigma(rho.double()), (sigma(rho) / priors[1]) ** 2 / 2])
-    closed = torch.cat([closed, closed.new_tensor([priors[1]]).log(), closed.new_tensor([-0.5])])
-    ours = (
-        functional.gaussian_sample_and_log_prob(mu, rho, *priors, key)[1],
-        functional.gaussian_kl_divergence(mu, rho, *priors),
-    )
-    for total, terms in zip(ours, (drawn, closed)):
-        assert abs(total.double() - terms.sum()) <= u * (1e-6 * 2**24 * terms.abs().sum() + terms.sum().abs())
+    """Within the bounds of all other values, drawn and in closed form."""
+    a = Arguments.make((1,), dtype).to(device)
+    std_prior = torch.tensor([max(1.0, rho_value)], dtype=torch.float64, device=device)
+    a = a._replace(mu=torch.zeros_like(a.mu), rho=torch.full_like(a.rho, rho_value), std_prior=std_prior)
+    expected = every_exact(a)
+    log_prob = functional.gaussian_sample_and_log_prob(*a[:2], a.mu_prior, std_prior, a.key)[1]
+    kl_divergence = functional.gaussian_kl_divergence(*a[:2], a.mu_prior, std_prior)
+    for name, total in (("fused log_prob", log_prob), ("kl_divergence", kl_divergence)):
+        assert (total.double() - expected[name].value).abs() <= expected[name].bound, name
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
@@ -251,3 +247,37 @@ def test_a_number_beyond_float32_beside_a_prior_for_each_element(dtype: torch.dt
         functional.gaussian_kl_divergence(mu, rho, each, 1e39),
     )
     assert far.isfinite() == wide.isfinite() == (dtype == torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [1e-42, 1e-38, 1e-30, 1e30, 3e38, 0.0, -0.0, -1.0, inf, nan])
+def test_extreme_std_prior_of_each_element(value: float, dtype: torch.dtype, device: torch.device) -> None:
+    """As the same value as one prior has it: sums within 1e-5, nothing finite turns infinite, and of x = mu_prior no
+    gradient to x. A subnormal std_prior has an inverse of at most the largest number."""
+    mu, rho = torch.zeros(40, device=device, dtype=dtype), torch.full((40,), -1.0, device=device, dtype=dtype)
+    std, ordinary = mu.new_full((1,), value), torch.ones_like(mu)
+    each = torch.where(torch.arange(40, device=device) == 17, std, ordinary)
+    mu_prior = torch.zeros_like(mu)
+    go = mu.new_ones(())
+
+    def outputs(std_prior: Tensor, count: slice) -> list[Tensor]:
+        args = (mu[count], rho[count], mu_prior[count], std_prior)
+        return [
+            ops.gaussian_log_prob(mu[count], *args),
+            ops.gaussian_kl_divergence(*args),
+            *ops.gaussian_log_prob_backward(go, mu[count], *args, [True] * 5),
+            *ops.gaussian_kl_divergence_backward(go, *args, True),
+        ]
+
+    rest = torch.arange(40, device=device) != 17
+    ours, others = outputs(each, slice(None)), outputs(ordinary, slice(None))
+    alone = outputs(std, slice(17, 18))
+    one = [other / 40 for other in others[:2]]
+    for total, other, share, single in zip(ours[:2], others[:2], one, alone[:2]):
+        torch.testing.assert_close(total, other - share + single, rtol=1e-5, atol=1e-5, equal_nan=True)
+    for grad, other, single in zip(ours[2:], others[2:], alone[2:]):
+        assert same_bits(grad[rest], other[rest])
+        torch.testing.assert_close(grad[17], single[0], rtol=1e-5, atol=0, equal_nan=True)
+    assert not ours[0].isnan() if value > 0 else not ours[0].isfinite()
+    if 0 < value < inf:
+        assert all(output.isfinite().all() for output in (ours[0], *ours[2:8]))  # the rest holds sigma / std_prior

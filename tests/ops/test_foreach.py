@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from foreach_cases import PRIOR_KINDS, assert_is_sum, make_lists, make_priors, one_by_one, prior_of
-from helpers import FLOAT_DTYPES, LAYOUTS, make_key, make_keys, make_parameters, make_strided, same_bits
+from helpers import FLOAT_DTYPES, HALF_DTYPES, LAYOUTS, make_key, make_keys, make_parameters, make_strided, same_bits
 from torch import Tensor
 
-from illia_ext import functional, random, reference
+from illia_ext import functional, reference
 
 parametrize = pytest.mark.parametrize
 sample_and_log_prob = functional.foreach_gaussian_sample_and_log_prob
@@ -43,13 +43,9 @@ def test_same_as_single_calls(
     dtype: torch.dtype, num_samples: int | None, priors: str, stick_the_landing: bool, device: torch.device
 ) -> None:
     mu, rho = make_lists(dtype, device)
-    assert_same_as_single_calls(mu, rho, make_priors(priors, mu), KEYS[num_samples], None, stick_the_landing)
-
-
-@parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_narrowed_sample(dtype: torch.dtype, device: torch.device) -> None:
-    mu, rho = make_lists(torch.float32, device)
-    assert_same_as_single_calls(mu, rho, (0.25, 0.75), KEYS[3], dtype)
+    for sample_dtype in (None, *(HALF_DTYPES if dtype == torch.float32 else ())):
+        arguments = (make_priors(priors, mu), KEYS[num_samples], sample_dtype, stick_the_landing)
+        assert_same_as_single_calls(mu, rho, *arguments)
 
 
 @parametrize("priors", PRIOR_KINDS)
@@ -99,28 +95,6 @@ def test_outputs_that_are_not_used(used: list[int], device: torch.device) -> Non
     assert all(same_bits(a, torch.zeros_like(a) if b is None else b) for a, b in zip(ours, expected, strict=True))
 
 
-class NoGradients(torch.autograd.Function):
-    """Hands nothing on."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.clone() for tensor in inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-        return (None,) * len(grads)
-
-
-def test_no_gradient_is_none(device: torch.device) -> None:
-    """As of a single call: an optimizer passes by parameters without a gradient, and decays those with zeros."""
-    mu, rho = make_lists(torch.float32, device)
-    x, log_prob = sample_and_log_prob(mu, rho, 0.25, 0.75, KEYS[3])
-    (kl,) = NoGradients.apply(kl_divergence(mu, rho, 0.25, 0.75))
-    outputs = [*NoGradients.apply(*x, log_prob), kl]
-    gradients = torch.autograd.grad(sum(output.sum() for output in outputs), [*mu, *rho], allow_unused=True)
-    assert all(gradient is None for gradient in gradients)
-
-
 @parametrize("frozen", [0, 1])
 def test_some_parameters_are_frozen(frozen: int, device: torch.device) -> None:
     lists = make_lists(torch.float32, device)
@@ -140,44 +114,6 @@ def test_nothing_recorded(mode: Callable[[], Any], device: torch.device) -> None
         x, log_prob = sample_and_log_prob(mu, rho, 0.25, 0.75, KEYS[3])
     assert all(map(same_bits, (*x, log_prob), (*recorded[0], recorded[1])))
     assert not any(output.requires_grad for output in (*x, log_prob))
-
-
-def test_number_of_threads(cpu: torch.device) -> None:
-    """Tensors of many chunks beside small ones: chunks of one tensor go to several threads."""
-    shapes = ((3,), (150_000,), (), *[(40,)] * 50, (70_001,))
-    before, results = torch.get_num_threads(), []
-    try:
-        for num_threads in (1, 2, 3, 7):
-            torch.set_num_threads(num_threads)
-            mu, rho = make_lists(torch.float32, cpu, shapes)
-            x, log_prob = sample_and_log_prob(mu, rho, 0.25, 0.75, KEYS[3])
-            kl = kl_divergence(mu, rho, 0.25, 0.75)
-            outputs = [*x, log_prob, kl]
-            results.append([*outputs, *torch.autograd.grad(outputs, [*mu, *rho], cotangents(outputs))])
-    finally:
-        torch.set_num_threads(before)
-    assert all(all(map(same_bits, result, results[0])) for result in results[1:])
-
-
-@parametrize("with_kl_divergence", [False, True])
-def test_what_is_kept_for_backward(with_kl_divergence: bool, device: torch.device) -> None:
-    """Beyond the parameters: the key, which is 16 bytes, and the priors."""
-    mu, rho = make_lists(torch.float32, device)
-    priors, packed = (torch.tensor(0.25), torch.tensor(0.75)), []
-    key = KEYS[None].clone()
-
-    def pack(tensor: Tensor) -> Tensor:
-        packed.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        if with_kl_divergence:
-            kl_divergence(mu, rho, *priors)
-        else:
-            sample_and_log_prob(mu, rho, *priors, key)
-    others = [tensor for tensor in packed if all(tensor is not parameter for parameter in (*mu, *rho))]
-    kept = priors if with_kl_divergence else (*priors, key)
-    assert sorted(tensor.data_ptr() for tensor in others) == sorted(tensor.data_ptr() for tensor in kept)
 
 
 @parametrize("stick_the_landing", [False, True])
@@ -204,16 +140,12 @@ def test_other_sequences(device: torch.device) -> None:
         assert all(map(same_bits, (*x, log_prob), (*expected[0], expected[1])))
 
 
-@parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_advance(dtype: torch.dtype, device: torch.device) -> None:
-    """What a moved key draws is what lies further on in the stream, across 2^64 too."""
-    per_block = 2 if dtype == torch.float64 else 4
-    for key in (make_key(3, 2**64 - 2), make_keys((1, 2**63 - 1), (2**64 - 1, 5))):
-        stream = functional.gaussian_sample(*[torch.zeros(40, dtype=dtype, device=device)] * 2, key)
-        for blocks in (0, 1, 3, 5):
-            rest = torch.zeros(40 - per_block * blocks, dtype=dtype, device=device)
-            moved = random.advance(key, blocks)
-            assert moved.dtype == torch.int64 and torch.equal(random.advance(moved, -blocks), key)
-            assert same_bits(functional.gaussian_sample(rest, rest, moved), stream[..., per_block * blocks :])
-            assert torch.equal(random.advance(key.to(torch.uint64), blocks), moved)
-            assert torch.equal(random.advance(key, blocks + 2**63), random.advance(moved, -(2**63)))
+@pytest.mark.xfail(reason="torch resolves lazily negated tensors in lists, but not in lists of optional tensors")
+def test_a_lazily_negated_gradient(device: torch.device) -> None:
+    """It is taken with the wrong sign, in silence."""
+    mu, rho = make_lists(torch.float32, device)
+    x, _ = sample_and_log_prob(mu, rho, 0.25, 0.75, KEYS[None])
+    weights = cotangents(x)
+    negated = [torch._neg_view(-weight) for weight in weights]
+    grads = [torch.autograd.grad(x, mu, given, retain_graph=True) for given in (negated, weights)]
+    assert all(map(same_bits, *grads))

@@ -74,7 +74,7 @@ def test_backward_adds_up(a: Arguments, stick_the_landing: bool) -> None:
 
 
 @given(arguments(st.just(torch.float64), broadcast=False))
-def test_gradients_are_those_of_the_plain_formulas(a: Arguments) -> None:
+def test_values_and_gradients_are_those_of_the_plain_formulas(a: Arguments) -> None:
     """`reference` in float64 with PyTorch's own derivatives: two implementations of one stream, as two devices are."""
     ours = every_output(a)
     inputs = [tensor.detach().clone().requires_grad_() for tensor in (a.mu, a.rho, a.mu_prior, a.std_prior, a.x)]
@@ -82,15 +82,17 @@ def test_gradients_are_those_of_the_plain_formulas(a: Arguments) -> None:
     arguments = (mu, rho, mu_prior, std_prior)
     drawn, fused = reference.gaussian_sample_and_log_prob(*arguments, a.key)
     _, held = reference.gaussian_sample_and_log_prob(*arguments, a.key, stick_the_landing=True)
+    log_prob, kl_divergence = reference.gaussian_log_prob(x, *arguments), reference.gaussian_kl_divergence(*arguments)
     outputs = {
         "sample": ([drawn], [a.grad_x]),
         "fused": ([drawn, fused], [a.grad_x, a.grad_log_prob]),
         "fused log_prob alone": ([fused], [a.grad_log_prob]),
-        "log_prob": ([reference.gaussian_log_prob(x, *arguments)], [a.grad_log_prob]),
-        "kl_divergence": ([reference.gaussian_kl_divergence(*arguments)], [a.grad_kl_divergence]),
+        "log_prob": ([log_prob], [a.grad_log_prob]),
+        "kl_divergence": ([kl_divergence], [a.grad_kl_divergence]),
     }
     outputs["stick_the_landing"] = ([drawn, held], [a.grad_x, a.grad_log_prob])
-    expected = {}
+    expected = {"sample": reference.gaussian_sample(mu, rho, a.key), "fused x": drawn, "fused log_prob": fused}
+    expected |= {"log_prob": log_prob, "kl_divergence": kl_divergence}
     for name, (values, grads) in outputs.items():
         names = [f"{name}: grad_{to}" for to in ("mu", "rho", "mu_prior", "std_prior", "x")]
         to_inputs = torch.autograd.grad(values, inputs, grads, allow_unused=True, retain_graph=True)
@@ -98,4 +100,4 @@ def test_gradients_are_those_of_the_plain_formulas(a: Arguments) -> None:
     # the fused gradients to priors are those of log_prob alone
     to_priors = torch.autograd.grad(fused, [mu_prior, std_prior], a.grad_log_prob)
     expected |= {f"fused: grad_{to}_prior": grad for to, grad in zip(("mu", "std"), to_priors)}
-    assert_agree(ours, {name: grad.cpu() for name, grad in expected.items()}, every_bound(a))
+    assert_agree(ours, {name: value.detach().cpu() for name, value in expected.items()}, every_bound(a))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import DEVICES_AGREE, FLOAT_DTYPES, HALF_DTYPES, SHAPES, make_key, make_keys, rng_state, same_bits
+from helpers import DEVICES_AGREE, make_key, make_keys, rng_state, same_bits
 
 from illia_ext import GaussianDistribution, functional, random, reference
 from illia_ext._native import library
@@ -65,12 +65,6 @@ def test_smallest_uniform_gives_the_longest_radius(device: torch.device) -> None
     assert eps.norm() > 6.28
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("angle", [2.0**-33, 0.25, 0.5, 0.75, 1.0])
-def test_box_muller_of_one_is_zero(precision: str, angle: float) -> None:
-    assert getattr(core, precision).box_muller(1.0, angle) == (0, 0)
-
-
 @pytest.mark.parametrize("dtype", NORMALS_PER_BLOCK)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("offset", OFFSETS)
@@ -85,63 +79,6 @@ def test_a_million_normals_against_reference(dtype: torch.dtype, device: torch.d
     eps = standard_normal(key, [2**20 + 1], dtype=dtype)
     assert_noise_close(eps, reference.standard_normal(key, [2**20 + 1], dtype))
     assert abs(eps.mean()) < 5 * 2.0**-10 and abs(eps.var() - 1) < 5 * 2.0**-9.5  # five standard errors
-
-
-@pytest.mark.parametrize("dtype", NORMALS_PER_BLOCK)
-@pytest.mark.parametrize("offset", OFFSETS)
-def test_offset_counts_blocks_modulo_2_64(dtype: torch.dtype, offset: int, device: torch.device) -> None:
-    eps = standard_normal(make_key(7, offset, device), [1100], dtype=dtype)
-    for blocks in (1, 3, 256):
-        shifted = standard_normal(make_key(7, (offset + blocks) % 2**64, device), [50], dtype=dtype)
-        first = blocks * NORMALS_PER_BLOCK[dtype]
-        count = min(50, 1100 - first)
-        assert same_bits(shifted[:count], eps[first : first + count])
-
-
-@pytest.mark.parametrize("dtype", NORMALS_PER_BLOCK)
-def test_first_normals_do_not_depend_on_how_many(dtype: torch.dtype, device: torch.device) -> None:
-    key = make_key(3, 5, device)
-    eps = standard_normal(key, [5000], dtype=dtype)
-    for shape in SHAPES:
-        fewer = standard_normal(key, shape, dtype=dtype)
-        assert fewer.shape == shape and same_bits(fewer.flatten(), eps[: fewer.numel()])
-
-
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-@pytest.mark.parametrize("shape", [(), (0,), (5, 13), (1025,)])
-def test_batch_of_keys_is_single_calls(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
-    keys = make_keys((0, 0), (2**64 - 1, 2**64 - 1), (42, 2**32 - 1), device=device)
-    eps = standard_normal(keys, shape, dtype=dtype)
-    assert same_bits(eps, torch.stack([standard_normal(key, shape, dtype=dtype) for key in keys]))
-
-
-@pytest.mark.parametrize("shape", [(), (3,)])
-def test_no_keys_give_no_samples(shape: tuple[int, ...], device: torch.device) -> None:
-    assert standard_normal(make_keys(device=device), shape, dtype=torch.float32).shape == (0, *shape)
-
-
-@pytest.mark.parametrize("dtype", NORMALS_PER_BLOCK)
-def test_uint64_and_int64_keys_are_one(dtype: torch.dtype, device: torch.device) -> None:
-    words = [2**64 - 2, 2**63 + 1]
-    unsigned = torch.tensor(words, dtype=torch.uint64, device=device)
-    assert unsigned.tolist() == words
-    signed = standard_normal(make_key(*words, device), [9], dtype=dtype)
-    assert same_bits(standard_normal(unsigned, [9], dtype=dtype), signed)
-
-
-@pytest.mark.parametrize("dtype", HALF_DTYPES)
-def test_half_noise_is_rounded_float_noise(dtype: torch.dtype, device: torch.device) -> None:
-    key = make_key(11, 2**64 - 1, device)
-    eps = standard_normal(key, [4099], dtype=torch.float32)
-    assert same_bits(standard_normal(key, [4099], dtype=dtype), eps.to(dtype))
-
-
-@pytest.mark.parametrize("dtype", NORMALS_PER_BLOCK)
-def test_sample_uses_standard_normal(dtype: torch.dtype, device: torch.device) -> None:
-    mu = torch.zeros(1025, dtype=dtype, device=device)
-    keys = make_keys((1, 2), (3, 4), device=device)
-    x = functional.gaussian_sample(mu, torch.full_like(mu, 100.0), keys)  # softplus(100) = 100 to the last bit
-    assert same_bits(x, 100 * standard_normal(keys, [1025], dtype=dtype))
 
 
 @pytest.mark.parametrize("line", range(8))

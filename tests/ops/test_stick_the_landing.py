@@ -1,22 +1,20 @@
-"""stick_the_landing: the gradient with log q's own parameters held fixed, its laws, and no second derivatives."""
+"""stick_the_landing: laws of the gradient with log q's own parameters held fixed, and no second derivatives.
 
-from collections.abc import Callable
+test_values.py compares it with the definition, test_prior_gradients.py its transforms with plain PyTorch.
+"""
+
 from typing import Any
 
 import pytest
 import torch
 from helpers import UNIT_ROUNDOFF, make_key, make_keys, make_parameters, noise, same_bits, sigma
 from torch import Tensor
-from torch.distributions import Normal
 from torch.func import grad, vmap
 from torch.nn.functional import softplus
-from transform_cases import TRANSFORMS, Count
+from transform_cases import SECOND, TRANSFORMS, Count
 
-from illia_ext import reference
 from illia_ext._ops.fake import op
 
-SECOND = [name for name in TRANSFORMS if " of " in name or name == "hessian"]
-SECOND.remove("vmap of grad")
 parametrize = pytest.mark.parametrize
 
 
@@ -24,43 +22,14 @@ def both(*inputs: Any, **options: Any) -> tuple[Tensor, Tensor]:
     return op("gaussian_sample_and_log_prob")(*inputs, **{"stick_the_landing": True, **options})
 
 
-def keys_for(num_samples: int | None, device: torch.device) -> Tensor:
-    keys = make_keys(*[(7, i) for i in range(num_samples or 0)], device=device)
-    return make_key(7, device=device) if num_samples is None else keys
+def keys_for(num_samples: int, device: torch.device) -> Tensor:
+    return make_keys(*[(7, i) for i in range(num_samples)], device=device)
 
 
-def make_inputs(prior_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def make_inputs(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """mu, rho, mu_prior, std_prior."""
-    mu, rho = make_parameters((5, 13), dtype, device)
-    mu_prior, std_prior = make_parameters(prior_shape, dtype, device, seed=1)
+    (mu, rho), (mu_prior, std_prior) = (make_parameters((5, 13), dtype, device, seed) for seed in (0, 1))
     return [mu, rho.clamp(min=-3), mu_prior, softplus(std_prior) + 0.5]
-
-
-@parametrize("used", ["x", "log_prob", "x and log_prob"])
-@parametrize("prior_shape", [(), (5, 1), (5, 13)])
-@parametrize("num_samples", [None, 0, 3])
-def test_the_definition(num_samples: int | None, prior_shape: tuple[int, ...], used: str, device: torch.device) -> None:
-    """Plain autograd of log q(x; mu and rho detached) - log p(x) at the reparameterised x."""
-    key = keys_for(num_samples, device)
-    inputs = [a.requires_grad_() for a in make_inputs(prior_shape, torch.float64, device)]
-    mu, rho, mu_prior, std_prior = inputs
-
-    x = mu + softplus(rho, threshold=60) * noise(key, mu)
-    log_q = Normal(mu.detach(), sigma(rho.detach())).log_prob(x)
-    expected = (x, (log_q - Normal(mu_prior, std_prior).log_prob(x)).sum((-2, -1)))
-    ours, plain = both(*inputs, key), both(*inputs, key, stick_the_landing=False)
-    assert all(map(same_bits, ours, plain))
-
-    kept = [i for i, name in enumerate(("x", "log_prob")) if name in used.split(" and ")]
-    weights = [torch.linspace(-1, 2, expected[i].numel()).to(x).reshape(expected[i].shape) for i in kept]
-
-    def gradients(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return torch.autograd.grad([outputs[i] for i in kept], inputs, weights, materialize_grads=True)
-
-    # Weighted sums of up to 200 terms that cancel to some digits; and z = (x - mu) / sigma is eps but for 1e-13.
-    grads = gradients(ours)
-    torch.testing.assert_close(grads, gradients(expected), rtol=1e-9, atol=1e-10)
-    assert all(map(same_bits, grads[2:], gradients(plain)[2:]))  # the priors' have no part in it
 
 
 @parametrize("dtype", [torch.float32, torch.float64])
@@ -98,25 +67,6 @@ def test_the_gradient_is_unbiased_and_varies_less(device: torch.device) -> None:
         assert (ours.std(0) < plain.std(0) / 10).all()
 
 
-@parametrize("num_samples", [None, 3])
-@parametrize("transform", [name for name in TRANSFORMS if name not in SECOND])
-def test_transforms_as_in_plain_pytorch(transform: str, num_samples: int | None, device: torch.device) -> None:
-    point = torch.tensor([[0.5, -1.0, 0.25], [-2.0, 0.5, 1.0]], dtype=torch.float64, device=device)
-    key = keys_for(num_samples, device)
-
-    def function(call: Callable[..., Any]) -> Callable[[Tensor, Tensor], Tensor]:
-        def product(a: Tensor, b: Tensor) -> Tensor:  # of all inputs at once
-            x, log_prob = call(a, b, a.cos(), b.exp(), key, stick_the_landing=True)
-            return (x.movedim(-1, 0) * log_prob).sum()
-
-        return product
-
-    ours, expected = (
-        TRANSFORMS[transform](function(call))(*point) for call in (both, reference.gaussian_sample_and_log_prob)
-    )
-    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
-
-
 @parametrize("transform", [*SECOND, "backward of backward"])
 def test_second_derivatives_are_refused(transform: str, device: torch.device) -> None:
     mu, rho = torch.ones(2, 3, dtype=torch.float64, device=device)
@@ -147,7 +97,7 @@ def test_tangents_of_narrow_parameters(device: torch.device) -> None:
 
 def test_vmap_over_keys_is_one_call(device: torch.device) -> None:
     """Of a block, with a prior for each weight, too."""
-    inputs, keys = make_inputs((5, 13), torch.float32, device), keys_for(4, device).unflatten(0, (2, 2))
+    inputs, keys = make_inputs(torch.float32, device), keys_for(4, device).unflatten(0, (2, 2))
     block = {"full_size": [6, 20], "origin": [1, 3]}
     with Count() as count:
         outputs = vmap(lambda key: both(*inputs, key, **block))(keys)
@@ -158,7 +108,7 @@ def test_vmap_over_keys_is_one_call(device: torch.device) -> None:
 
 def test_a_block_as_a_slice_of_the_whole(device: torch.device) -> None:
     """Gradients of either mode."""
-    inputs, keys = make_inputs((5, 13), torch.float64, device), keys_for(2, device)
+    inputs, keys = make_inputs(torch.float64, device), keys_for(2, device)
     place, block = (slice(1, 4), slice(3, 10)), {"full_size": [5, 13], "origin": [1, 3]}
 
     def gradients(inputs: list[Tensor], **options: Any) -> tuple[Tensor, ...]:
@@ -171,26 +121,6 @@ def test_a_block_as_a_slice_of_the_whole(device: torch.device) -> None:
     mu, *others = (a[place] for a in inputs)
     slope = torch.func.jvp(lambda mu: both(mu, *others, keys, **block)[1].sum(), (mu,), (mu.cos(),))[1]
     torch.testing.assert_close(slope, (of_whole[0] * mu.cos()).sum(), rtol=1e-10, atol=1e-10)
-
-
-def test_it_compiles(device: torch.device) -> None:
-    """Sizes of the whole and the place of the block may be dynamic, too."""
-
-    def loss(mu: Tensor, rho: Tensor, key: Tensor, whole: Tensor) -> Tensor:
-        block = {"full_size": list(whole.shape), "origin": [n - m for n, m in zip(whole.shape, mu.shape)]}
-        x, log_prob = both(mu, rho, mu.new_zeros(1), mu.new_ones(1), key, **block)
-        return x.sin().sum() + log_prob
-
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=True)
-    for size, full_size in (((4, 7), (6, 9)), ((5, 8), (11, 10))):
-        mu, rho = make_parameters(size, device=device)
-        gradients = []
-        for run in (compiled, loss):
-            leaves = [mu.clone().requires_grad_(), rho.clone().requires_grad_()]
-            value = run(*leaves, make_key(7, device=device), torch.empty(full_size, device="meta"))
-            gradients.append(torch.autograd.grad(value, leaves))
-        assert all(map(same_bits, *gradients))
 
 
 def test_no_gradient_stays_none_where_sigma_underflows(device: torch.device) -> None:
