@@ -75,8 +75,14 @@ def is_traced() -> bool:
 
 
 def dense(grad: Tensor | None) -> Tensor | None:
-    """An embedding with sparse=True hands its weight a sparse gradient."""
-    return grad.to_dense() if grad is not None and grad.is_sparse else grad
+    """A gradient whose memory holds its values.
+
+    An embedding with sparse=True gives its weight a sparse gradient. torch resolves a lazily negated tensor for an op,
+    but not in a list of optional tensors.
+    """
+    if grad is None:
+        return None
+    return grad.to_dense() if grad.is_sparse else grad.resolve_neg()
 
 
 class Signature:
