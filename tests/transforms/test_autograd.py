@@ -1,6 +1,6 @@
 """Derivatives of every op in float64: reverse mode, forward mode and their mixtures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -9,11 +9,11 @@ from helpers import DEVICE, make_key, make_keys
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._pytree import tree_leaves
+from transform_cases import FOREACH_FUNCTIONS, FUNCTIONS, PRIOR
 
 from illia_ext import functional, reference
 from illia_ext._ops.fake import NAMES, op
 
-MU_PRIOR, STD_PRIOR = 0.25, 0.75
 Call = tuple[Callable[..., Any], tuple[Tensor, ...]]
 
 
@@ -32,7 +32,7 @@ def make_calls(shape: tuple[int, ...], key: Tensor) -> dict[str, Call]:
 
     samples = key.shape[:-1]
     mu, rho, x, grad_log_prob = leaf(*shape), leaf(*shape), leaf(*samples, *shape), leaf(*samples)
-    prior = [torch.tensor([value], dtype=torch.float64, device=key.device) for value in (MU_PRIOR, STD_PRIOR)]
+    prior = [torch.tensor([value], dtype=torch.float64, device=key.device) for value in PRIOR]
     backward_of_both = op("gaussian_sample_and_log_prob_backward")
     block = {"full_size": [n + 2 for n in shape], "origin": [1 for _ in shape]}
     mask = [True, True, True, False, False]
@@ -121,31 +121,22 @@ def test_second_derivatives(name: str, shape: tuple[int, ...], num_samples: int 
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_batched_grad=True)
 
 
-# As scalar functions of what a user differentiates to, from illia_ext.functional or illia_ext.reference.
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "gaussian_sample": lambda library, key, x, mu, rho: (library.gaussian_sample(mu, rho, key) ** 2).sum(),
-    "gaussian_log_prob": lambda library, key, x, mu, rho: library.gaussian_log_prob(
-        x, mu, rho, MU_PRIOR, STD_PRIOR
-    ).sum(),
-    "gaussian_sample_and_log_prob": lambda library, key, x, mu, rho: sum(
-        (output**2).sum() for output in library.gaussian_sample_and_log_prob(mu, rho, MU_PRIOR, STD_PRIOR, key)
-    ),
-    "gaussian_kl_divergence": lambda library, key, x, mu, rho: library.gaussian_kl_divergence(
-        mu, rho, MU_PRIOR, STD_PRIOR
-    ),
-}
+def differentiate(function: Callable[..., Tensor], library: Any, key: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """To x, mu and rho, so that it can be done again."""
+    value = function(library, key, *inputs).sum()
+    return list(torch.autograd.grad(value, inputs, create_graph=True, materialize_grads=True))
 
 
-@parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+@parametrize("function", {**FUNCTIONS, **FOREACH_FUNCTIONS}.values(), ids=[*FUNCTIONS, *FOREACH_FUNCTIONS])
 def test_third_derivatives(function: Callable[..., Tensor], device: torch.device) -> None:
     key = keys_for(2, device)
-    inputs = make_calls((3,), key)["gaussian_log_prob"][1]
+    inputs = make_calls((2, 3), key)["gaussian_log_prob"][1]
 
     def third(library: Any) -> list[Tensor]:
-        value = function(library, key, *inputs)
-        for _ in range(3):
-            grads = torch.autograd.grad(value, inputs, create_graph=True, materialize_grads=True)
+        grads = differentiate(function, library, key, inputs)
+        for _ in range(2):
             value = sum((grad * torch.arange(1.0, 4.0, dtype=grad.dtype, device=device)).sum() for grad in grads)
+            grads = torch.autograd.grad(value, inputs, create_graph=True, materialize_grads=True)
         return list(grads)
 
     torch.testing.assert_close(third(functional), third(reference), rtol=1e-9, atol=1e-9)
@@ -158,21 +149,13 @@ def test_second_derivatives_at_extreme_rho(function: Callable[..., Tensor], rho:
     scale = torch.nn.functional.softplus(torch.tensor(rho, dtype=torch.float64), threshold=60)
     inputs = tuple(value.to(device).requires_grad_() for value in (1.5 * scale, 0 * scale, 0 * scale + rho))
 
-    def hessian(library: Any) -> list[Tensor]:
-        grads = torch.autograd.grad(
-            function(library, make_key(1, device=device), *inputs),
-            inputs,
-            create_graph=True,
-            materialize_grads=True,
-        )
-        rows = [
-            torch.autograd.grad(grad, inputs, retain_graph=True, materialize_grads=True)
-            for grad in grads
-            if grad.requires_grad
-        ]
+    def second(library: Any) -> list[Tensor]:
+        grads = differentiate(function, library, make_key(1, device=device), inputs)
+        recorded = [grad for grad in grads if grad.requires_grad]
+        rows = (torch.autograd.grad(grad, inputs, retain_graph=True, materialize_grads=True) for grad in recorded)
         return [entry for row in rows for entry in row]
 
-    actual, expected = hessian(functional), hessian(reference)
+    actual, expected = second(functional), second(reference)
     assert all(entry.isfinite() for entry in actual)
     # absolute: what the reference itself loses where 1 - h is below its unit roundoff
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-14)
@@ -189,11 +172,11 @@ def test_tangents_of_narrow_samples_agree_with_backward(
     mu, rho, mu_tangent, rho_tangent = (torch.randn(50, generator=generator).to(device) for _ in range(4))
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(mu, mu_tangent), forward_ad.make_dual(rho, rho_tangent)]
-        outputs = functional.gaussian_sample_and_log_prob(*duals, MU_PRIOR, STD_PRIOR, key, dtype=sample_dtype)
+        outputs = functional.gaussian_sample_and_log_prob(*duals, *PRIOR, key, dtype=sample_dtype)
         tangents = [forward_ad.unpack_dual(output).tangent for output in outputs]
     assert [tangent.dtype for tangent in tangents] == [sample_dtype or torch.float32, torch.float32]
     leaves = [mu.requires_grad_(), rho.requires_grad_()]
-    outputs = functional.gaussian_sample_and_log_prob(*leaves, MU_PRIOR, STD_PRIOR, key, dtype=sample_dtype)
+    outputs = functional.gaussian_sample_and_log_prob(*leaves, *PRIOR, key, dtype=sample_dtype)
     weights = [torch.randn(output.shape, generator=generator).to(output) for output in outputs]
     grads = torch.autograd.grad(outputs, leaves, weights)
     forward = sum((w.double() * t.double()).sum() for w, t in zip(weights, tangents))
@@ -201,30 +184,12 @@ def test_tangents_of_narrow_samples_agree_with_backward(
     torch.testing.assert_close(forward, reverse, rtol=2e-2 if sample_dtype else 1e-4, atol=0)
 
 
-def test_gradients_of_a_block_are_those_of_the_whole(device: torch.device) -> None:
-    """Of x and of log_prob: the block's own, from the noise of its place."""
-    place, block = (slice(1, 4), slice(2, 3)), {"full_size": [5, 4], "origin": [1, 2]}
-    keys, one = keys_for(2, device), torch.ones((), device=device)
-    mu, rho = torch.linspace(-1, 1, 40, device=device).reshape(2, 5, 4)
-
-    def gradients(mu: Tensor, rho: Tensor, **options: Any) -> list[Tensor]:
-        leaves = [mu.clone().requires_grad_(), rho.clone().requires_grad_()]
-        x = op("gaussian_sample")(*leaves, keys, **options)
-        both = op("gaussian_sample_and_log_prob")(*leaves, one, one, keys, **options)
-        return list(torch.autograd.grad(x.sin().sum() + both[0].cos().sum() + both[1].sum(), leaves))
-
-    whole, part = gradients(mu, rho), gradients(mu[place], rho[place], **block)
-    for ours, expected in zip(part, whole, strict=True):
-        assert torch.equal(ours, expected[place])
-
-
-THREE, PRIOR = torch.ones(3, device=DEVICE), torch.ones(1, device=DEVICE)
-
+THREE, ONE = torch.ones(3, device=DEVICE), torch.ones(1, device=DEVICE)
 
 BACKWARD_ARGUMENTS: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {  # with outputs that are not asked for
-    "gaussian_log_prob_backward": lambda t: (t[0], t, t, t, PRIOR, PRIOR, [False, True, True, False, False]),
-    "gaussian_sample_and_log_prob_backward": lambda t: (t, t[0], t, t, PRIOR, PRIOR, make_key(1)),
-    "gaussian_kl_divergence_backward": lambda t: (t[0], t, t, PRIOR, PRIOR),
+    "gaussian_log_prob_backward": lambda t: (t[0], t, t, t, ONE, ONE, [False, True, True, False, False]),
+    "gaussian_sample_and_log_prob_backward": lambda t: (t, t[0], t, t, ONE, ONE, make_key(1)),
+    "gaussian_kl_divergence_backward": lambda t: (t[0], t, t, ONE, ONE),
 }
 
 
@@ -241,6 +206,6 @@ def test_empty_outputs_hand_nothing_on(name: str) -> None:
 
 
 def test_a_prior_that_requires_grad_is_read_under_no_grad() -> None:
-    prior = PRIOR.clone().requires_grad_()
+    prior = ONE.clone().requires_grad_()
     with torch.no_grad():
         assert functional.gaussian_kl_divergence(THREE, THREE, prior, prior).isfinite()
