@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor import config as inductor_config
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential, create_selective_checkpoint_contexts
-from transform_cases import Layer, assert_same_bits, make_hidden
+from transform_cases import Count, Layer, assert_same_bits, make_hidden
 
 from illia_ext import GaussianDistribution
 from illia_ext._ops.fake import op
 from illia_ext.random import draw_key
 
 parametrize = pytest.mark.parametrize
+DRAWING = ["gaussian_sample", "gaussian_sample_and_log_prob", "foreach_gaussian_sample_and_log_prob"]
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_compiled(use_reentrant: bool, layers: nn.Sequential) -> None:
     )
     compiled = partial(torch.compile, backend=backend, fullgraph=True)
     expected = gradients(layers, compiled(layers))
-    drawing = {op("gaussian_sample_and_log_prob"), op("foreach_gaussian_sample_and_log_prob")}
+    drawing = set(map(op, DRAWING))
     assert drawing.isdisjoint(backward_calls)
     assert_same(gradients(layers, compiled(one_by_one(layers, use_reentrant))), expected)
     assert drawing <= set(backward_calls)
@@ -104,12 +105,17 @@ def test_inductor(layers: nn.Sequential) -> None:
     torch.testing.assert_close(gradients(layer, compiled), gradients(layer, layer))
 
 
-@parametrize("kept", [[op("gaussian_sample_and_log_prob")], [torch.ops.aten.randint.generator]])
-def test_selective(kept: list[Any], layers: nn.Sequential) -> None:
+@parametrize(("kept", "runs"), [([op(name) for name in DRAWING], 1), ([torch.ops.aten.randint.generator], 2)])
+def test_selective(kept: list[Any], runs: int, layers: nn.Sequential) -> None:
     """Whether a region keeps its samples and draws their keys again, or keeps the keys and draws the samples again."""
     contexts = partial(create_selective_checkpoint_contexts, kept)
     checkpointed = partial(checkpoint, layers, use_reentrant=False, context_fn=contexts)
-    assert_same(gradients(layers, checkpointed), gradients(layers, layers))
+    with Count() as plain:
+        expected = gradients(layers, layers)
+    with Count() as count:
+        assert_same(gradients(layers, checkpointed), expected)
+    for name in DRAWING:
+        assert count.calls.count(f"{name}.default") == runs * plain.calls.count(f"{name}.default") > 0
 
 
 def sample_from(distribution: GaussianDistribution, generator: torch.Generator, hidden: Tensor) -> Tensor:

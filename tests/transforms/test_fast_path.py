@@ -16,7 +16,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transform_cases import Count, assert_same_bits, with_gradients
 
 from illia_ext import GaussianDistribution, functional
@@ -232,20 +231,3 @@ def test_saved_tensors_go_through_hooks(device: torch.device) -> None:
     assert {tensor.data_ptr() for tensor in packed} == {tensor.data_ptr() for tensor in inputs}
     _, expected = functional.gaussian_sample_and_log_prob(*inputs[:3], 2 * inputs[3], inputs[4])
     assert_same_bits(*(torch.autograd.grad(output, inputs[:2]) for output in (log_prob, expected)))
-
-
-@parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE])
-@parametrize("prefix", ["", "foreach_"])
-def test_selective_checkpointing_chooses_our_op(prefix: str, policy: CheckpointPolicy, device: torch.device) -> None:
-    network = Network(prefix).to(device)
-    parameters = list(network.parameters())
-    args = torch.ones(2, 3, device=device), make_key(1, device=device)
-
-    def contexts() -> Any:
-        return create_selective_checkpoint_contexts(lambda ctx, func, *args, **kwargs: policy)
-
-    with Count() as count:
-        ours = with_gradients(checkpoint(network, *args, use_reentrant=False, context_fn=contexts), parameters)
-    forwards = count.calls.count(f"{network.names[0]}.default")
-    assert forwards == (1 if policy == CheckpointPolicy.MUST_SAVE else 2)
-    assert_same_bits(ours, with_gradients(network(*args), parameters))

@@ -259,12 +259,12 @@ def test_batches_of_gradients(learned: bool, device: torch.device) -> None:
 
 @parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_learned_priors_of_many_tensors(dtype: torch.dtype, device: torch.device) -> None:
-    """One for all tensors, and one for each of which only some are learned; log_prob is rounded once."""
+    """One mean for all tensors; a deviation for each, of which some are learned. log_prob is rounded once."""
     mu, rho = make_lists(dtype, device, ((3, 2), (), (5,)) * 20)
     leaf = lambda value: torch.tensor([value], dtype=dtype, device=device, requires_grad=True)  # noqa: E731
-    learned = [leaf(0.25), leaf(0.75)]
+    mu_prior = leaf(0.25)
     each = [leaf(0.5 + k / 10) if k % 2 else 1.0 for k in range(len(mu))]
-    for priors, leaves in ((learned, [*mu, *rho, *learned]), ((0.25, each), [*mu, *rho, *each[1::2]])):
+    for priors, leaves in (((mu_prior, 0.75), [*mu, *rho, mu_prior]), ((0.25, each), [*mu, *rho, *each[1::2]])):
         x, log_prob = functional.foreach_gaussian_sample_and_log_prob(mu, rho, *priors, KEY)
         expected_x, parts = one_by_one(mu, rho, *priors, KEY)
         assert_same_bits([x, log_prob], [expected_x, sum(part.double() for part in parts).to(log_prob.dtype)])
