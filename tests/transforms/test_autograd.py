@@ -1,6 +1,8 @@
 """Derivatives of every op in float64: reverse mode, forward mode and their mixtures."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,90 +16,75 @@ from transform_cases import FOREACH_FUNCTIONS, FUNCTIONS, PRIOR
 from illia_ext import functional, reference
 from illia_ext._ops.fake import NAMES, op
 
-Call = tuple[Callable[..., Any], tuple[Tensor, ...]]
-
 
 def keys_for(num_samples: int | None, device: torch.device) -> Tensor:
     keys = make_keys(*[(42, i) for i in range(num_samples or 0)], device=device)
     return make_key(42, device=device) if num_samples is None else keys
 
 
-def make_calls(shape: tuple[int, ...], key: Tensor) -> dict[str, Call]:
-    """Each op as a function of what it can be differentiated to, and the point where."""
-    generator = torch.Generator().manual_seed(0)
+@dataclass
+class Fixed:
+    """What is not differentiated to."""
 
-    def leaf(*size: int) -> Tensor:
-        value = torch.randn(size, generator=generator, dtype=torch.float64)
-        return value.to(key.device).requires_grad_()
+    key: Tensor
+    prior: list[Tensor]
+    block: dict[str, list[int]]
 
-    samples = key.shape[:-1]
-    mu, rho, x, grad_log_prob = leaf(*shape), leaf(*shape), leaf(*samples, *shape), leaf(*samples)
-    prior = [torch.tensor([value], dtype=torch.float64, device=key.device) for value in PRIOR]
-    backward_of_both = op("gaussian_sample_and_log_prob_backward")
-    block = {"full_size": [n + 2 for n in shape], "origin": [1 for _ in shape]}
-    mask = [True, True, True, False, False]
-    lists = (mu, leaf(1), rho, leaf(1))  # of two tensors
-    priors = [[tensor] for tensor in prior]
-    foreach_backward = op("foreach_gaussian_sample_and_log_prob_backward")
-    return {
-        "gaussian_sample": (lambda mu, rho: op("gaussian_sample")(mu, rho, key), (mu, rho)),
-        "gaussian_sample_backward": (lambda *a: op("gaussian_sample_backward")(*a, key), (x, rho)),
-        "gaussian_log_prob": (lambda *a: op("gaussian_log_prob")(*a, *prior), (x, mu, rho)),
-        "gaussian_log_prob_backward": (
-            lambda *a: op("gaussian_log_prob_backward")(*a, *prior, mask)[:3],
-            (grad_log_prob, x, mu, rho),
-        ),
-        "gaussian_sample_and_log_prob": (
-            lambda mu, rho: op("gaussian_sample_and_log_prob")(mu, rho, *prior, key),
-            (mu, rho),
-        ),
-        "gaussian_sample_and_log_prob_backward": (
-            lambda *a: backward_of_both(*a, *prior, key)[:2],
-            (x, grad_log_prob, mu, rho),
-        ),
-        "gaussian_sample_and_log_prob_backward, x alone": (
-            lambda x, mu, rho: backward_of_both(x, None, mu, rho, *prior, key)[:2],
-            (x, mu, rho),
-        ),
-        "gaussian_sample_and_log_prob_backward, log_prob alone": (
-            lambda go, mu, rho: backward_of_both(None, go, mu, rho, *prior, key)[:2],
-            (grad_log_prob, mu, rho),
-        ),
-        "gaussian_log_prob_backward, rho alone": (
-            lambda *a: op("gaussian_log_prob_backward")(*a, *prior, [False, False, True, False, False])[2],
-            (grad_log_prob, x, mu, rho),
-        ),
-        "gaussian_sample, a block": (lambda mu, rho: op("gaussian_sample")(mu, rho, key, **block), (mu, rho)),
-        "gaussian_sample_and_log_prob, a block": (
-            lambda mu, rho: op("gaussian_sample_and_log_prob")(mu, rho, *prior, key, **block),
-            (mu, rho),
-        ),
-        "gaussian_kl_divergence": (lambda *a: op("gaussian_kl_divergence")(*a, *prior), (mu, rho)),
-        "gaussian_kl_divergence_backward": (
-            lambda *a: op("gaussian_kl_divergence_backward")(*a, *prior)[:2],
-            (leaf(), mu, rho),
-        ),
-        "foreach_gaussian_sample_and_log_prob": (
-            lambda *a: tree_leaves(op("foreach_gaussian_sample_and_log_prob")(a[:2], a[2:], *priors, key)),
-            lists,
-        ),
-        "foreach_gaussian_sample_and_log_prob_backward": (
-            lambda x, grad, *a: tree_leaves(foreach_backward([x, None], grad, a[:2], a[2:], *priors, key)),
-            (x, grad_log_prob, *lists),
-        ),
-        "foreach_gaussian_kl_divergence": (
-            lambda *a: op("foreach_gaussian_kl_divergence")(a[:2], a[2:], *priors),
-            lists,
-        ),
-        "foreach_gaussian_kl_divergence_backward": (
-            lambda grad, *a: tree_leaves(op("foreach_gaussian_kl_divergence_backward")(grad, a[:2], a[2:], *priors)),
-            (leaf(), *lists),
-        ),
-    }
+    @property
+    def priors(self) -> list[list[Tensor]]:
+        return [[tensor] for tensor in self.prior]
 
 
-CALLS = tuple(make_calls((), make_key(0)))
+MASK = [True, True, True, False, False]
+RHO_ALONE = [False, False, True, False, False]
+BOTH_BACKWARD, FOREACH_BACKWARD = (f"{name}gaussian_sample_and_log_prob_backward" for name in ("", "foreach_"))
+# The inputs that each op is differentiated to, and how it takes them.
+CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "gaussian_sample": ("mu rho", lambda op, f, *a: op(*a, f.key)),
+    "gaussian_sample, a block": ("mu rho", lambda op, f, *a: op(*a, f.key, **f.block)),
+    "gaussian_sample_backward": ("x rho", lambda op, f, *a: op(*a, f.key)),
+    "gaussian_log_prob": ("x mu rho", lambda op, f, *a: op(*a, *f.prior)),
+    "gaussian_log_prob_backward": ("grads x mu rho", lambda op, f, *a: op(*a, *f.prior, MASK)[:3]),
+    "gaussian_log_prob_backward, rho": ("grads x mu rho", lambda op, f, *a: op(*a, *f.prior, RHO_ALONE)[2]),
+    "gaussian_sample_and_log_prob": ("mu rho", lambda op, f, *a: op(*a, *f.prior, f.key)),
+    "gaussian_sample_and_log_prob, a block": ("mu rho", lambda op, f, *a: op(*a, *f.prior, f.key, **f.block)),
+    BOTH_BACKWARD: ("x grads mu rho", lambda op, f, *a: op(*a, *f.prior, f.key)[:2]),
+    f"{BOTH_BACKWARD}, x": ("x mu rho", lambda op, f, x, *a: op(x, None, *a, *f.prior, f.key)[:2]),
+    f"{BOTH_BACKWARD}, log_prob": ("grads mu rho", lambda op, f, *a: op(None, *a, *f.prior, f.key)[:2]),
+    "gaussian_kl_divergence": ("mu rho", lambda op, f, *a: op(*a, *f.prior)),
+    "gaussian_kl_divergence_backward": ("grad mu rho", lambda op, f, *a: op(*a, *f.prior)[:2]),
+    "foreach_gaussian_sample_and_log_prob": (
+        "mu mu_1 rho rho_1",
+        lambda op, f, *a: tree_leaves(op(a[:2], a[2:], *f.priors, f.key)),
+    ),
+    FOREACH_BACKWARD: (
+        "x grads mu mu_1 rho rho_1",
+        lambda op, f, x, g, *a: tree_leaves(op([x, None], g, a[:2], a[2:], *f.priors, f.key)),
+    ),
+    "foreach_gaussian_kl_divergence": ("mu mu_1 rho rho_1", lambda op, f, *a: op(a[:2], a[2:], *f.priors)),
+    "foreach_gaussian_kl_divergence_backward": (
+        "grad mu mu_1 rho rho_1",
+        lambda op, f, g, *a: tree_leaves(op(g, a[:2], a[2:], *f.priors)),
+    ),
+}
 parametrize = pytest.mark.parametrize
+
+
+def make_leaves(shape: tuple[int, ...], key: Tensor) -> dict[str, Tensor]:
+    generator, samples = torch.Generator().manual_seed(0), key.shape[:-1]
+    shapes = {"mu": shape, "rho": shape, "x": (*samples, *shape), "grads": samples, "grad": (), "mu_1": (1,)}
+    shapes["rho_1"] = (1,)
+    values = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in shapes.items()}
+    return {name: value.to(key.device).requires_grad_() for name, value in values.items()}
+
+
+def make_call(name: str, shape: tuple[int, ...], key: Tensor) -> tuple[Callable[..., Any], list[Tensor]]:
+    """The op as a function of what it can be differentiated to, and the point where."""
+    prior = [torch.tensor([value], dtype=torch.float64, device=key.device) for value in PRIOR]
+    fixed = Fixed(key, prior, {"full_size": [n + 2 for n in shape], "origin": [1 for _ in shape]})
+    names, call = CALLS[name]
+    leaves = make_leaves(shape, key)
+    return partial(call, op(name.split(",")[0]), fixed), [leaves[leaf] for leaf in names.split()]
 
 
 def test_every_op_is_differentiated() -> None:
@@ -108,7 +95,7 @@ def test_every_op_is_differentiated() -> None:
 @parametrize("shape", [(), (3,)])
 @parametrize("name", CALLS)
 def test_first_derivatives(name: str, shape: tuple[int, ...], num_samples: int | None, device: torch.device) -> None:
-    function, inputs = make_calls(shape, keys_for(num_samples, device))[name]
+    function, inputs = make_call(name, shape, keys_for(num_samples, device))
     modes = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
     assert gradcheck(function, inputs, **modes)
 
@@ -117,7 +104,7 @@ def test_first_derivatives(name: str, shape: tuple[int, ...], num_samples: int |
 @parametrize("shape", [(), (3,)])
 @parametrize("name", CALLS)
 def test_second_derivatives(name: str, shape: tuple[int, ...], num_samples: int | None, device: torch.device) -> None:
-    function, inputs = make_calls(shape, keys_for(num_samples, device))[name]
+    function, inputs = make_call(name, shape, keys_for(num_samples, device))
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_batched_grad=True)
 
 
@@ -130,7 +117,7 @@ def differentiate(function: Callable[..., Tensor], library: Any, key: Tensor, in
 @parametrize("function", {**FUNCTIONS, **FOREACH_FUNCTIONS}.values(), ids=[*FUNCTIONS, *FOREACH_FUNCTIONS])
 def test_third_derivatives(function: Callable[..., Tensor], device: torch.device) -> None:
     key = keys_for(2, device)
-    inputs = make_calls((2, 3), key)["gaussian_log_prob"][1]
+    _, inputs = make_call("gaussian_log_prob", (2, 3), key)
 
     def third(library: Any) -> list[Tensor]:
         grads = differentiate(function, library, key, inputs)
