@@ -6,6 +6,7 @@ import helpers
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from torch._functorch import config as functorch_config
 
 # Derandomized: the same examples in every run. Of the suite's few, all laws take some 15 seconds;
 # `validation/properties.py` asks for --hypothesis-profile validation.
@@ -76,3 +77,12 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """No results of earlier runs: the cache on disk knows the ops' names, not the Python code of their derivatives."""
+    torch._dynamo.reset()
+    with functorch_config.patch(enable_autograd_cache=False):
+        yield
+    torch._dynamo.reset()

@@ -1,12 +1,13 @@
-"""Checks of BayesianModule on several processes: DDP, and FSDP2 with its checkpoints."""
+"""Checks of DDP, and of BayesianModule on several processes: FSDP2 with its checkpoints."""
 
 import copy
 import warnings
+from collections.abc import Sequence
 
 import pytest
 import torch
 import torch.distributed.checkpoint as checkpoints
-from distributed_training import make_data
+from distributed_training import BayesianLinear, make_data
 from distributed_world import World, check
 from helpers import make_key, make_keys, same_bits
 from torch import Tensor, nn
@@ -15,8 +16,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from illia_ext import BayesianModule
-
-KEYS = make_keys((1, 2), (3, 4), (5, 6), device="cpu")
 
 
 class Network(nn.Module):
@@ -37,10 +36,13 @@ def make_network() -> BayesianModule:
     return BayesianModule(Network().double(), std_prior=1.0, rho_init=-3.0).eval()
 
 
-def accumulate(model: nn.Module, features: Tensor, labels: Tensor) -> list[Tensor]:
-    """Outputs and log_probs of one sample and then of three, whose gradients the parameters have thereafter."""
+KEYS = (make_key(1, device="cpu"), make_keys((1, 2), (3, 4), (5, 6), device="cpu"))
+
+
+def accumulate(model: nn.Module, features: Tensor, labels: Tensor, keys: Sequence[Tensor] = KEYS) -> list[Tensor]:
+    """Outputs and log_probs for each of `keys`, whose gradients the parameters have thereafter."""
     results = []
-    for key in (make_key(1, device="cpu"), KEYS):
+    for key in keys:
         logits, log_prob = model(features, key=key)
         nll = nn.functional.cross_entropy(logits.flatten(0, -2), labels.repeat(log_prob.numel()))
         (nll + log_prob.mean() / 100).backward()
@@ -48,16 +50,17 @@ def accumulate(model: nn.Module, features: Tensor, labels: Tensor) -> list[Tenso
     return results
 
 
-@check(2)
-def ddp_gives_a_bayesian_module_its_gradients(world: World) -> None:
-    """The mean over ranks of a mean over half the batch is the mean over the batch; float64 leaves 1e-12."""
+@check(2, 4)
+def ddp_gives_the_gradients_of_one_process(world: World) -> None:
+    """The mean over ranks of a mean over a part of the batch is the mean over the batch; float64 leaves 1e-12."""
     features, labels = make_data(torch.float64)
-    alone, together = make_network(), make_network()
-    accumulate(alone, features, labels)
     part = slice(world.rank, None, world.size)
-    accumulate(DistributedDataParallel(together), features[part], labels[part])
-    for ours, expected in zip(together.parameters(), alone.parameters()):
-        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-12, atol=1e-12)
+    for alone, keys in ((make_network(), KEYS), (BayesianLinear(torch.float64), KEYS[:1])):
+        together = copy.deepcopy(alone)
+        accumulate(alone, features, labels, keys)
+        accumulate(DistributedDataParallel(together), features[part], labels[part], keys)
+        for ours, expected in zip(together.parameters(), alone.parameters()):
+            torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-12, atol=1e-12)
 
 
 @check(2)
@@ -140,7 +143,7 @@ def fsdp_saves_a_frozen_bayesian_module(world: World) -> None:
 @check(2)
 def a_sharded_part_is_refused(world: World) -> None:
     """FSDP2 would hold its weights sharded while the rest is whole."""
-    model = copy.deepcopy(make_network())
+    model = make_network()
     fully_shard(model.module.last)
     fully_shard(model)
     with pytest.raises(RuntimeError, match=r"module.last.weight: expected the device_mesh of rho.last.weight"):

@@ -1,6 +1,6 @@
 """Checks that DTensor parameters give what the whole tensors give: samples, densities, gradients."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from distributed_world import World, assert_part_of, check, make_mesh, place, sh
 from helpers import log_prob_terms, make_key, make_keys, make_parameters, same_bits
 from torch import Tensor
 from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Placement, Replicate, Shard
+from torch.utils._pytree import tree_leaves
 
 from illia_ext import functional, reference
 
@@ -100,9 +101,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def cotangent(output: Tensor) -> Tensor:
-    """Another number for each element."""
-    return torch.arange(1.0, output.numel() + 1, dtype=output.dtype).view(output.shape)
+def gradients(
+    outputs: Sequence[Tensor], leaves: Sequence[Tensor], ours: Sequence[Tensor], parts: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """To each of `leaves` and to its part, for the same gradients of the outputs: another number for each element."""
+    cotangents = [torch.arange(1.0, output.numel() + 1, dtype=output.dtype).view(output.shape) for output in outputs]
+    placed = [
+        place(c, o.device_mesh, *(Replicate() if p.is_partial() else p for p in o.placements))
+        for c, o in zip(cotangents, ours)
+    ]
+    return zip(torch.autograd.grad(outputs, leaves, cotangents), torch.autograd.grad(ours, parts, placed), strict=True)
 
 
 @check(2, 4)
@@ -112,17 +120,9 @@ def gradients_have_the_bits_of_the_whole(world: World) -> None:
             for key in (KEY, KEYS) if shape == SHAPES[0] else (KEYS,):
                 whole = [tensor.requires_grad_() for tensor in make_parameters(shape, device="cpu")]
                 parts = shard(whole, mesh, *placements)
-                outputs, ours = function(*whole, key), function(*parts, place(key, mesh))
-                if isinstance(outputs, Tensor):
-                    outputs, ours = (outputs,), (ours,)
-                cotangents = [cotangent(output) for output in outputs]
-                placed = [
-                    place(c, mesh, *(Replicate() if p.is_partial() else p for p in o.placements))
-                    for c, o in zip(cotangents, ours)
-                ]
-                gradients = torch.autograd.grad(ours, parts, placed)
-                for gradient, part, expected in zip(gradients, parts, torch.autograd.grad(outputs, whole, cotangents)):
-                    assert gradient.placements == part.placements
+                outputs, ours = tree_leaves(function(*whole, key)), tree_leaves(function(*parts, place(key, mesh)))
+                for expected, gradient in gradients(outputs, whole, ours, parts):
+                    assert gradient.placements == parts[0].placements
                     assert_part_of(expected, gradient, (name, placements, shape))
 
 
@@ -219,17 +219,12 @@ def many_tensors_share_a_stream(world: World) -> None:
             for whole, part in zip(outputs[-2:], ours[-2:]):
                 assert list(part.placements) == [Partial() if p.is_shard() else Replicate() for p in placements]
                 torch.testing.assert_close(part.full_tensor(), whole, rtol=1e-12, atol=0)
-            cotangents = [cotangent(output) for output in outputs]
-            placed = [
-                place(c, mesh, *(Replicate() if p.is_partial() else p for p in o.placements))
-                for c, o in zip(cotangents, ours)
-            ]
-            learned = [std_prior] * is_learned
-            expected = torch.autograd.grad(outputs, [*wholes[0], *wholes[1], *learned], cotangents)
-            gradients = torch.autograd.grad(ours, [*parts[0], *parts[1], *learned], placed)
-            for gradient, whole in zip(gradients, expected[: 2 * len(SHAPES)]):
-                assert_part_of(whole, gradient, placements)
-            torch.testing.assert_close(gradients[2 * len(SHAPES) :], expected[2 * len(SHAPES) :], rtol=1e-12, atol=0)
+            leaves, leaves_of_parts = ([*lists[0], *lists[1], *[std_prior] * is_learned] for lists in (wholes, parts))
+            for expected, gradient in gradients(outputs, leaves, ours, leaves_of_parts):
+                if isinstance(gradient, DTensor):
+                    assert_part_of(expected, gradient, placements)
+                else:  # to the prior
+                    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
 
 
 @check(2)

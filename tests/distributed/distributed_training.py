@@ -1,21 +1,19 @@
-"""Checks of training on several processes: DDP, FSDP2 with its checkpoints, and what travels between them."""
+"""Checks of training distributions on several processes: FSDP2 with its checkpoints, and what travels between them."""
 
 import copy
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoints
 from distributed_checks import KEY
 from distributed_keys import Weights
 from distributed_world import World, assert_part_of, check, make_mesh, place, shard
-from helpers import make_key, make_parameters, same_bits
+from helpers import make_parameters, same_bits
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial, Shard, init_device_mesh
 from torch.nn.functional import cross_entropy, linear
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from illia_ext import GaussianDistribution, functional
@@ -52,31 +50,6 @@ def train(model: nn.Module, features: Tensor, labels: Tensor, keys: list[Any], l
         optimizer.step()
         losses.append(loss.item())
     return losses
-
-
-@check(2, 4)
-def ddp_trains_as_one_process(world: World) -> None:
-    """The mean over ranks of a mean over a part of the batch is the mean over the batch; float64 leaves 1e-12."""
-    features, labels = make_data(torch.float64)
-    keys = [make_key(step, device="cpu") for step in range(4)]
-    alone, together = BayesianLinear(torch.float64), BayesianLinear(torch.float64)
-    together.load_state_dict(alone.state_dict())
-    train(alone, features, labels, keys)
-    part = slice(world.rank, None, world.size)
-    train(DistributedDataParallel(together), features[part], labels[part], keys)
-    for ours, expected in zip(together.parameters(), alone.parameters()):
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-
-
-@check(2)
-def ranks_draw_alike_if_they_are_seeded_alike(world: World) -> None:
-    weights = GaussianDistribution((3, 5))
-    for seed, alike in ((0, True), (world.rank, False)):
-        torch.manual_seed(seed)
-        x = weights.sample().detach()
-        drawn = [torch.empty_like(x) for _ in range(world.size)]
-        dist.all_gather(drawn, x)
-        assert torch.equal(drawn[0], drawn[1]) == alike
 
 
 @check(2, 4)

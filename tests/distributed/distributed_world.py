@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from importlib import import_module
 from multiprocessing import connection
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from helpers import same_bits
 from torch import Tensor
 from torch.distributed.tensor import DeviceMesh, DTensor, Placement, distribute_tensor, init_device_mesh
 
-__all__ = ["CHECKS", "World", "assert_part_of", "check", "make_mesh", "outcomes", "place", "shard"]
+__all__ = ["CHECKS", "World", "assert_part_of", "check", "load_checks", "make_mesh", "outcomes", "place", "shard"]
 
 SECONDS = 180  # for all checks of a world, which take twenty; a busy machine is no failure
 LEFT_BEHIND = 10  # seconds that ranks have to end after the first, and to join one that failed: else they are stuck
@@ -47,6 +48,12 @@ def check(*sizes: int) -> Callable[[Callable[[World], None]], Callable[[World], 
     return decorate
 
 
+def load_checks() -> None:
+    """Fills CHECKS."""
+    for path in sorted(Path(__file__).parent.glob("distributed_*.py")):
+        import_module(path.stem)
+
+
 @cache
 def make_mesh(*sizes: int) -> DeviceMesh:
     return init_device_mesh("cpu", sizes)
@@ -71,11 +78,7 @@ def assert_part_of(whole: Tensor, ours: Tensor, what: object = None) -> None:
 
 def _work(rank: int, size: int, directory: Path) -> None:
     """One process: a line of JSON for each check, [name, traceback or ""]."""
-    import distributed_bayesian  # noqa: F401  (fills CHECKS)
-    import distributed_checks  # noqa: F401
-    import distributed_keys  # noqa: F401
-    import distributed_training  # noqa: F401
-
+    load_checks()
     torch.set_num_threads(1)
     store = dist.FileStore(str(directory / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)

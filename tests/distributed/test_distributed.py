@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-import distributed_bayesian  # noqa: F401  (fills CHECKS)
-import distributed_checks  # noqa: F401
-import distributed_keys  # noqa: F401
-import distributed_training  # noqa: F401
 import pytest
-from distributed_world import CHECKS, outcomes
+from distributed_world import CHECKS, load_checks, outcomes
 from helpers import run_python
 
+load_checks()
 RUNS = [(size, name) for size in (2, 4) for name, (sizes, _) in CHECKS.items() if size in sizes]
 
 

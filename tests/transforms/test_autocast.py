@@ -1,6 +1,5 @@
 """Autocast: samples in its dtype, rounded once by the kernel; parameters and log_prob stay float32."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,53 +8,52 @@ import torch
 from helpers import HALF_DTYPES, make_key, make_keys, make_parameters, same_bits
 from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
+from transform_cases import PRIOR, assert_same_bits, lists, with_gradients
 
 from illia_ext import GaussianDistribution, functional
 
-PRIOR = (0.25, 0.75)
 parametrize = pytest.mark.parametrize
 each_dtype = parametrize("dtype", HALF_DTYPES)
 
 
 def draw(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    """A sample, and another with its log_prob."""
-    x = functional.gaussian_sample(mu, rho, key, dtype)
-    return x, *functional.gaussian_sample_and_log_prob(mu, rho, *PRIOR, key, dtype)
+    """Samples in three ways, and the log_probs of two of them."""
+    x, log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *PRIOR, key, dtype)
+    many, log_prob_of_many = functional.foreach_gaussian_sample_and_log_prob(*lists(mu, rho), *PRIOR, key, dtype)
+    return functional.gaussian_sample(mu, rho, key, dtype), x, *many, log_prob, log_prob_of_many
 
 
-def with_gradients(outputs: tuple[Tensor, ...], *leaves: Tensor) -> list[Tensor]:
-    return [*outputs, *torch.autograd.grad([output.sum() for output in outputs], leaves)]
+def make_leaves(device: torch.device) -> list[Tensor]:
+    return [parameter.requires_grad_() for parameter in make_parameters((3, 2), device=device)]
 
 
 @each_dtype
 @parametrize("samples", [None, 2])
 def test_sample_in_its_dtype(dtype: torch.dtype, samples: int | None, device: torch.device) -> None:
     """The very bits of `dtype=`, gradients too, and log_prob as if there were no autocast."""
-    leaves = [parameter.requires_grad_() for parameter in make_parameters((3, 2), device=device)]
+    leaves = make_leaves(device)
     key = make_key(1, device=device) if samples is None else make_keys((1, 2), (3, 4), device=device)
     with torch.autocast(device.type, dtype):
         outputs = draw(*leaves, key)
-    assert [output.dtype for output in outputs] == [dtype, dtype, torch.float32]
-    expected = draw(*leaves, key, dtype)
-    assert all(map(same_bits, with_gradients(outputs, *leaves), with_gradients(expected, *leaves)))
-    assert same_bits(outputs[2], draw(*leaves, key)[2])
+    assert {output.dtype for output in outputs[:-2]} == {dtype}
+    assert_same_bits(outputs[-2:], draw(*leaves, key)[-2:])
+    assert_same_bits(with_gradients(outputs, leaves), with_gradients(draw(*leaves, key, dtype), leaves))
 
 
 @parametrize("dtype", [torch.float64, *HALF_DTYPES])
 def test_other_parameters_are_left_alone(dtype: torch.dtype, device: torch.device) -> None:
-    mu, rho = make_parameters((3,), dtype, device)
-    key = make_key(1, device=device)
+    inputs = (*make_parameters((3, 2), dtype, device), make_key(1, device=device))
     with torch.autocast(device.type, torch.float16 if dtype == torch.bfloat16 else torch.bfloat16):
-        outputs = draw(mu, rho, key)
-    assert all(map(same_bits, outputs, draw(mu, rho, key)))
+        outputs = draw(*inputs)
+    assert_same_bits(outputs, draw(*inputs))
 
 
 @parametrize("explicit", [torch.float32, torch.float16])
 def test_an_explicit_dtype_wins(explicit: torch.dtype, device: torch.device) -> None:
-    arguments = (*make_parameters((3,), device=device), make_key(1, device=device), explicit)
+    arguments = (*make_parameters((3, 2), device=device), make_key(1, device=device), explicit)
     with torch.autocast(device.type, torch.bfloat16):
         outputs = draw(*arguments)
-    assert all(map(same_bits, outputs, draw(*arguments)))
+    assert_same_bits(outputs, draw(*arguments))
 
 
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
@@ -110,28 +108,26 @@ CAPTURES: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 def test_captured_with_its_region(capture: Callable[[nn.Module, Tensor], Any], device: torch.device) -> None:
     module, key = Draws().to(device), make_key(1, device=device)
     captured = capture(module, key)
-    ours, expected = (with_gradients(m(key), *m.parameters()) for m in (captured, module))
+    ours, expected = (with_gradients(m(key), list(m.parameters())) for m in (captured, module))
     assert ours[0].dtype == torch.bfloat16
-    assert all(map(same_bits, ours, expected))
+    assert_same_bits(ours, expected)
 
 
 def test_one_compiled_function_inside_and_outside(device: torch.device) -> None:
-    mu, rho = make_parameters((3,), device=device)
-    key = make_key(1, device=device)
+    inputs = (*make_parameters((3, 2), device=device), make_key(1, device=device))
     compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
     with torch.autocast(device.type, torch.bfloat16):
-        inside = compiled(mu, rho, key)
-    assert all(map(same_bits, inside, draw(mu, rho, key, torch.bfloat16)))
-    assert all(map(same_bits, compiled(mu, rho, key), draw(mu, rho, key)))
+        inside = compiled(*inputs)
+    assert_same_bits(inside, draw(*inputs, torch.bfloat16))
+    assert_same_bits(compiled(*inputs), draw(*inputs))
 
 
 def test_transforms(device: torch.device) -> None:
-    mu, rho = make_parameters((3,), device=device)
+    mu, rho = make_parameters((3, 2), device=device)
     keys = make_keys((1, 2), (3, 4), device=device)
     expected = under_autocast(mu, rho, keys)
-    assert all(map(same_bits, vmap(under_autocast, (None, None, 0))(mu, rho, keys), expected))
-    members = vmap(under_autocast, (0, None, 0))(torch.stack([mu, mu]), rho, keys)
-    assert all(map(same_bits, members, expected))
+    assert_same_bits(vmap(under_autocast, (None, None, 0))(mu, rho, keys), expected)
+    assert_same_bits(vmap(under_autocast, (0, None, 0))(torch.stack([mu, mu]), rho, keys), expected)
     primal, tangent = jvp(lambda mu: under_autocast(mu, rho, keys[0])[0], (mu,), (mu,))
     assert primal.dtype == tangent.dtype == torch.bfloat16 and same_bits(tangent, mu.bfloat16())
     gradient = grad(lambda mu: under_autocast(mu, rho, keys[0])[0].float().sum())(mu)
@@ -157,49 +153,23 @@ def test_torchscript(device: torch.device) -> None:
     assert [output.dtype for output in torch.jit.script(inside)(mu, rho, key.cpu())] == [torch.float32, torch.bfloat16]
 
 
-def illias_log_prob(x: Tensor, mu: Tensor, rho: Tensor, std_prior: float) -> Tensor:
-    """illia's plain formula."""
-    sigma = torch.log1p(torch.exp(rho))
-    log_q = -math.log(math.sqrt(2 * math.pi)) - torch.log(sigma) - (x - mu) ** 2 / (2 * sigma**2) - 0.5
-    log_p = -math.log(math.sqrt(2 * math.pi)) - math.log(std_prior) - x**2 / (2 * std_prior**2) - 0.5
-    return log_q.sum() - log_p.sum()
-
-
-def train(fused: bool, device: torch.device) -> tuple[list[bool], GaussianDistribution, Tensor]:
-    """Six steps at the default rho with samples in float16; whether each step's gradients were finite."""
+def test_training_with_a_grad_scaler_stays_finite(device: torch.device) -> None:
+    """Six steps at the default rho with samples in float16, where 2 sigma^2 is 1.7e-6: the gradient of plain formulas
+    divides by its square, which float16 rounds to zero."""
     torch.manual_seed(0)
     weights = GaussianDistribution((4, 8), device=device)
     start = weights.rho.detach().clone()
     inputs = torch.randn(16, 8, device=device)
     targets = inputs[:, :4].sin()
     optimizer, scaler = torch.optim.Adam(weights.parameters(), lr=0.05), torch.amp.GradScaler(device.type, 2.0**10)
-    finite = []
     for _ in range(6):
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.float16):
-            if fused:
-                w, log_prob = weights.sample_and_log_prob()
-            else:
-                mu, rho = weights.mu.half(), weights.rho.half()
-                w = mu + torch.log1p(torch.exp(rho)) * torch.randn_like(mu)
-                log_prob = illias_log_prob(w, mu, rho, 0.1)
+            w, log_prob = weights.sample_and_log_prob()
             assert w.dtype == torch.float16
             loss = nn.functional.mse_loss(nn.functional.linear(inputs, w), targets.half()) + log_prob / 1000
         scaler.scale(loss).backward()
-        finite.append(all(bool(p.grad.isfinite().all()) for p in weights.parameters()))
+        assert all(parameter.grad.isfinite().all() for parameter in weights.parameters())
         scaler.step(optimizer)
         scaler.update()
-    return finite, weights, start
-
-
-def test_training_with_a_grad_scaler_stays_finite(device: torch.device) -> None:
-    finite, weights, start = train(True, device)
-    assert all(finite)
     assert weights.rho.isfinite().all() and not (weights.rho == start).any()
-
-
-def test_illias_formulas_do_not_in_float16(device: torch.device) -> None:
-    """2 sigma^2 is 1.7e-6 there; a gradient divides by its square, which float16 rounds to zero."""
-    finite, weights, start = train(False, device)
-    assert not any(finite)
-    assert torch.equal(weights.rho, start)  # the scaler has skipped every step

@@ -1,28 +1,23 @@
 """torch.compile: one graph, one compilation for all keys and seeds, the draws of eager, and no noise kept."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from helpers import DEVICE, make_key, make_keys, make_parameters, same_bits
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
+from transform_cases import PRIOR, Layer, assert_same_bits, lists, with_gradients
 
 from illia_ext import GaussianDistribution, functional
+from illia_ext._ops.fake import NAMES
 
-PRIOR = (0.25, 0.75)
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 parametrize = pytest.mark.parametrize
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """No results of earlier runs: the cache on disk knows the ops' names, not the Python code of their derivatives."""
-    torch._dynamo.reset()
-    with functorch_config.patch(enable_autograd_cache=False):
-        yield
-    torch._dynamo.reset()
 
 
 def compile_counted(
@@ -32,69 +27,69 @@ def compile_counted(
     return torch.compile(function, backend=counter, fullgraph=True, **options), counter
 
 
-def all_functions(mu: Tensor, rho: Tensor, key: Tensor, prior: Any = PRIOR) -> tuple[Tensor, ...]:
+def many_tensors(mu: Tensor, rho: Tensor, key: Tensor, prior: Any = PRIOR) -> list[Tensor]:
+    x, log_prob = functional.foreach_gaussian_sample_and_log_prob(*lists(mu, rho), *prior, key)
+    return [*x, log_prob, functional.foreach_gaussian_kl_divergence(*lists(mu, rho), *prior)]
+
+
+def all_functions(mu: Tensor, rho: Tensor, key: Tensor, prior: Any = PRIOR) -> list[Tensor]:
     x, log_prob = functional.gaussian_sample_and_log_prob(mu, rho, *prior, key)
-    return (
+    return [
         functional.gaussian_sample(mu, rho, key),
         functional.gaussian_log_prob(x * 1.5, mu, rho, *prior),
         x,
         log_prob,
         functional.gaussian_kl_divergence(mu, rho, *prior),
-    )
+        *many_tensors(mu, rho, key, prior),
+    ]
 
 
-def with_gradients(function: Callable[..., Any], mu: Tensor, rho: Tensor, *args: Any) -> list[Tensor]:
-    """Outputs and gradients, every output weighted in another way."""
-    leaves = [mu.detach().clone().requires_grad_(), rho.detach().clone().requires_grad_()]
-    outputs = function(*leaves, *args)
-    weights = [torch.full_like(output, 1.0 + i) for i, output in enumerate(outputs)]
-    return [*outputs, *torch.autograd.grad(outputs, leaves, weights)]
+def make_leaves(*shape: int, device: torch.device, seed: int = 0) -> list[Tensor]:
+    return [parameter.requires_grad_() for parameter in make_parameters(shape, device=device, seed=seed)]
 
 
-def assert_same_bits(ours: Any, expected: Any) -> None:
-    for a, b in zip(ours, expected, strict=True):
-        assert same_bits(a, b)
-
-
-def assert_same_gradients(ours: Any, expected: Any, backend: str) -> None:
+def assert_same(ours: list[Tensor], expected: list[Tensor], num_leaves: int, backend: str) -> None:
     """Where a GPU's generated code adds the gradients of several uses up, it fuses products into the additions."""
-    if backend == "inductor" and ours[0].is_cuda:
-        torch.testing.assert_close(ours, expected)
-    else:
-        assert_same_bits(ours, expected)
+    fused = num_leaves if backend == "inductor" and ours[0].is_cuda else 0
+    exact = len(expected) - fused
+    assert_same_bits(ours[:exact], expected[:exact])
+    torch.testing.assert_close(ours[exact:], expected[exact:])
 
 
 @parametrize("backend", ["aot_eager", "inductor"])
 def test_one_compilation_for_all_keys(backend: str, device: torch.device) -> None:
     compiled, counter = compile_counted(all_functions, backend)
     for seed in range(4):
-        mu, rho = make_parameters((4, 3), device=device, seed=seed)
+        leaves = make_leaves(4, 3, device=device, seed=seed)
         key = make_key(2**63 + seed, seed, device=device)
-        ours, expected = (with_gradients(function, mu, rho, key) for function in (compiled, all_functions))
-        assert_same_bits(ours[:-2], expected[:-2])
-        assert_same_gradients(ours[-2:], expected[-2:], backend)
+        ours, expected = (with_gradients(function(*leaves, key), leaves) for function in (compiled, all_functions))
+        assert_same(ours, expected, 2, backend)
     assert counter.frame_count == 1
 
 
-@parametrize("output", range(5))
+@parametrize("output", range(11))
 def test_an_output_alone(output: int, device: torch.device) -> None:
     """Its gradient comes without those of the others, as None in eager and as zeros here."""
-    mu, rho = make_parameters((4, 3), device=device)
-    function = lambda *args: (all_functions(*args)[output],)  # noqa: E731
+    leaves = make_leaves(4, 3, device=device)
+    function = lambda *args: all_functions(*args)[output]  # noqa: E731
     compiled, _ = compile_counted(function, "aot_eager")
     keys = make_keys((1, 2), (3, 4), (5, 6), device=device)
-    assert_same_bits(with_gradients(compiled, mu, rho, keys), with_gradients(function, mu, rho, keys))
+    assert_same_bits(*(with_gradients(call(*leaves, keys), leaves) for call in (compiled, function)))
 
 
-@parametrize("backend", ["aot_eager", "inductor"])
-def test_dynamic_shapes(backend: str, device: torch.device) -> None:
-    prior = [torch.tensor([value], device=device) for value in PRIOR]
-    compiled, counter = compile_counted(all_functions, backend, dynamic=True)
+@parametrize(
+    ("function", "backend", "learned"), [(all_functions, "inductor", False), (many_tensors, "aot_eager", True)]
+)
+def test_dynamic_shapes(function: Callable[..., Any], backend: str, learned: bool, device: torch.device) -> None:
+    """Gradients to the priors of many tensors are those of single ops."""
+    prior = [torch.tensor([value], device=device, requires_grad=learned) for value in PRIOR]
+    compiled, counter = compile_counted(function, backend, dynamic=True)
     for num_samples, size in ((5, (7, 11)), (6, (8, 13)), (9, (15, 12))):
-        args = (*make_parameters(size, device=device), make_keys(*[(i, 0) for i in range(num_samples)], device=device))
-        ours, expected = (with_gradients(function, *args, prior) for function in (compiled, all_functions))
-        assert_same_bits(ours[:-2], expected[:-2])
-        assert_same_gradients(ours[-2:], expected[-2:], backend)
+        parameters = make_leaves(*size, device=device)
+        leaves = [*parameters, *(prior if learned else [])]
+        keys = make_keys(*[(i, 0) for i in range(num_samples)], device=device)
+        ours, expected = (with_gradients(call(*parameters, keys, prior), leaves) for call in (compiled, function))
+        assert_same(ours, expected, len(leaves), backend)
     assert counter.frame_count == 1
 
 
@@ -109,33 +104,37 @@ def test_priors_that_change(as_tensor: bool, device: torch.device) -> None:
     assert not as_tensor or counter.frame_count == 1
 
 
-class Methods(nn.Module):
-    """Every way to draw from a distribution."""
+def test_graphs_hold_one_op_forward_and_one_backward(device: torch.device) -> None:
+    """Of many tensors, too."""
+    graphs = []
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights = GaussianDistribution((4, 3), rho_init=-1.0)
+    def record(module: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append([str(node.target) for node in module.graph.nodes if "illia_ext" in str(node.target)])
+        return make_boxed_func(module.forward)
 
-    def forward(self) -> tuple[Tensor, ...]:
-        d = self.weights
-        x, log_probs = d.sample_and_log_prob(2)
-        return d.sample(), d.sample(3), d.log_prob(), x, log_probs, d.log_prob(x * 1.5), d.kl_divergence()
+    compiled = torch.compile(all_functions, backend=aot_autograd(fw_compiler=record), fullgraph=True)
+    leaves = make_leaves(4, 3, device=device)
+    ours, expected = (with_gradients(call(*leaves, make_key(1)), leaves) for call in (compiled, all_functions))
+    assert_same_bits(ours, expected)
+    names = [name for name in NAMES if hasattr(functional, name)]
+    assert [sorted(graph) for graph in graphs] == [
+        sorted(f"illia_ext.{name}{suffix}.default" for name in names) for suffix in ("", "_backward")
+    ]
 
 
 @parametrize("backend", ["aot_eager", "inductor"])
+@inductor_config.patch(reorder_for_peak_memory=False)  # else inductor may draw the keys in another order
 def test_compiled_draws_are_those_of_eager(backend: str, device: torch.device) -> None:
-    module = Methods().to(device)
-    compiled, counter = compile_counted(module, backend)
+    layer = Layer().to(device)
+    compiled, counter = compile_counted(layer.draw, backend)
     results = []
-    for function in (compiled, module):
+    for function in (compiled, layer.draw):
         torch.manual_seed(3)
         for _ in range(3):  # the generator moves on in the same way
-            outputs = function()
-            weights = [torch.full_like(output, 1.0 + i) for i, output in enumerate(outputs)]
-            results.append([*outputs, *torch.autograd.grad(outputs, list(module.parameters()), weights)])
+            results.append(with_gradients(function(), list(layer.parameters())))
     for ours, expected in zip(results[:3], results[3:]):
-        assert_same_bits(ours[:-2], expected[:-2])
-        torch.testing.assert_close(ours[-2:], expected[-2:])  # gradients of seven uses, added in another order
+        assert_same_bits(ours[:-4], expected[:-4])
+        torch.testing.assert_close(ours[-4:], expected[-4:])  # gradients of several uses, added in another order
     assert not torch.equal(results[0][0], results[1][0])
     assert counter.frame_count == 1
 
@@ -272,32 +271,17 @@ def test_inductor_saves_the_key_and_no_noise(device: torch.device) -> None:
     assert network.weights.rho.grad.isfinite().all()
 
 
-def test_compiled_autograd(device: torch.device) -> None:
-    distribution = GaussianDistribution(5, device=device)
-    parameters = list(distribution.parameters())
-    torch.manual_seed(0)
-    expected = torch.autograd.grad(distribution.log_prob(), parameters)
-    torch.manual_seed(0)
-    with torch._dynamo.compiled_autograd._enable(lambda graph: graph):
-        distribution.log_prob().backward()
-    assert all(torch.equal(parameter.grad, grad) for parameter, grad in zip(parameters, expected))
-
-
-@pytest.mark.parametrize("name", ["gaussian_sample", "gaussian_sample_and_log_prob", "gaussian_kl_divergence"])
-def test_compiled_autograd_of_an_eager_call(name: str, device: torch.device) -> None:
+@parametrize("outputs", [slice(0, 1), slice(2, 4), slice(4, 5), slice(5, None)])
+def test_compiled_autograd_of_an_eager_call(outputs: slice, device: torch.device) -> None:
     """Dynamo traces the backward of our Functions, and takes plain functions alone."""
-    mu, rho = torch.zeros(3, device=device, requires_grad=True), torch.ones(3, device=device, requires_grad=True)
-    key = make_key(1, device=device)
-    arguments = {"gaussian_sample": (key,), "gaussian_kl_divergence": (0.25, 0.5)}.get(name, (0.25, 0.5, key))
 
     def gradients(run: Callable[[Callable[[], None]], Callable[[], None]]) -> list[Tensor]:
-        mu.grad = rho.grad = None
-        outputs = getattr(functional, name)(mu, rho, *arguments)
-        loss = sum(output.sum() for output in (outputs if isinstance(outputs, tuple) else (outputs,)))
+        leaves = make_leaves(4, 3, device=device)
+        loss = sum(output.sum() for output in all_functions(*leaves, make_key(1, device=device))[outputs])
         run(lambda: loss.backward())()
-        return [mu.grad, rho.grad]
+        return [leaf.grad for leaf in leaves]
 
     expected = gradients(lambda backward: backward)
     with torch._dynamo.config.patch(compiled_autograd=True):
         ours = gradients(lambda backward: torch.compile(backward, backend="aot_eager"))
-    assert all(map(same_bits, ours, expected))
+    assert_same_bits(ours, expected)

@@ -9,50 +9,41 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_key, make_keys, make_parameters, same_bits
+from helpers import make_key, make_parameters, same_bits
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transform_cases import Count, assert_same_bits, with_gradients
 
 from illia_ext import GaussianDistribution, functional
 from illia_ext._ops import dispatch
-from illia_ext._ops.fake import op
+from illia_ext._ops.fake import NAMES, op
 
 parametrize = pytest.mark.parametrize
 
-Function = Callable[..., Any]  # of mu, rho, priors and a key
-FUNCTIONS: dict[str, Function] = {
-    "gaussian_sample": lambda mu, rho, m, s, key: functional.gaussian_sample(mu, rho, key),
-    "gaussian_log_prob": lambda mu, rho, m, s, key: functional.gaussian_log_prob(mu.detach() + 1, mu, rho, m, s),
-    "gaussian_sample_and_log_prob": lambda mu, rho, m, s, key: functional.gaussian_sample_and_log_prob(
-        mu, rho, m, s, key
-    ),
-    "gaussian_kl_divergence": lambda mu, rho, m, s, key: functional.gaussian_kl_divergence(mu, rho, m, s),
-    "foreach_gaussian_sample_and_log_prob": lambda mu, rho, m, s, key: functional.foreach_gaussian_sample_and_log_prob(
-        [mu], [rho], m, s, key
-    ),
-    "foreach_gaussian_kl_divergence": lambda mu, rho, m, s, key: functional.foreach_gaussian_kl_divergence(
-        [mu], [rho], m, s
-    ),
-}
-THROUGH_THE_DISPATCHER: dict[str, Function] = {
-    "gaussian_sample": lambda mu, rho, m, s, key: op("gaussian_sample")(mu, rho, key),
-    "gaussian_log_prob": lambda mu, rho, m, s, key: op("gaussian_log_prob")(mu.detach() + 1, mu, rho, m, s),
-    "gaussian_sample_and_log_prob": lambda mu, rho, m, s, key: op("gaussian_sample_and_log_prob")(mu, rho, m, s, key),
-    "gaussian_kl_divergence": lambda mu, rho, m, s, key: op("gaussian_kl_divergence")(mu, rho, m, s),
-    "foreach_gaussian_sample_and_log_prob": lambda mu, rho, m, s, key: op("foreach_gaussian_sample_and_log_prob")(
-        [mu], [rho], [m], [s], key
-    ),
-    "foreach_gaussian_kl_divergence": lambda mu, rho, m, s, key: op("foreach_gaussian_kl_divergence")(
-        [mu], [rho], [m], [s]
-    ),
-}
-each_function = parametrize("name", FUNCTIONS)
+
+def make_arguments(name: str, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, key: Tensor) -> list[Any]:
+    """What the op `name` takes, and so does its function."""
+    arguments = [mu, rho] if name == "gaussian_sample" else [mu, rho, mu_prior, std_prior]
+    if name.startswith("foreach"):
+        arguments = [[mu, rho], [rho, mu], [mu_prior], [std_prior]]
+    given_x = [mu.detach() + 1] if name == "gaussian_log_prob" else []
+    return [*given_x, *arguments, *([key] if "sample" in name else [])]
+
+
+def call(name: str, inputs: list[Tensor]) -> list[Tensor]:
+    return tree_leaves(getattr(functional, name)(*make_arguments(name, *inputs)))
+
+
+def call_op(name: str, inputs: list[Tensor]) -> list[Tensor]:
+    """Through the dispatcher."""
+    return tree_leaves(op(name)(*make_arguments(name, *inputs)))
+
+
+each_function = parametrize("name", [name for name in NAMES if hasattr(functional, name)])
 
 
 def make_inputs(device: torch.device, *frozen: str) -> list[Tensor]:
@@ -63,33 +54,34 @@ def make_inputs(device: torch.device, *frozen: str) -> list[Tensor]:
     return [*parameters, *torch.tensor([[0.25], [0.75]], device=device), make_key(5, device=device)]
 
 
-def outputs_of(result: Any) -> list[Tensor]:
-    return tree_leaves(result)
-
-
 @each_function
 @parametrize("frozen", [(), ("mu",), ("rho",), ("mu", "rho")])
 def test_same_as_through_the_dispatcher(name: str, frozen: tuple[str, ...], device: torch.device) -> None:
+    """Gradients that can be differentiated have the same bits as those that cannot."""
     inputs = make_inputs(device, *frozen)
     leaves = [leaf for leaf in inputs if leaf.requires_grad]
-    ours, expected = (outputs_of(functions[name](*inputs)) for functions in (FUNCTIONS, THROUGH_THE_DISPATCHER))
+    ours, expected = call(name, inputs), call_op(name, inputs)
     for a, b in zip(ours, expected, strict=True):
         assert same_bits(a, b) and a.requires_grad is b.requires_grad is bool(leaves)
         assert type(a.grad_fn).__name__ == type(b.grad_fn).__name__
-    if (leaves and name != "gaussian_sample") or "mu" not in frozen:
-        gradients = [torch.autograd.grad(sum(o.sum() for o in outputs), leaves) for outputs in (ours, expected)]
-        assert all(map(same_bits, *gradients))
+    if leaves:
+        losses = [sum(output.square().sum() for output in outputs) for outputs in (ours, expected)]
+        gradients = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
+        recorded = torch.autograd.grad(losses[0], leaves, create_graph=True)
+        assert all(gradient.requires_grad for gradient in recorded)
+        assert_same_bits(recorded, gradients[0])
+        assert_same_bits(*gradients)
 
 
 @each_function
 @parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_nothing_recorded(name: str, mode: Callable[[], Any], device: torch.device) -> None:
     inputs = make_inputs(device)
-    expected = outputs_of(THROUGH_THE_DISPATCHER[name](*inputs))
     with mode():
-        outputs = outputs_of(FUNCTIONS[name](*inputs))
-    for a, b in zip(outputs, expected, strict=True):
-        assert same_bits(a, b) and not a.requires_grad and a.is_inference() is (mode is torch.inference_mode)
+        outputs = call(name, inputs)
+    assert_same_bits(outputs, call_op(name, inputs))
+    for output in outputs:
+        assert not output.requires_grad and output.is_inference() is (mode is torch.inference_mode)
 
 
 @each_function
@@ -100,7 +92,7 @@ def test_no_round_trip(name: str, context: Callable[[], Any], device: torch.devi
     with context():
         sys.setprofile(lambda frame, event, arg: called.add(frame.f_code))
         try:
-            FUNCTIONS[name](*inputs)
+            call(name, inputs)
         finally:
             sys.setprofile(None)
     names = {code.co_name for code in called if code.co_filename == dispatch.__file__}
@@ -115,26 +107,14 @@ def test_the_profiler_names_the_op_and_its_backward(device: torch.device) -> Non
     assert {"GaussianSample", "illia_ext::gaussian_sample", "illia_ext::gaussian_sample_backward"} <= set(names)
 
 
-class Names(TorchDispatchMode):
-    """The names of our ops that are called below autograd."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "illia_ext":
-            self.seen.append(func._opname)
-        return func(*args, **(kwargs or {}))
-
-
 @each_function
-@parametrize("context", [nullcontext, torch.no_grad])
-def test_dispatch_modes_see_the_op(name: str, context: Callable[[], Any], device: torch.device) -> None:
-    with context(), Names() as names:
-        outputs = outputs_of(FUNCTIONS[name](*make_inputs(device)))
-    assert names.seen == [name]
-    assert all(output.requires_grad is (context is nullcontext) for output in outputs)
+def test_dispatch_modes_see_one_call_forward_and_one_backward(name: str, device: torch.device) -> None:
+    inputs = make_inputs(device)
+    with Count() as count:
+        with torch.no_grad():
+            assert not any(output.requires_grad for output in call(name, inputs))
+        with_gradients(call(name, inputs), inputs[:2])
+    assert count.calls == [f"{name}.default"] * 2 + [f"{name}_backward.default"]
 
 
 class Doubles(TorchFunctionMode):
@@ -196,15 +176,19 @@ def test_inside_another_ops_kernel_nothing_is_recorded(device: torch.device) -> 
     assert not frozen_kl(mu, rho).requires_grad
 
 
-class Layer(nn.Module):
-    def __init__(self) -> None:
+class Network(nn.Module):
+    """By the functions of one tensor, or by those of many."""
+
+    def __init__(self, prefix: str) -> None:
         super().__init__()
+        self.names = [f"{prefix}gaussian_sample_and_log_prob", f"{prefix}gaussian_kl_divergence"]
         self.weights = GaussianDistribution((4, 3), rho_init=-1.0)
 
-    def forward(self, inputs: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        m, s = self.weights.mu_prior, self.weights.std_prior
-        weights, log_prob = functional.gaussian_sample_and_log_prob(self.weights.mu, self.weights.rho, m, s, key)
-        return nn.functional.linear(inputs, weights).tanh(), log_prob
+    def forward(self, inputs: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        d = self.weights
+        arguments = [d.mu, d.rho, d.mu_prior, d.std_prior, key]
+        (weights, *_, log_prob), (kl_divergence,) = (call(name, arguments) for name in self.names)
+        return nn.functional.linear(inputs, weights).tanh(), log_prob, kl_divergence
 
 
 TRACERS: dict[str, Callable[[nn.Module, tuple[Tensor, ...]], Any]] = {
@@ -217,23 +201,20 @@ TRACERS: dict[str, Callable[[nn.Module, tuple[Tensor, ...]], Any]] = {
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @parametrize("trace", TRACERS.values(), ids=TRACERS)
-def test_tracers_write_the_op_down(trace: Callable[..., Any], device: torch.device) -> None:
-    layer, inputs = Layer().to(device), torch.ones(2, 3, device=device)
-    traced = trace(layer, (inputs, make_key(1, device=device)))
-    names = [str(node.kind() if isinstance(traced, torch.jit.ScriptModule) else node.target) for node in nodes(traced)]
-    assert [name for name in names if "illia_ext" in name and "backward" not in name] in (
-        ["illia_ext::gaussian_sample_and_log_prob"],
-        ["illia_ext.gaussian_sample_and_log_prob.default"],
-    )
+@parametrize("prefix", ["", "foreach_"])
+def test_tracers_write_the_op_down(prefix: str, trace: Callable[..., Any], device: torch.device) -> None:
+    network, inputs = Network(prefix).to(device), torch.ones(2, 3, device=device)
+    traced = trace(network, (inputs, make_key(1, device=device)))
+    if isinstance(traced, torch.jit.ScriptModule):
+        found, expected = [node.kind() for node in traced.inlined_graph.nodes()], "illia_ext::{}"
+    else:
+        found, expected = [str(node.target) for node in traced.graph.nodes], "illia_ext.{}.default"
+    ours = [name for name in found if "illia_ext" in name and "backward" not in name]
+    assert ours == [expected.format(name) for name in network.names]
     key = make_key(2, device=device)
-    outputs = [function(inputs, key) for function in (traced, layer)]
-    assert all(map(same_bits, *outputs))
-    ours, expected = (torch.autograd.grad([o.sum() for o in two], list(layer.parameters())) for two in outputs)
-    assert all(map(same_bits, ours, expected))
-
-
-def nodes(traced: Any) -> Any:
-    return traced.inlined_graph.nodes() if isinstance(traced, torch.jit.ScriptModule) else traced.graph.nodes
+    assert_same_bits(
+        *(with_gradients(function(inputs, key), list(network.parameters())) for function in (traced, network))
+    )
 
 
 def test_saved_tensors_go_through_hooks(device: torch.device) -> None:
@@ -248,24 +229,5 @@ def test_saved_tensors_go_through_hooks(device: torch.device) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: (1 + (i == 3)) * packed[i]):  # std_prior doubled
         x, log_prob = functional.gaussian_sample_and_log_prob(*inputs)
     assert {tensor.data_ptr() for tensor in packed} == {tensor.data_ptr() for tensor in inputs}
-    ours = torch.autograd.grad(log_prob, inputs[:2])
-    expected = torch.autograd.grad(
-        functional.gaussian_sample_and_log_prob(*inputs[:3], 2 * inputs[3], inputs[4])[1], inputs[:2]
-    )
-    assert all(map(same_bits, ours, expected))
-
-
-@parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE])
-def test_selective_checkpointing_chooses_our_op(policy: CheckpointPolicy, device: torch.device) -> None:
-    layer, inputs, keys = Layer().to(device), torch.ones(2, 3, device=device), make_keys((1, 2), device=device)
-
-    def contexts() -> Any:
-        return create_selective_checkpoint_contexts(lambda ctx, func, *args, **kwargs: policy)
-
-    with Names() as names:
-        outputs = checkpoint(layer, inputs, keys[0], use_reentrant=False, context_fn=contexts)
-        gradients = torch.autograd.grad([o.sum() for o in outputs], list(layer.parameters()))
-    forwards = names.seen.count("gaussian_sample_and_log_prob")
-    assert forwards == (1 if policy == CheckpointPolicy.MUST_SAVE else 2)
-    expected = torch.autograd.grad([o.sum() for o in layer(inputs, keys[0])], list(layer.parameters()))
-    assert all(map(same_bits, gradients, expected))
+    _, expected = functional.gaussian_sample_and_log_prob(*inputs[:3], 2 * inputs[3], inputs[4])
+    assert_same_bits(*(torch.autograd.grad(output, inputs[:2]) for output in (log_prob, expected)))
