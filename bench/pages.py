@@ -9,7 +9,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from bench.report import WORKS, heading, markdown, number, ratios, surroundings, times
+from bench.report import WORKS, heading, markdown, number, ratio_text, ratios, surroundings, times
 from bench.results import Run
 from bench.setting import OURS
 
@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 FRONT = "amd-epyc-avx512-1-thread"  # whose results README.md shows
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
-COLUMNS = {"eager": "plain PyTorch", "compile": "`torch.compile`", "compile-randn": "the same, torch's noise"}
+COLUMNS = {
+    "eager": "plain PyTorch",
+    "compile": "`torch.compile`",
+    "compile-randn": "the same, torch's noise",
+    OURS: OURS,
+}
 LABELS = {  # of the works that README.md shows
     "forward + backward": "{} weights, ns each",
     "tensors": "ResNet-50's {} tensors, ms",
@@ -46,20 +51,17 @@ def power(count: int) -> str:
 
 def front_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Times, and how many times illia_ext's they are."""
-    lines = {}
+    parts = []
     for work, label in LABELS.items():
-        here = rows[rows["work"] == work]
-        here = here.assign(time=times(here, work), ratio=ratios(here, OURS)).set_index("case")
-        for point, at_point in here.groupby("point"):
-            cells = {}
-            for case in (*COLUMNS, OURS):
-                if case not in at_point.index:
-                    continue
-                row = at_point.loc[case]
-                ratio = "" if case == OURS or pd.isna(row.ratio) else f" ({number(row.ratio)}x)"
-                cells[COLUMNS.get(case, case)] = f"{number(row.time)}{ratio}" if pd.isna(row.untimed) else "no time"
-            lines[label.format(power(point) if "weights" in label else point)] = cells
-    return pd.DataFrame.from_dict(lines, orient="index").fillna("")
+        here = rows[(rows["work"] == work) & rows["case"].isin(COLUMNS)]
+        pairs = zip(times(here, work), ratios(here, OURS))
+        cells = ["no time" if pd.isna(time) else f"{number(time)} ({ratio_text(ratio)})" for time, ratio in pairs]
+        points = here["point"].map(power if "weights" in label else str)
+        parts.append(here.assign(label=points.map(label.format), cell=cells))
+    found = pd.concat(parts)
+    wide = found.pivot(index="label", columns="case", values="cell").fillna("")
+    wide = wide.reindex(index=found["label"].unique(), columns=[case for case in COLUMNS if case in wide])
+    return wide.rename(columns=COLUMNS).rename_axis(index=None)
 
 
 def faster_than_ours(rows: pd.DataFrame) -> list[str]:

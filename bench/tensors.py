@@ -146,7 +146,7 @@ def samples(points: list[int], numel: int, setting: Setting) -> list[Subject]:
                 continue
             subject = one.subject("samples", num_samples, name, one.draw(case))
             loop = partial(_in_a_loop, one, one.draw(case), list(zip(*several.output_grads)))
-            fewest = num_samples * subject.minimum_bytes
+            fewest = minimum_bytes(numel, num_samples, setting.dtype.itemsize, backward=True)
             subjects.append(replace(subject, run=loop, weights=numel * num_samples, minimum_bytes=fewest))
     return subjects
 

@@ -1,5 +1,6 @@
 """The benchmark measures every case, and what it counts is known beforehand."""
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Measurement, TaskSpec
 
 from bench.__main__ import plan
 from bench.cases import eager, fused
@@ -91,19 +93,26 @@ def test_tasks_take_turns() -> None:
     timings = interleave([partial(task, name) for name in "ab"], BRIEF)
     turns = "".join(name for name, before in zip(calls, [None, *calls]) if name != before)
     assert turns == "ab" * BRIEF.min_rounds
-    assert all(len(timing.times) >= BRIEF.min_rounds and 2e-3 <= timing.median < 0.02 for timing in timings)
+    assert all(len(timing.times) >= BRIEF.min_rounds and 2e-3 <= timing.median < 0.2 for timing in timings)
     assert threads == {torch.get_num_threads()}
 
 
-def test_rounds_go_on_while_times_differ() -> None:
-    """Six rounds of a task whose every other call takes ten times as long, and three of a steady one."""
-    calls = iter(range(1000))
-    restless = partial(lambda: time.sleep(2e-3 if next(calls) // 2 % 2 else 2e-2))
-    steady = partial(time.sleep, 1e-2)
-    effort = Effort(seconds=60, min_rounds=3, max_rounds=6, turn=1e-4)
-    assert len(interleave([restless], effort)[0].times) == 6
-    assert len(interleave([restless], replace(effort, seconds=0))[0].times) == 3
-    assert len(interleave([steady], replace(effort, max_rounds=100))[0].times) < 100
+def test_rounds_go_on_while_times_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks tell their times: some steady, some with an interquartile range as large as the median."""
+
+    class TellingTimer:
+        def __init__(self, stmt: str, globals: dict[str, Callable[[], float]], num_threads: int) -> None:
+            self.task = globals["task"]
+
+        def blocked_autorange(self, min_run_time: float) -> Measurement:
+            return Measurement(1, [self.task()], TaskSpec("task()", ""))
+
+    monkeypatch.setattr("bench.measure.Timer", TellingTimer)
+    steady, restless = partial(next, itertools.repeat(1.0)), partial(next, itertools.cycle([1.0, 2.0]))
+    effort = Effort(seconds=60, min_rounds=3, max_rounds=6)
+    assert [len(timing.times) for timing in interleave([steady, steady], effort)] == [3, 3]
+    assert [len(timing.times) for timing in interleave([steady, restless], effort)] == [6, 6]
+    assert [len(timing.times) for timing in interleave([steady, restless], replace(effort, seconds=0))] == [3, 3]
 
 
 def test_a_wrong_or_failing_case_gets_no_time_and_stops_nobody() -> None:
@@ -159,6 +168,10 @@ def test_what_a_work_does(monkeypatch: pytest.MonkeyPatch) -> None:
             calls.clear()
             subject.run()
             counted[subject.work, subject.case] = list(calls)
+            if subject.case in SETTING.cases:  # none is credited for what it moves beyond the work's traffic
+                samples = 3 if subject.work == "samples" else 1
+                fewest = minimum_bytes(subject.weights // samples, samples, 4, backward=subject.work != "forward")
+                assert subject.minimum_bytes == fewest, subject
             assert subject.weights == {"samples": 3 * 50, "tensors": sum(resnet50_numels(4))}.get(subject.work, 100)
     assert counted["forward", "eager"] == counted["forward", "illia_ext"] == []
     assert counted["forward + backward", "eager"] == counted["forward + backward", "illia_ext"] == [2]
