@@ -129,8 +129,8 @@ def run_and_write(about: dict[str, Any], scale: Scale, setting: Setting, effort:
 def new_run(
     device: str, dtype: str, counts: dict[str, str | None], cases: str | None, quick: bool, json_file: Path | None
 ) -> Run:
-    where, peers_and_missing = parse_device(device), load_peers()
-    peers, missing = peers_and_missing
+    where = parse_device(device)
+    peers, missing = load_peers()
     usual = [name for name in CASES if name != "compile-randn" or not (quick or where.type == "cuda")]
     known = [*CASES, *peers, *missing]
     names = [*usual, *peers, *missing] if cases is None else list(dict.fromkeys(s.strip() for s in cases.split(",")))

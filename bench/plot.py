@@ -31,7 +31,7 @@ def _wide(run: Run, work: str) -> pd.DataFrame:
     """Times by point and case, of the cases that have a colour."""
     rows = run.rows[(run.rows["work"] == work) & run.rows["case"].isin(COLOURS)]
     wide = rows.assign(time=times(rows, work)).pivot(index="point", columns="case", values="time")
-    return wide.astype(float)[rows["case"].unique()]
+    return wide[rows["case"].unique()]
 
 
 def _sizes(axes: Axes, run: Run) -> None:

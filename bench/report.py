@@ -86,10 +86,8 @@ def costs(run: Run) -> pd.DataFrame:
         "kept B": (rows["kept_bytes"] / rows["weights"]).map(number),
         "launches": rows["launches"].map(number),
     }
-    firsts = run.rows.groupby(["work", "case"])[
-        "first_call"
-    ].first()  # where compiled code is used again, its first use
-    columns["first ms"] = [number(firsts[tuple(key)] * 1e3) for key in rows[["work", "case"]].values]
+    firsts = run.rows.groupby(["work", "case"])["first_call"].transform("first")  # later ones may find compiled code
+    columns["first ms"] = (firsts[rows.index] * 1e3).map(number)
     wide = pd.DataFrame(columns).set_axis(pd.MultiIndex.from_frame(rows[["work", "case"]]))
     return wide.loc[:, (wide != "").any()]  # launches are counted on a GPU
 

@@ -43,7 +43,9 @@ class Run:
 
     @classmethod
     def of(cls, about: dict[str, Any], rows: list[Row]) -> "Run":
-        return cls(about, pd.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(Row)]))
+        names = [field.name for field in fields(Row)]
+        measured = dict.fromkeys(names[names.index("median") :], float)  # also where all are None
+        return cls(about, pd.DataFrame([asdict(row) for row in rows], columns=names).astype(measured))
 
     @classmethod
     def read(cls, path: Path) -> "Run":

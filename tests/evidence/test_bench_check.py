@@ -54,9 +54,8 @@ def test_compiled_cases_are_right(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_compiled_transform_is_right() -> None:
-    {subject.case: subject for subject in transforms(100, replace(SETTING, compile_once=False))}[
-        "torch.compile"
-    ].check()
+    subjects = transforms(100, replace(SETTING, compile_once=False))
+    next(subject for subject in subjects if subject.case == "torch.compile").check()
 
 
 def given_noise(eps: Tensor):
@@ -119,11 +118,11 @@ def test_samples_that_share_their_noise_are_found() -> None:
 
 
 def test_densities() -> None:
-    """One weight, by hand: q = N(1, 2^2), p = N(0, 1), x = 3, that is z = 1 and z_prior = 3."""
+    """One weight, by hand: q = N(1, 2^2), p = N(-1, 1), x = 3, that is z = 1 and z_prior = 4."""
     mu, sigma, x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     log2 = 0.6931471805599453
-    assert float(sampled(x, mu, sigma, 0.0, 1.0)) == pytest.approx(-log2 - 0.5 + 4.5)
-    assert float(closed_form(mu, sigma, 0.0, 1.0)) == pytest.approx(-log2 + (4 + 1) / 2 - 0.5)
+    assert float(sampled(x, mu, sigma, -1.0, 1.0)) == pytest.approx(-log2 - 0.5 + 8)
+    assert float(closed_form(mu, sigma, -1.0, 1.0)) == pytest.approx(-log2 + (4 + 4) / 2 - 0.5)
 
 
 def test_layers_are_checked() -> None:
@@ -138,8 +137,13 @@ def test_layers_are_checked() -> None:
     class Claimed(CaseLinear):
         closed = True
 
-    for wrong in (Doubled, Claimed):
-        with pytest.raises(Wrong, match="log_prob is off by"):
+    class Repeated(CaseLinear):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            torch.manual_seed(0)
+            return super().forward(x)
+
+    for wrong, sentence in (Doubled, "log_prob is off by"), (Claimed, "log_prob is off by"), (Repeated, "correlation"):
+        with pytest.raises(Wrong, match=sentence):
             check_layer(wrong(fused, 20, 10))
 
 
