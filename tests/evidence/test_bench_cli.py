@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 import bench.__main__ as command
-from bench import pages, peers, report
+from bench import machine, pages, peers, report
 from bench.results import FORMAT, Row, Run, write
 from bench.setting import CPU_SCALE, CUDA_SCALE, Scale
 
@@ -31,6 +31,8 @@ ROWS = [
     *(row("forward + backward", 1024, case, seconds) for case, seconds in TIMES.items()),
     row("forward", 1024, "illia_ext", 5e-7),
     row("forward", 1024, "torch.randn", 2.5e-7),
+    row("samples", 1, "illia_ext", 1e-6),
+    row("samples", 8, "illia_ext", 8e-6, kept_bytes=4096),
     row("transforms", 1024, "a loss", 1e-4),
     row("transforms", 1024, "jvp", 5e-4),
     row("training step", 32, "illia_ext", 2e-3, kept_bytes=2048),
@@ -40,10 +42,10 @@ ROWS = [
 ]
 
 
-def save(path: Path, rows: list[Row] = ROWS, *end: dict, machine: dict = MACHINE, settings: dict = SETTINGS) -> Path:
+def save(path: Path, rows: list[Row] = ROWS, *end: dict, where: dict = MACHINE, settings: dict = SETTINGS) -> Path:
     about = {
         "format": FORMAT,
-        "machine": machine,
+        "machine": where,
         "settings": settings,
         "skipped": {"blitz": "No module named 'blitz'"},
     }
@@ -100,6 +102,17 @@ def test_bad_input_is_refused_before_anything_is_measured(
     assert sentence in " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
 
 
+def test_points_without_memory_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One float32 weight needs 4 * 4 + 160 bytes, and one sample of 2^18 weights 2^18 times 2 * 4 + 160."""
+    monkeypatch.setattr(machine, "free_bytes", lambda device: 8 * 2**18 * 168)
+    asked = {"sizes": None, "samples": None}
+    scale = command.fit_memory(CUDA_SCALE, torch.device("cpu"), 4, asked)
+    assert (scale.sizes, scale.samples) == ([2**12, 2**16, 2**20], [1, 8])
+    monkeypatch.setattr(machine, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(command, "measure_all", lambda scale, *_: pytest.fail("measured") if scale.sizes else [])
+    assert call().exit_code == 0
+
+
 def test_a_refused_run_leaves_no_file(tmp_path: Path) -> None:
     assert call("--json", tmp_path / "run.json", "--cases", "rival").exit_code == 2
     assert list(tmp_path.iterdir()) == []
@@ -122,18 +135,22 @@ def test_a_missing_peer_is_named_and_threads_are_set(monkeypatch: pytest.MonkeyP
 
 
 def test_an_interrupted_run_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    kept = []
+
     def measure(subjects: list, *_: object) -> list[Row]:
         if subjects[0].point == 20:
+            kept.extend(Run.read(path).rows["point"])  # while the run goes on
             raise KeyboardInterrupt
         return [row(subject.work, subject.point, subject.case, 1e-3) for subject in subjects]
 
     monkeypatch.setattr(command, "measure", measure)
-    path = tmp_path / "run.json"
     assert call("--json", path, "--sizes", "10,20", "--cases", "illia_ext", "--quick").exit_code != 0
-    assert set(Run.read(path).rows["point"]) == {10}
+    assert set(kept) == set(Run.read(path).rows["point"]) == {10}
     result = call("--load", path)
     assert result.exit_code == 0
-    assert "1e+05" not in result.output and "the run was interrupted" in result.output
+    assert "the run was interrupted" in result.output
+    assert "measured in" not in result.output
 
 
 def test_a_run_is_shown(tmp_path: Path) -> None:
@@ -147,6 +164,7 @@ def test_a_run_is_shown(tmp_path: Path) -> None:
         "eager       3.91±10% 4.00x",  # 4 us of 1024 weights, and of illia_ext's 1 us
         "jvp      500±10% 5.00x",  # times a loss
         "eager                  wrong",
+        "samples            illia_ext         8   4.10   4.00      500",  # at the largest point
         "training step      illia_ext        32  0.016   2.00      500",  # bytes kept a weight, ms of the first call
         "eager, training step at 32: wrong: cost is off by 1.0e+00",
         "blitz is skipped: No module named 'blitz'",
@@ -157,9 +175,9 @@ def test_a_run_is_shown(tmp_path: Path) -> None:
 
 def test_what_the_machine_was_like_is_shown(tmp_path: Path) -> None:
     build = BUILD | {"cuda": {"version": "13.0", "targets": ["sm_90"]}}
-    machine = MACHINE | {"gpu": "Test GPU", "cuda": "13.1", "build": build}
+    where = MACHINE | {"gpu": "Test GPU", "cuda": "13.1", "build": build}
     end = {"seconds": None, "busy": "other programs keep 1.5 cores busy"}
-    output = call("--load", save(tmp_path / "run.json", ROWS, end, machine=machine)).output
+    output = call("--load", save(tmp_path / "run.json", ROWS, end, where=where)).output
     for part in (
         "Test GPU (CUDA 13.1; Test CPU, avx2, 2 threads), torch",
         "gcc 12, CUDA 13.0,",
@@ -184,9 +202,7 @@ def test_compare(tmp_path: Path) -> None:
         row("training step", 32, "not Bayesian", 1e-3, weights=10),  # another work by the same name
         row("training step", 32, "compile", None, untimed="failed: out of memory"),
     ]
-    new = save(
-        tmp_path / "new.json", changed, machine=MACHINE | {"threads": 1}, settings=SETTINGS | {"dtype": "float64"}
-    )
+    new = save(tmp_path / "new.json", changed, where=MACHINE | {"threads": 1}, settings=SETTINGS | {"dtype": "float64"})
     output = call("--load", new, "--compare", old).output
     lines = output.splitlines()
     for line in (
