@@ -60,16 +60,21 @@ def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Measur
     return merged
 
 
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def memory_and_launches(task: Callable[[], object], device: torch.device) -> tuple[int, int | None]:
     """The most bytes that one call's allocations hold at once, and its kernels, copies and fills on a GPU."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
+        synchronize()
         with profile(activities=activities, profile_memory=True) as profiler:
             task()
-            if on_gpu:
-                torch.cuda.synchronize()
+            synchronize()
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
     return peak_bytes(events, device_type=1 if on_gpu else 0), launches(events) if on_gpu else None
@@ -129,8 +134,7 @@ def attempt(action: Callable[[], object]) -> str | None:
     """Why there will be no time. A rival that fails is a result too."""
     try:
         action()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize()
     except Wrong as error:
         return f"wrong: {error}"
     except Exception as error:
