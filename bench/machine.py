@@ -9,7 +9,7 @@ import torch
 
 from illia_ext import _C
 
-__all__ = ["busy", "cpu_model", "describe", "free_bytes", "title"]
+__all__ = ["busy", "cpu_model", "describe", "free_bytes"]
 
 BUSY_CORES = 0.5
 OWN_GPU_BYTES = 2**30  # a process that has only begun holds less
@@ -38,14 +38,6 @@ def describe(device: torch.device, threads: int) -> dict[str, object]:
         about["gpu"] = torch.cuda.get_device_name(device)
         about["cuda"] = torch.version.cuda
     return about
-
-
-def title(machine: dict[str, object]) -> str:
-    """The machine in one line; of the CPU what matters where a GPU did the work."""
-    threads = f"{machine['threads']} thread" + ("s" if machine["threads"] != 1 else "")
-    cpu = f"{machine['cpu']}, {machine['capability']}, {threads}"
-    where = f"{machine['gpu']} (CUDA {machine['cuda']}; {cpu})" if "gpu" in machine else cpu
-    return f"{where}, torch {machine['torch']}, {machine['date']}"
 
 
 def free_bytes(device: torch.device) -> int:

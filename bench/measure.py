@@ -6,19 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from timeit import Timer
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.benchmark import timer
+from torch.utils.benchmark import Measurement, Timer
 
 from bench.check import Wrong
-from bench.results import Measurement, Timing
+from bench.results import Row
 
 __all__ = ["Effort", "Subject", "interleave", "kept_for_backward", "measure", "memory_and_launches", "warm_up"]
-
-WARM_UP = 2  # calls: after one, memory that the system had taken back was not always there again
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Subject:
     work: str
     point: int
     case: str
-    weights: int
+    weights: int  # that one call draws
     run: Callable[[], object]
     check: Callable[[], None] = lambda: None  # raises Wrong
     minimum_bytes: int | None = None  # memory traffic that no implementation of this work can avoid
@@ -38,13 +35,29 @@ class Subject:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a group of subjects is timed: rounds until `seconds` are over, within bounds."""
+    """How long a group of subjects is timed: rounds until all spreads are small or `seconds` are over."""
 
     seconds: float
     min_rounds: int
     max_rounds: int
-    turn: float = 0.02  # seconds; a longer call is a turn by itself
-    warm_below: float = 0.3  # seconds; a longer call warms up by itself
+    turn: float = 0.02  # seconds, after a warm-up of up to as much; a longer call is a turn by itself
+
+
+def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Measurement]:
+    """Each task once a round, by torch's timer, which warms up and waits for the GPU."""
+    threads = torch.get_num_threads()
+    timers = [Timer("task()", globals={"task": task}, num_threads=threads) for task in tasks]
+    rounds: list[list[Measurement]] = [[] for _ in tasks]
+    merged: list[Measurement] = []
+    start = time.perf_counter()
+    for done in range(1, effort.max_rounds + 1):
+        for timer, results in zip(timers, rounds):
+            results.append(timer.blocked_autorange(min_run_time=effort.turn))
+        merged = [Measurement.merge(results)[0] for results in rounds]
+        calm = all(result.meets_confidence(0.1) for result in merged)
+        if done >= effort.min_rounds and (calm or time.perf_counter() - start > effort.seconds):
+            break
+    return merged
 
 
 def synchronize() -> None:
@@ -52,38 +65,19 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Timing]:
-    """Seconds a call, of each task once a round; torch's clock waits for the GPU."""
-    start = time.perf_counter()
-    clocks = [Timer(task, timer=timer) for task in tasks]
-    once = [min(clock.repeat(2, 1)) for clock in clocks]  # the first call may wait for memory
-    rounds: list[list[float]] = [[] for _ in tasks]
-    for done in range(effort.max_rounds):
-        if done >= effort.min_rounds and time.perf_counter() - start > effort.seconds:
-            break
-        for clock, seconds, results in zip(clocks, once, rounds):
-            if seconds < effort.warm_below:
-                clock.timeit(WARM_UP)  # caches and memory as this task leaves them, as in a training loop of its own
-            calls = max(1, int(effort.turn / seconds))
-            results.append(clock.timeit(calls) / calls)
-    return [Timing(results) for results in rounds]
-
-
 def memory_and_launches(task: Callable[[], object], device: torch.device) -> tuple[int, int | None]:
     """The most bytes that one call's allocations hold at once, and its kernels, copies and fills on a GPU."""
     on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
-    synchronize()
-    with profile(activities=activities, profile_memory=True) as profiler:
-        result = task()
-        synchronize()
-    del result
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
+        synchronize()
+        with profile(activities=activities, profile_memory=True) as profiler:
+            task()
+            synchronize()
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    peak = peak_bytes(events, device_type=1 if on_gpu else 0)
-    return peak, launches(events) if on_gpu else None
+    return peak_bytes(events, device_type=1 if on_gpu else 0), launches(events) if on_gpu else None
 
 
 def peak_bytes(events: list[dict], device_type: int) -> int:
@@ -91,18 +85,18 @@ def peak_bytes(events: list[dict], device_type: int) -> int:
 
     What was allocated before the trace began does not count, nor does its end.
     """
-    memory = [e["args"] | {"ts": e["ts"]} for e in events if e.get("name") == "[memory]"]
+    memory = [event for event in events if event.get("name") == "[memory]"]
     sizes: dict[int, int] = {}
-    held = peak = 0
-    for event in sorted(memory, key=lambda e: e["ts"]):
-        if event["Device Type"] != device_type:
+    peak = 0
+    for event in sorted(memory, key=lambda event: event["ts"]):
+        about = event["args"]
+        if about["Device Type"] != device_type:
             continue
-        if event["Bytes"] > 0:
-            sizes[event["Addr"]] = event["Bytes"]
-            held += event["Bytes"]
-            peak = max(peak, held)
+        if about["Bytes"] > 0:
+            sizes[about["Addr"]] = about["Bytes"]
+            peak = max(peak, sum(sizes.values()))
         else:
-            held -= sizes.pop(event["Addr"], 0)
+            sizes.pop(about["Addr"], None)
     return peak
 
 
@@ -148,9 +142,9 @@ def attempt(action: Callable[[], object]) -> str | None:
     return None
 
 
-def measure(subjects: list[Subject], effort: Effort, device: torch.device) -> list[Measurement]:
+def measure(subjects: list[Subject], effort: Effort, device: torch.device) -> list[Row]:
     """All there is to know of each subject, interleaved with the others; a wrong one gets no time."""
-    rows = [Measurement(s.work, s.point, s.case, s.weights, minimum_bytes=s.minimum_bytes) for s in subjects]
+    rows = [Row(s.work, s.point, s.case, s.weights, minimum_bytes=s.minimum_bytes) for s in subjects]
     # 1. First calls before all else: a check would compile what they are to compile.
     for subject, row in zip(subjects, rows):
         start = time.perf_counter()
@@ -162,7 +156,7 @@ def measure(subjects: list[Subject], effort: Effort, device: torch.device) -> li
     # 3. Time.
     right = [(subject, row) for subject, row in zip(subjects, rows) if row.untimed is None]
     for (_, row), timing in zip(right, interleave([subject.run for subject, _ in right], effort)):
-        row.seconds = timing
+        row.median, row.iqr, row.rounds = timing.median, timing.iqr, len(timing.times)
     # 4. Memory and launches, which would disturb the clock.
     for subject, row in right:
         row.peak_bytes, row.launches = memory_and_launches(subject.run, device)

@@ -6,12 +6,12 @@ Each page holds a region between two comments, `<!-- results -->` and `<!-- end 
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 
-from bench import counts
-from bench.report import heading, markdown, number, surroundings
-from bench.results import Measurement, Run
-from bench.setting import AXES, FORWARD
+from bench.report import WORKS, heading, markdown, number, ratio_text, ratios, surroundings, times
+from bench.results import Run
+from bench.setting import OURS
 
 __all__ = ["bench_page", "front_page", "pages", "replace_region"]
 
@@ -19,7 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 FRONT = "amd-epyc-avx512-1-thread"  # whose results README.md shows
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
-RIVALS = ("eager", "compile", "compile-randn")
+COLUMNS = {
+    "eager": "plain PyTorch",
+    "compile": "`torch.compile`",
+    "compile-randn": "the same, torch's noise",
+    OURS: OURS,
+}
+LABELS = {  # of the works that README.md shows
+    "forward + backward": "{} weights, ns each",
+    "tensors": "ResNet-50's {} tensors, ms",
+    "training step": "training step at batch {}, ms",
+}
 
 
 def replace_region(page: str, content: str) -> str:
@@ -31,8 +41,7 @@ def replace_region(page: str, content: str) -> str:
 
 def bench_page(runs: dict[str, Run]) -> str:
     """All tables of all machines, by the names of their files."""
-    parts = [f"## {heading(run)}\n\n{surroundings(run)}\n\n{markdown(run)}" for run in runs.values()]
-    return "\n".join(parts)
+    return "\n".join(f"## {heading(run)}\n\n{surroundings(run)}\n\n{markdown(run)}" for run in runs.values())
 
 
 def power(count: int) -> str:
@@ -40,51 +49,38 @@ def power(count: int) -> str:
     return f"2^{exponent}" if count == 2**exponent else f"{count:,}"
 
 
-def front_row(run: Run, label: str, work: str, point: int, factor: float) -> str:
-    """`factor` takes seconds to the label's unit."""
-
-    def time(row: Measurement | None) -> str:
-        if row is None:
-            return ""
-        return row.failure or number(row.seconds and row.seconds.median, factor=factor)
-
-    rows = [run.find(work, point, case) for case in (*RIVALS, counts.OURS)]
-    ratios = [counts.ratio(row, rows[-1]) for row in rows[:-1] if row]
-    return f"| {label} | {' | '.join(map(time, rows))} | {', '.join(number(r, 'x') for r in ratios if r)} |"
-
-
-def front_table(run: Run) -> str:
-    lines = [
-        "| | plain PyTorch | `torch.compile` | the same, torch's noise | illia_ext | times illia_ext's |",
-        "|---|---|---|---|---|---|",
-    ]
-    for numel in run.points("forward + backward"):
-        label = f"{power(numel)} weights, ns each"
-        lines.append(front_row(run, label, "forward + backward", numel, 1e9 / numel))
-    for count in run.points("tensors"):
-        lines.append(front_row(run, f"ResNet-50's {count} tensors, ms", "tensors", count, 1e3))
-    for batch in run.points("training step"):
-        lines.append(front_row(run, f"training step at batch {batch}, ms", "training step", batch, 1e3))
-    return "\n".join(lines)
+def front_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Times, and how many times illia_ext's they are."""
+    parts = []
+    for work, label in LABELS.items():
+        here = rows[(rows["work"] == work) & rows["case"].isin(COLUMNS)]
+        pairs = zip(times(here, work), ratios(here, OURS))
+        cells = ["no time" if pd.isna(time) else f"{number(time)} ({ratio_text(ratio)})" for time, ratio in pairs]
+        points = here["point"].map(power if "weights" in label else str)
+        parts.append(here.assign(label=points.map(label.format), cell=cells))
+    found = pd.concat(parts)
+    wide = found.pivot(index="label", columns="case", values="cell").fillna("")
+    wide = wide.reindex(index=found["label"].unique(), columns=[case for case in COLUMNS if case in wide])
+    return wide.rename(columns=COLUMNS).rename_axis(index=None)
 
 
-def faster_than_ours(run: Run) -> list[str]:
+def faster_than_ours(rows: pd.DataFrame) -> list[str]:
     """Whatever took less time than illia_ext at the same point, apart from copies and our own forward pass alone."""
     found = []
-    for row in run.measurements:
-        ratio = counts.ratio(row, run.find(row.work, row.point, counts.OURS))
-        if row.case not in ("copy", FORWARD) and ratio is not None and ratio < 1:
-            point = power(row.point) if row.work.startswith("forward") else f"{row.point}"
-            found.append(f"{row.case} ({row.work}, {AXES[row.work]} {point}: {ratio:.2f} of its time)")
+    for work in rows["work"].unique():
+        here = rows[(rows["work"] == work) & ~rows["case"].isin(["copy", f"{OURS}, forward"])]
+        here = here.assign(ratio=ratios(here, OURS))
+        for row in here[here["ratio"] < 1].itertuples():
+            point = power(row.point) if work.startswith("forward") else row.point
+            found.append(f"{row.case} ({work}, {WORKS[work].axis} {point}: {row.ratio:.2f} of its time)")
     return found
 
 
 def front_page(run: Run) -> str:
-    faster = faster_than_ours(run)
     parts = [
-        f"Forward + backward, medians, all cases in turn in one run: {heading(run)}.",
-        front_table(run),
-        f"Faster than illia_ext: {', '.join(faster) if faster else 'nothing in this run'}.",
+        f"Forward + backward, medians, all cases in turn in one run: {heading(run)}. In brackets: times illia_ext's.",
+        front_table(run.rows).to_markdown(disable_numparse=True),
+        f"Faster than illia_ext: {', '.join(faster_than_ours(run.rows)) or 'nothing in this run'}.",
         f"![Time per weight over size, and the training step](bench/results/{FRONT}.png)",
     ]
     return "\n\n".join(parts)
@@ -92,7 +88,7 @@ def front_page(run: Run) -> str:
 
 def pages() -> dict[Path, str]:
     """The pages as they should be."""
-    runs = {path.stem: Run.read(path) for path in sorted(RESULTS.glob("*.json"))}
+    runs = {path.stem: Run.read(path) for path in sorted(RESULTS.glob("*.jsonl"))}
     content = {ROOT / "README.md": front_page(runs[FRONT]), ROOT / "bench" / "README.md": bench_page(runs)}
     return {path: replace_region(path.read_text(), text) for path, text in content.items()}
 
@@ -100,7 +96,7 @@ def pages() -> dict[Path, str]:
 def main(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a page is old.")] = False,
 ) -> None:
-    """Writes the tables of bench/results/*.json into README.md and bench/README.md."""
+    """Writes the tables of bench/results/*.jsonl into README.md and bench/README.md."""
     for path, text in pages().items():
         if path.read_text() == text:
             continue

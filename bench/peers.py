@@ -1,48 +1,30 @@
 """Other libraries' Bayesian linear layers, run as their packages have them, behind the interface of `bench.layers`.
 
-None takes a device or a dtype: each is built with its dtype as torch's default one and then moved, as its users have
-to do. All start from mu ~ N(0, 0.1^2) and sigma near softplus(-5).
+All start from mu ~ N(0, 0.1^2) and sigma near softplus(-5).
 """
 
 import importlib
 import math
-from abc import abstractmethod
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bench.layers import MU_PRIOR, RHO_INIT, STD_PRIOR, BayesianLinear, Gaussians
+from bench.layers import MU_PRIOR, RHO_INIT, STD_PRIOR, Layer, Pair, Sigma
 
-__all__ = ["PEERS", "BayesianTorch", "Blitz", "Peer", "TorchBNN", "load_peers"]
+__all__ = ["PEERS", "BayesianTorch", "Blitz", "Peer", "TorchBNN", "load_peers", "make"]
 
 
-class Peer(BayesianLinear):
-    """A layer of another library, with a bias. `imports` are the modules that it takes, at its construction only."""
+class Peer(Layer):
+    """A layer of another library, `layer`, with a bias."""
 
-    imports: ClassVar[tuple[str, ...]]
-    layer: Any
+    modules: ClassVar[tuple[str, ...]]  # what it imports, when it is made
+    mu_and_raw: ClassVar[tuple[str, str]]  # names of the parameters, the tensor's in place of *
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        mu_prior: float = MU_PRIOR,
-        std_prior: float = STD_PRIOR,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype or before)
-        try:
-            self.layer = self._make(in_features, out_features, mu_prior, std_prior).to(device)
-        finally:
-            torch.set_default_dtype(before)
-
-    @abstractmethod
-    def _make(self, in_features: int, out_features: int, mu_prior: float, std_prior: float) -> nn.Module:
-        """The other library's layer."""
+    def pairs(self) -> list[Pair]:
+        names = [[name.replace("*", tensor) for name in self.mu_and_raw] for tensor in ("weight", "bias")]
+        return [(self.layer.get_parameter(mu), self.layer.get_parameter(raw)) for mu, raw in names]
 
 
 class TorchBNN(Peer):
@@ -52,29 +34,23 @@ class TorchBNN(Peer):
     whatever the layer's is. Initial values have no arguments and are set afterwards.
     """
 
-    imports = ("torchbnn",)
-    density = "closed form"
+    modules = ("torchbnn",)
+    mu_and_raw = ("*_mu", "*_log_sigma")
+    closed = True
+    sigma: Sigma = staticmethod(torch.exp)
 
-    def _make(self, in_features: int, out_features: int, mu_prior: float, std_prior: float) -> nn.Module:
+    def __init__(self, in_features: int, out_features: int) -> None:
         from torchbnn import BayesLinear, BKLLoss
 
+        super().__init__()
         self.cost = BKLLoss(reduction="sum")
-        layer = BayesLinear(mu_prior, std_prior, in_features, out_features)
-        for mu, log_sigma in (layer.weight_mu, layer.weight_log_sigma), (layer.bias_mu, layer.bias_log_sigma):
+        self.layer = BayesLinear(MU_PRIOR, STD_PRIOR, in_features, out_features)
+        for mu, log_sigma in self.pairs():
             nn.init.normal_(mu, 0.0, 0.1)
             nn.init.normal_(log_sigma, math.log(math.log1p(math.exp(RHO_INIT))), 0.1)
-        return layer
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.layer(x), self.cost(self.layer).squeeze(0)
-
-    def gaussians(self) -> list[Gaussians]:
-        of = self.layer
-        return [Gaussians(of.weight_mu, of.weight_log_sigma), Gaussians(of.bias_mu, of.bias_log_sigma)]
-
-    @staticmethod
-    def sigma(raw: Tensor) -> Tensor:
-        return raw.exp()
 
 
 class BayesianTorch(Peer):
@@ -85,23 +61,20 @@ class BayesianTorch(Peer):
     it, so that all layers minimise the same sum. This is bookkeeping: the numbers are the layer's.
     """
 
-    imports = ("bayesian_torch.layers",)
-    density = "closed form"
+    modules = ("bayesian_torch.layers",)
+    mu_and_raw = ("mu_*", "rho_*")
+    closed = True
 
-    def _make(self, in_features: int, out_features: int, mu_prior: float, std_prior: float) -> nn.Module:
+    def __init__(self, in_features: int, out_features: int) -> None:
         from bayesian_torch.layers import BaseVariationalLayer_, LinearReparameterization
 
+        super().__init__()
         mean_kl = BaseVariationalLayer_().kl_div  # of an object of its own: the layer's would keep the layer alive
-        layer = LinearReparameterization(in_features, out_features, mu_prior, std_prior, 0.0, RHO_INIT)
-        layer.kl_div = lambda mu, *others: mean_kl(mu, *others) * mu.numel()
-        return layer
+        self.layer = LinearReparameterization(in_features, out_features, MU_PRIOR, STD_PRIOR, 0.0, RHO_INIT)
+        self.layer.kl_div = lambda mu, *others: mean_kl(mu, *others) * mu.numel()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.layer(x)
-
-    def gaussians(self) -> list[Gaussians]:
-        of = self.layer
-        return [Gaussians(of.mu_weight, of.rho_weight), Gaussians(of.mu_bias, of.rho_bias)]
 
 
 class Blitz(Peer):
@@ -111,37 +84,43 @@ class Blitz(Peer):
     density p(w) it adds 1e-6: with a std_prior of 0.1 half of the prior's pull is lost at 5.5 of them, all beyond 7.
     """
 
-    imports = ("blitz.modules", "blitz.losses")
-    density = "sampled"
+    modules = ("blitz.modules", "blitz.losses")
+    mu_and_raw = ("*_sampler.mu", "*_sampler.rho")  # the layer's own of these names get no gradient
 
-    def _make(self, in_features: int, out_features: int, mu_prior: float, std_prior: float) -> nn.Module:
+    def __init__(self, in_features: int, out_features: int) -> None:
         from blitz.losses import kl_divergence_from_nn
-        from blitz.modules import BayesianLinear as Layer
+        from blitz.modules import BayesianLinear
 
+        super().__init__()
         self.cost = kl_divergence_from_nn
-        prior = torch.distributions.Normal(mu_prior, std_prior)  # its default prior computes two densities, not one
-        return Layer(in_features, out_features, posterior_rho_init=RHO_INIT, prior_dist=prior)
+        prior = torch.distributions.Normal(MU_PRIOR, STD_PRIOR)  # its default prior computes two densities, not one
+        self.layer = BayesianLinear(in_features, out_features, posterior_rho_init=RHO_INIT, prior_dist=prior)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.layer(x), self.cost(self.layer)
-
-    def gaussians(self) -> list[Gaussians]:
-        """The samplers' parameters: the layer's own of these names get no gradient."""
-        return [Gaussians(drawn.mu, drawn.rho) for drawn in (self.layer.weight_sampler, self.layer.bias_sampler)]
 
 
 PEERS: dict[str, type[Peer]] = {"torchbnn": TorchBNN, "bayesian-torch": BayesianTorch, "blitz": Blitz}
 
 
-def load_peers() -> tuple[dict[str, type[BayesianLinear]], dict[str, str]]:
-    """Peers whose packages import here, and for the others the reason in a line, both by their names in PEERS."""
-    loaded: dict[str, type[BayesianLinear]] = {}
-    skipped: dict[str, str] = {}
+def make(peer: type[Peer], in_features: int, out_features: int, device: torch.device, dtype: torch.dtype) -> Peer:
+    """A layer with its dtype as torch's default one, then moved: none of the packages takes a device or a dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return peer(in_features, out_features).to(device)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def load_peers() -> tuple[dict[str, partial], dict[str, str]]:
+    """How to make the peers whose packages import here, and for the others the reason in a line, by their names."""
+    loaded, skipped = {}, {}
     for name, peer in PEERS.items():
         try:
-            for module in peer.imports:
+            for module in peer.modules:
                 importlib.import_module(module)
-            loaded[name] = peer
+            loaded[name] = partial(make, peer)
         except Exception as error:
             skipped[name] = " ".join(f"{type(error).__name__}: {error}".split())
     return loaded, skipped

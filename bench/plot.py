@@ -5,11 +5,11 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bench import counts
-from bench.report import heading
+from bench.report import heading, times
 from bench.results import Run
 
 __all__ = ["plot"]
@@ -27,50 +27,44 @@ COLOURS = {
 }
 
 
+def _wide(run: Run, work: str) -> pd.DataFrame:
+    """Times by point and case, of the cases that have a colour."""
+    rows = run.rows[(run.rows["work"] == work) & run.rows["case"].isin(COLOURS)]
+    wide = rows.assign(time=times(rows, work)).pivot(index="point", columns="case", values="time")
+    return wide[rows["case"].unique()]
+
+
 def _sizes(axes: Axes, run: Run) -> None:
     work = "forward + backward"
-    points = run.points(work)
-    for case in run.cases(work):
-        rows = [row for row in (run.find(work, point, case) for point in points) if row and row.seconds]
-        if case == "copy" or not rows:
-            continue
-        axes.plot(
-            [row.point for row in rows],
-            [counts.nanoseconds(row) for row in rows],
-            "o-",
-            color=COLOURS[case],
-            label=case,
-        )
-    limits = [(point, value) for point in points if (value := counts.limit(run, work, point))]
-    if limits:
-        axes.plot(*zip(*limits), "k--", linewidth=1, label="memory's limit (copy)")
+    _wide(run, work).plot(ax=axes, style="o-", color=COLOURS)
+    rows = run.rows[run.rows["work"] == work].set_index("point")
+    copy = rows[rows["case"] == "copy"]
+    bandwidth = copy["minimum_bytes"] / copy["median"]
+    traffic = rows[rows["case"] != "copy"].groupby("point")[["minimum_bytes", "weights"]].first()
+    limit = traffic["minimum_bytes"] / traffic["weights"] / bandwidth * 1e9
+    axes.plot(limit, "k--", linewidth=1, label="memory's limit (copy)")
     axes.set(xscale="log", yscale="log", xlabel="weights", ylabel="ns per weight")
     axes.set_title("Sample and log density, forward + backward")
     axes.grid(True, which="major", alpha=0.3)
-    if axes.lines:
-        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 
 
 def _steps(axes: Axes, run: Run) -> None:
-    work = "training step"
-    batches, cases = run.points(work), [case for case in run.cases(work) if case in COLOURS]
-    width = 0.8 / max(1, len(cases))
-    for index, case in enumerate(cases):
-        rows = [run.find(work, batch, case) for batch in batches]
-        heights = [row.seconds.median * 1e3 if row and row.seconds else float("nan") for row in rows]
-        places = [place + (index - (len(cases) - 1) / 2) * width for place in range(len(batches))]
-        bars = axes.bar(places, heights, width, color=COLOURS[case], label=case)
-        axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=7, rotation=90 if len(batches) > 1 else 0)
-    axes.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
-    axes.set(ylabel="ms", title="Training step, 784-1024-1024-10, Adam")
+    wide = _wide(run, "training step").rename(index="batch {}".format)
+    wide.plot.bar(ax=axes, color=COLOURS, width=0.8, rot=0)
+    for bars in axes.containers:
+        axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=7, rotation=90 if len(wide) > 1 else 0)
+    axes.set(xlabel="", ylabel="ms", title="Training step, 784-1024-1024-10, Adam")
     axes.margins(y=0.15)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def plot(run: Run, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
-    _sizes(left, run)
-    _steps(right, run)
+    for draw, axes, work in (_sizes, left, "forward + backward"), (_steps, right, "training step"):
+        rows = run.rows[run.rows["work"] == work]
+        if rows["median"].notna().any():
+            draw(axes, run)
     figure.suptitle(heading(run), fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)

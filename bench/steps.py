@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import COMPILE_OPTIONS, formulas
-from bench.check import check_layer, check_network, check_tensors_noise
-from bench.counts import OURS
-from bench.layers import BayesianLinear, CaseLinear, Network, PlainLinear, WholeNetwork
+from bench.check import check_layer, check_network, check_noise
+from bench.layers import CaseLinear, Layer, Network, PlainLinear, WholeNetwork
 from bench.measure import Subject
-from bench.setting import BY_LAYER, EIGHT_SAMPLES, PLAIN, Setting
+from bench.setting import OURS, Setting
 from illia_ext import random
 
 __all__ = ["Contender", "by_layer", "steps"]
+
+EIGHT_SAMPLES = f"{OURS}, 8 samples"
 
 
 class Contender:
@@ -25,11 +26,9 @@ class Contender:
     def __init__(self, name: str, make_network: Callable[..., nn.Module], setting: Setting) -> None:
         self.name, self.to = name, {"device": setting.device, "dtype": setting.dtype}
         torch.manual_seed(0)
-        self.network = make_network(**self.to)
-        options = COMPILE_OPTIONS.get(name)
-        self.loss = self.network
-        if options is not None:
-            self.loss = torch.compile(self.network, fullgraph=True, options=options)
+        self.network = self.loss = make_network(**self.to)
+        if name in COMPILE_OPTIONS:  # the whole network, not each tensor
+            self.loss = torch.compile(self.network, fullgraph=True, options=COMPILE_OPTIONS[name])
         self.optimizer = torch.optim.Adam(self.network.parameters(), fused=True)
         self.check_once = cache(self.check)
 
@@ -46,8 +45,8 @@ class Contender:
         self.optimizer.step()
 
     def check(self) -> None:
-        """Layers in the dtype that is timed, then the network in float32 at least."""
-        if not self.network.gaussians():
+        """Layers in the dtype that is timed, then the network in float32 at least. Raises Wrong."""
+        if not self.network.pairs():
             return  # torch's own layers
         by_layer = isinstance(self.network, Network)
         for layer in self.network.layers if by_layer else []:
@@ -55,15 +54,15 @@ class Contender:
         trained = copy.deepcopy(self.network.state_dict())
         self.network.to(torch.promote_types(self.to["dtype"], torch.float32))
         try:
-            x, labels = self.data(32, self.network.gaussians()[0].raw.dtype)
+            x, labels = self.data(32, self.network.pairs()[0][0].dtype)
             (self._check_wiring if by_layer else self._check_draws)(x, labels)
         finally:  # the next batch size meets the same network, right or wrong
             self.network.to(self.to["dtype"])
             self.network.load_state_dict(trained)
 
     def _check_wiring(self, x: Tensor, labels: Tensor) -> None:
-        """Of the layers, at a very small sigma."""
-        for _, raw in self.network.gaussians():
+        """Layers, at a very small sigma."""
+        for _, raw in self.network.pairs():
             nn.init.constant_(raw, -16)
         check_network(self.loss(x, labels), self.network, x, labels)
 
@@ -75,18 +74,18 @@ class Contender:
             loss = self.loss(x, labels)
             torch.manual_seed(seed)
             keys = random.draw_key(self.network.num_samples, device=x.device).reshape(-1, 2)
-            draws = [list(self.network.bnn.sample_module(key).parameters()) for key in keys]
+            samples = [self.network.bnn.sample_module(key).parameters() for key in keys]
+            draws = [torch.stack(weights).detach() for weights in zip(*samples)]
             noise += check_network(loss, self.network, x, labels, draws)
-        check_tensors_noise(noise, x.dtype)
+        check_noise(noise, x.dtype)
 
     def subject(self, batch: int) -> Subject:
         x, labels = self.data(batch, self.to["dtype"])
-        weights = sum(gaussian.mu.numel() for gaussian in self.network.gaussians())
         return Subject(
             "training step",
             batch,
             self.name,
-            weights,
+            sum(inputs * outputs + outputs for inputs, outputs in pairwise(Network.WIDTHS)),
             run=partial(self.step, x, labels),
             check=self.check_once,
             graph=lambda: self.loss(x, labels),
@@ -94,18 +93,18 @@ class Contender:
         )
 
 
-def by_layer(make_layer: Callable[..., BayesianLinear], **to: torch.device | torch.dtype) -> Network:
-    return Network([make_layer(*pair, **to) for pair in pairwise(Network.WIDTHS)])
+def by_layer(make_layer: Callable[..., Layer], **to: torch.device | torch.dtype) -> Network:
+    return Network([make_layer(*widths, **to) for widths in pairwise(Network.WIDTHS)])
 
 
 def steps(batches: list[int], setting: Setting) -> list[Subject]:
     """Eight samples at the first batch size alone."""
-    makers: dict[str, Callable[..., nn.Module]] = {PLAIN: partial(by_layer, PlainLinear)}
-    for name, case in setting.tensor_cases():  # of a compiled case the whole network is compiled, not each tensor
+    makers: dict[str, Callable[..., nn.Module]] = {"not Bayesian": partial(by_layer, PlainLinear)}
+    for name, case in setting.tensor_cases():
         layers = partial(by_layer, partial(CaseLinear, formulas if name in COMPILE_OPTIONS else case))
-        ours = {OURS: WholeNetwork, EIGHT_SAMPLES: partial(WholeNetwork, 8), BY_LAYER: layers}
+        ours = {OURS: WholeNetwork, EIGHT_SAMPLES: partial(WholeNetwork, 8), f"{OURS}, by layer": layers}
         makers |= ours if name == OURS else {name: layers}
-    makers |= {name: partial(by_layer, peer) for name, peer in setting.peers.items()}
+    makers |= {name: partial(by_layer, make_layer) for name, make_layer in setting.peers.items()}
     contenders = [Contender(name, make_network, setting) for name, make_network in makers.items()]
     return [
         contender.subject(batch)

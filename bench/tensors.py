@@ -1,4 +1,4 @@
-"""Works on all tensors of a network: draw them with their common log density, forward and backward."""
+"""Works on tensors: draw one, samples of one, or all tensors of a network with their log density, and go backward."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,17 +8,153 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import Case, fused
-from bench.check import check_outputs, check_tensors_noise
-from bench.counts import OURS
-from bench.layers import MU_PRIOR, STD_PRIOR
+from bench.check import check_draw, check_noise
+from bench.layers import MU_PRIOR, STD_PRIOR, Pair
 from bench.measure import Subject
-from bench.setting import FLAT, FORWARD, ONE_BY_ONE, WHOLE_MODEL, Setting
-from bench.works import Inputs, minimum_bytes
+from bench.setting import OURS, Setting
 from illia_ext import BayesianModule, functional, random
 
-__all__ = ["resnet50_numels", "tensors"]
+__all__ = ["Tensors", "minimum_bytes", "one_tensor", "resnet50", "resnet50_numels", "samples"]
 
-Draw = Callable[[], tuple[list[Tensor], Tensor]]  # x of every tensor, and their common log_prob
+Draw = Callable[[], tuple[Tensor, ...]]  # x of every tensor, then their common log_prob
+Outputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # a draw, and the gradients to mu and rho of each tensor
+
+
+class Tensors:
+    """mu, rho [numel] of tensors, and the gradients that arrive at each x ([numel] or [S, numel]) and at log_prob."""
+
+    def __init__(
+        self, numels: list[int], setting: Setting, num_samples: int | None = None, dynamic: bool = False
+    ) -> None:
+        to = {"device": setting.device, "dtype": setting.dtype}
+        self.num_samples, self.pairs, grads = num_samples, [], []
+        samples = [] if num_samples is None else [num_samples]
+        torch.manual_seed(0)
+        for numel in numels:
+            mu = (torch.randn(numel, **to) * 0.1).requires_grad_()
+            rho = (torch.randn(numel, **to) * 0.1 - 3).requires_grad_()
+            if dynamic or setting.compile_once:
+                torch._dynamo.mark_dynamic(mu, 0)
+                torch._dynamo.mark_dynamic(rho, 0)
+            self.pairs.append((mu, rho))
+            grads.append(torch.randn([*samples, numel], **to))
+        self.prior = torch.full((1,), MU_PRIOR, **to), torch.full((1,), STD_PRIOR, **to)
+        self.output_grads = (*grads, torch.full(samples, 0.1, device=setting.device))
+        self.numel = sum(numels)
+
+    def draw(self, case: Case) -> Draw:
+        """Each tensor by itself."""
+        several = {} if self.num_samples is None else {"num_samples": self.num_samples}
+        if len(self.pairs) == 1:
+            return partial(case, *self.pairs[0], *self.prior, **several)
+
+        def one_by_one() -> tuple[Tensor, ...]:
+            xs, log_probs = zip(*(case(*pair, *self.prior) for pair in self.pairs))
+            return (*xs, torch.stack(log_probs).sum())
+
+        return one_by_one
+
+    def draw_at_once(self) -> tuple[Tensor, ...]:
+        mu, rho = zip(*self.pairs)
+        key = random.draw_key(device=mu[0].device)
+        xs, log_prob = functional.foreach_gaussian_sample_and_log_prob(mu, rho, *self.prior, key)
+        return (*xs, log_prob)
+
+    def backward(
+        self, draw: Draw, pairs: list[Pair] | None = None, output_grads: tuple[Tensor, ...] | None = None
+    ) -> Outputs:
+        """Forward of all tensors, then backward of all, as in a network."""
+        outputs = draw()
+        *grad_xs, grad_log_prob = output_grads or self.output_grads
+        leaves = [leaf for pair in pairs or self.pairs for leaf in pair]
+        return outputs, torch.autograd.grad(outputs, leaves, [*grad_xs, grad_log_prob.to(outputs[-1].dtype)])
+
+    def check(self, draw: Draw, pairs: list[Pair] | None = None) -> None:
+        """Two draws. Raises Wrong."""
+        pairs = pairs or self.pairs
+        noise = []
+        for _ in range(2):
+            outputs, grads = self.backward(draw, pairs)
+            noise += check_draw(outputs, pairs, grads, self.output_grads)
+        check_noise(noise, pairs[0][0].dtype)
+
+    def subject(
+        self,
+        work: str,
+        point: int,
+        name: str,
+        draw: Draw,
+        pairs: list[Pair] | None = None,
+        own: tuple[Tensor, ...] = (),
+    ) -> Subject:
+        """Forward and backward of `draw`, checked once, by default of these mu and rho."""
+        num_samples = self.num_samples or 1
+        return Subject(
+            work,
+            point,
+            name,
+            self.numel * num_samples,
+            run=partial(self.backward, draw, pairs),
+            check=cache(partial(self.check, draw, pairs)),
+            minimum_bytes=minimum_bytes(self.numel, num_samples, self.prior[0].element_size(), backward=True),
+            graph=draw,
+            own=(*self.prior, *(leaf for pair in pairs or self.pairs for leaf in pair), *own),
+        )
+
+
+def minimum_bytes(numel: int, num_samples: int, itemsize: int, backward: bool) -> int:
+    """Forward reads mu and rho and writes x; backward reads mu, rho and grad_x and writes grad_mu and grad_rho."""
+    tensors = 2 + num_samples
+    if backward:
+        tensors += 2 + num_samples + 2
+    return tensors * numel * itemsize
+
+
+def forward_of(subject: Subject, work: str, case: str, itemsize: int) -> Subject:
+    fewest = minimum_bytes(subject.weights, 1, itemsize, backward=False)
+    return replace(subject, work=work, case=case, run=torch.no_grad()(subject.graph), graph=None, minimum_bytes=fewest)
+
+
+def one_tensor(numel: int, setting: Setting) -> list[Subject]:
+    """Beside each work a copy of as many elements, and beside the forward pass its noise alone."""
+    of = Tensors([numel], setting)
+    itemsize = setting.dtype.itemsize
+    both = [of.subject("forward + backward", numel, name, of.draw(case)) for name, case in setting.tensor_cases()]
+    forward = [forward_of(subject, "forward", subject.case, itemsize) for subject in both]
+    copied_to = torch.empty_like(of.output_grads[0])
+    copy = Subject(
+        "forward",
+        numel,
+        "copy",
+        numel,
+        run=partial(copied_to.copy_, of.output_grads[0]),
+        minimum_bytes=2 * numel * itemsize,
+    )
+    randn = partial(torch.randn, numel, device=setting.device, dtype=setting.dtype)
+    noise = Subject("forward", numel, "torch.randn", numel, run=randn)
+    return [*forward, copy, noise, *both, replace(copy, work="forward + backward")]
+
+
+def samples(points: list[int], numel: int, setting: Setting) -> list[Subject]:
+    """illia_ext draws them at once, the others one after the other, as their users do: faster than broadcasting."""
+    subjects = []
+    for num_samples in points:
+        several, one = Tensors([numel], setting, num_samples), Tensors([numel], setting)
+        for name, case in setting.tensor_cases():
+            if name == OURS:
+                subjects.append(several.subject("samples", num_samples, name, several.draw(case)))
+                continue
+            subject = one.subject("samples", num_samples, name, one.draw(case))
+            loop = partial(_in_a_loop, one, one.draw(case), list(zip(*several.output_grads)))
+            fewest = minimum_bytes(numel, num_samples, setting.dtype.itemsize, backward=True)
+            subjects.append(replace(subject, run=loop, weights=numel * num_samples, minimum_bytes=fewest))
+    return subjects
+
+
+def _in_a_loop(one: Tensors, draw: Draw, output_grads: list[tuple[Tensor, ...]]) -> None:
+    totals = [torch.zeros_like(leaf) for leaf in one.pairs[0]]
+    for grads in output_grads:
+        torch._foreach_add_(totals, list(one.backward(draw, output_grads=grads)[1]))
 
 
 def resnet50_numels(count: int) -> list[int]:
@@ -48,75 +184,31 @@ class Model(nn.Module):
         return list(self.tensors)
 
 
-class Tensors:
-    """The first `count` tensors of ResNet-50, in several ways to draw them."""
+def resnet50(count: int, setting: Setting) -> list[Subject]:
+    """illia_ext in one call, as a module, as one tensor of as many weights, and one by one; others one by one.
 
-    def __init__(self, count: int, setting: Setting) -> None:
-        setting = replace(setting, compile_once=True)  # not for each of the 161 tensors
-        self.count, self.setting = count, setting
-        self.parts = [Inputs.make(numel, setting) for numel in resnet50_numels(count)]
-        self.numel = sum(part.mu.numel() for part in self.parts)
-        self.pairs = [(part.mu, part.rho) for part in self.parts]
-        self.output_grads = [part.grad_x for part in self.parts], self.parts[0].grad_log_prob
-
-    def one_by_one(self, case: Case) -> tuple[list[Tensor], Tensor]:
-        xs, log_probs = zip(*(part.draw(case) for part in self.parts))
-        return list(xs), torch.stack(log_probs).sum()
-
-    def at_once(self) -> tuple[list[Tensor], Tensor]:
-        mu, rho = zip(*self.pairs)
-        first, key = self.parts[0], random.draw_key(device=self.setting.device)
-        return functional.foreach_gaussian_sample_and_log_prob(mu, rho, first.mu_prior, first.std_prior, key)
-
-    def backward(self, draw: Draw, leaves: list[Tensor]) -> tuple[list[Tensor], Tensor, tuple[Tensor, ...]]:
-        xs, log_prob = draw()
-        grad_xs, grad_log_prob = self.output_grads
-        grads = torch.autograd.grad([*xs, log_prob], leaves, [*grad_xs, grad_log_prob.to(log_prob.dtype)])
-        return xs, log_prob, grads
-
-    def check(self, draw: Draw, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        """Two draws, whose larger tensors all have noise of their own."""
-        noise = []
-        for _ in range(2):
-            xs, log_prob, grads = self.backward(draw, [leaf for pair in pairs for leaf in pair])
-            noise += check_outputs(xs, log_prob, pairs, self.output_grads, grads)
-        check_tensors_noise(noise, self.setting.dtype)
-
-    def subject(
-        self, name: str, draw: Draw, pairs: list[tuple[Tensor, Tensor]] | None = None, own: tuple[Tensor, ...] = ()
-    ) -> Subject:
-        """Forward of all tensors, then backward of all, as in a network."""
-        pairs = pairs or self.pairs
-        leaves = [leaf for pair in pairs for leaf in pair]
-        given = [tensor for part in self.parts for tensor in part.given]
-        return Subject(
-            "tensors",
-            self.count,
-            name,
-            self.numel,
-            run=partial(self.backward, draw, leaves),
-            check=partial(self.check, draw, pairs),
-            minimum_bytes=minimum_bytes(self.numel, 1, leaves[0].element_size(), backward=True),
-            graph=draw,
-            own=(*given, *leaves, *own),
-        )
-
-    def ours(self) -> list[Subject]:
-        """illia_ext, and as many weights in one tensor."""
-        bnn = BayesianModule(Model([part.mu for part in self.parts]), MU_PRIOR, STD_PRIOR, rho_init=-3.0)
-        pairs = [(mu, rho) for _, mu, rho in bnn.named_gaussians()]
-        at_once = self.subject(OURS, self.at_once)
-        at_once = replace(at_once, check=cache(at_once.check))  # one for both
-        forward = replace(at_once, case=FORWARD, run=torch.no_grad()(self.at_once), graph=None)
-        flat = Inputs.make(self.numel, self.setting).subject("tensors", self.count, FLAT, fused)
-        return [at_once, forward, self.subject(WHOLE_MODEL, bnn, pairs, tuple(bnn.buffers())), flat]
-
-
-def tensors(count: int, setting: Setting) -> list[Subject]:
-    of = Tensors(count, setting)
+    Compiled cases are compiled once for all sizes.
+    """
+    of = Tensors(resnet50_numels(count), setting, dynamic=True)
     subjects = []
     for name, case in setting.tensor_cases():
-        if name == OURS:
-            subjects += of.ours()
-        subjects.append(of.subject(ONE_BY_ONE if name == OURS else name, partial(of.one_by_one, case)))
+        if name != OURS:
+            subjects.append(of.subject("tensors", count, name, of.draw(case)))
+            continue
+        at_once = of.subject("tensors", count, name, of.draw_at_once)
+        bnn = BayesianModule(Model([mu for mu, _ in of.pairs]), MU_PRIOR, STD_PRIOR, rho_init=-3.0)
+        pairs = [(mu, rho) for _, mu, rho in bnn.named_gaussians()]
+        flat = Tensors([of.numel], setting)
+
+        def whole(bnn: BayesianModule = bnn) -> tuple[Tensor, ...]:
+            xs, log_prob = bnn()
+            return (*xs, log_prob)
+
+        subjects += [
+            at_once,
+            forward_of(at_once, "tensors", f"{name}, forward", setting.dtype.itemsize),
+            of.subject("tensors", count, f"{name}, BayesianModule", whole, pairs, tuple(bnn.buffers())),
+            flat.subject("tensors", count, f"{name}, one flat tensor", flat.draw(fused)),
+            of.subject("tensors", count, f"{name}, one by one", of.draw(case)),
+        ]
     return subjects

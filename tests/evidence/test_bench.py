@@ -1,37 +1,36 @@
-"""The benchmark's arithmetic, against numbers known beforehand, and what its works do."""
+"""The benchmark measures every case, and what it counts is known beforehand."""
 
+import itertools
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Measurement, TaskSpec
 
-from bench import counts
-from bench.cases import CASES, COMPILE_OPTIONS, eager, formulas, fused
+from bench.__main__ import plan
+from bench.cases import eager, fused
 from bench.check import Wrong
-from bench.layers import CaseLinear, WholeNetwork
+from bench.layers import CaseLinear, Network, WholeNetwork
 from bench.measure import Effort, Subject, interleave, kept_for_backward, launches, measure, peak_bytes
-from bench.plan import plan
-from bench.results import Measurement, Run, Timing
-from bench.setting import BY_LAYER, EIGHT_SAMPLES, FLAT, FORWARD, ONE_BY_ONE, PLAIN, WHOLE_MODEL, Scale, Setting
+from bench.setting import Scale, Setting
 from bench.steps import Contender, by_layer
-from bench.tensors import resnet50_numels
-from bench.works import Inputs, minimum_bytes
+from bench.tensors import Tensors, minimum_bytes, resnet50_numels
 
 CPU = torch.device("cpu")
-SETTING = Setting(["eager", "illia_ext"], {}, CPU, torch.float32)
+SETTING = Setting(["eager", "illia_ext"], {}, CPU, torch.float32, compile_once=True)
+SCALE = Scale(sizes=[100], samples=[3], samples_numel=50, tensors=4, transforms=[100], batches=[3])
 BRIEF = Effort(seconds=0, min_rounds=3, max_rounds=3, turn=1e-4)
 
 
-def row(case: str, seconds: float | None, **more) -> Measurement:
-    timing = Timing([seconds * factor for factor in (0.97, 0.98, 0.99, 1, 1.01, 1.02, 1.03)]) if seconds else None
-    return Measurement(**{"work": "forward", "point": 1000, "weights": 1000, "case": case, "seconds": timing, **more})
-
-
-def run_of(*rows: Measurement) -> Run:
-    return Run({}, {}, measurements=list(rows))
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Network, "WIDTHS", (64, 64, 64, 10))
 
 
 def test_minimum_bytes() -> None:
@@ -46,63 +45,6 @@ def test_resnet50() -> None:
     assert len(resnet50_numels(1000)) == 161
     assert sum(resnet50_numels(161)) == 25_557_032
     assert resnet50_numels(4) == [64 * 3 * 7 * 7, 64, 64, 64 * 64]
-
-
-def test_ratios_and_bandwidth() -> None:
-    ours = row("illia_ext", 2e-6, minimum_bytes=12_000)
-    copy = row("copy", 1e-6, minimum_bytes=8_000)
-    other = row("eager", 5e-6)
-    run = run_of(ours, copy, other)
-    assert counts.nanoseconds(ours) == pytest.approx(2)
-    assert counts.ratio(other, ours) == pytest.approx(2.5)
-    assert counts.ratio(other, None) is None and counts.ratio(row("eager", None), ours) is None
-    assert counts.bandwidth(ours) == pytest.approx(6)
-    assert counts.copy_fraction(run, ours) == pytest.approx(6 / 8)
-    # 12 bytes a weight at the copy's 8 GB/s
-    assert counts.limit(run, "forward", 1000) == pytest.approx(12 / 8)
-    assert counts.limit(run_of(ours), "forward", 1000) is None
-
-
-def test_what_is_counted_per_weight_counts_samples() -> None:
-    drawn = row("illia_ext", 8e-6, work="samples", point=4, kept_bytes=16_000, peak_bytes=32_000)
-    assert counts.elements(drawn) == 4000
-    assert counts.nanoseconds(drawn) == pytest.approx(2)
-    assert counts.kept_per_weight(drawn) == pytest.approx(4)
-    assert counts.peak_per_weight(drawn) == pytest.approx(8)
-    assert counts.nanoseconds(row("not Bayesian", 1e-3, weights=0)) is None
-
-
-def test_median_and_spread() -> None:
-    """The inclusive quartiles of 1 to 5 are 2 and 4; the order of rounds does not matter."""
-    timing = Timing([5.0, 1.0, 4.0, 2.0, 3.0])
-    assert timing.median == 3
-    assert timing.spread == pytest.approx((4 - 2) / 2 / 3)
-
-
-def test_changes() -> None:
-    """Seven rounds 1 % apart: 1.3x and 0.5x are seen, 1.04x is too little, 1.01x is noise."""
-    old = run_of(*(row(case, 1e-3) for case in ("a", "b", "c", "d", "gone", "wrong")))
-    times = {"a": 1.3e-3, "b": 1.04e-3, "c": 0.5e-3, "d": 1.01e-3, "new": 1e-3, "wrong": None}
-    new = run_of(*(row(case, seconds) for case, seconds in times.items()))
-    assert [(c.new.case, round(c.ratio, 6), c.verdict) for c in counts.changes(old, new)] == [
-        ("a", 1.3, "slower"),
-        ("b", 1.04, ""),
-        ("c", 0.5, "faster"),
-        ("d", 1.01, ""),
-    ]
-    assert [lost.case for lost in counts.lost(old, new)] == ["wrong"]
-
-
-def test_few_or_mixed_rounds_give_no_verdict() -> None:
-    few, slow = row("a", 1e-3), row("a", 2e-3)
-    few.seconds, slow.seconds = Timing([1e-3] * 3), Timing([2e-3] * 3)
-    assert counts.changes(run_of(few), run_of(slow))[0].verdict == ""
-    few.seconds, slow.seconds = Timing([1e-3, 3e-3] * 4), Timing([2e-3, 1e-3, 4e-3, 1e-3] * 2)
-    assert counts.changes(run_of(few), run_of(slow))[0].verdict == ""
-
-
-def test_the_same_name_for_other_work_is_not_compared() -> None:
-    assert counts.changes(run_of(row("a", 1e-3, weights=10)), run_of(row("a", 1e-3))) == []
 
 
 def test_peak_bytes_and_launches() -> None:
@@ -125,31 +67,52 @@ def test_peak_bytes_and_launches() -> None:
 
 def test_kept_for_backward() -> None:
     """Eager keeps eight floats a weight; we keep the key (16 bytes) and two priors (4 bytes each)."""
-    inputs = Inputs.make(1000, SETTING)
-    own = (inputs.mu, inputs.rho)
-    assert kept_for_backward(lambda: inputs.draw(fused), own) == 16 + 2 * 4
-    assert kept_for_backward(lambda: inputs.draw(eager), own) == pytest.approx(8 * 4 * 1000, abs=16)
-    assert kept_for_backward(lambda: inputs.mu * inputs.rho, ()) == 2 * 4 * 1000
+    of = Tensors([1000], SETTING)
+    mu, rho = own = of.pairs[0]
+    assert kept_for_backward(of.draw(fused), own) == 16 + 2 * 4
+    assert kept_for_backward(of.draw(eager), own) == pytest.approx(8 * 4 * 1000, abs=16)
+    assert kept_for_backward(lambda: mu * rho, ()) == 2 * 4 * 1000
 
     def product_of_views() -> torch.Tensor:
-        doubled = inputs.mu * 2
+        doubled = mu * 2
         return doubled[:10] * doubled[10:20]
 
     assert kept_for_backward(product_of_views, own) == 4 * 1000  # a view keeps all of its memory
 
 
-def test_every_task_gets_its_rounds() -> None:
-    """A turn of 20 ms holds some calls of 2 ms; times are those of one call, which sleeps for at least 2 ms."""
-    calls = {"a": 0, "b": 0}
+def test_tasks_take_turns() -> None:
+    """Rounds follow one another; times are those of one call, which sleeps for at least 2 ms; threads stay."""
+    calls: list[str] = []
+    threads = set()
 
-    def count(name: str) -> None:
-        calls[name] += 1
+    def task(name: str) -> None:
+        calls.append(name)
+        threads.add(torch.get_num_threads())
         time.sleep(2e-3)
 
-    timings = interleave([lambda name=name: count(name) for name in calls], replace(BRIEF, turn=0.02))
-    assert [len(timing.rounds) for timing in timings] == [3, 3]
-    assert all(number > 1 + 3 * 2 for number in calls.values())
-    assert all(2e-3 <= timing.median < 0.02 for timing in timings)
+    timings = interleave([partial(task, name) for name in "ab"], BRIEF)
+    turns = "".join(name for name, before in zip(calls, [None, *calls]) if name != before)
+    assert turns == "ab" * BRIEF.min_rounds
+    assert all(len(timing.times) >= BRIEF.min_rounds and 2e-3 <= timing.median < 0.2 for timing in timings)
+    assert threads == {torch.get_num_threads()}
+
+
+def test_rounds_go_on_while_times_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks tell their times: some steady, some with an interquartile range as large as the median."""
+
+    class TellingTimer:
+        def __init__(self, stmt: str, globals: dict[str, Callable[[], float]], num_threads: int) -> None:
+            self.task = globals["task"]
+
+        def blocked_autorange(self, min_run_time: float) -> Measurement:
+            return Measurement(1, [self.task()], TaskSpec("task()", ""))
+
+    monkeypatch.setattr("bench.measure.Timer", TellingTimer)
+    steady, restless = partial(next, itertools.repeat(1.0)), partial(next, itertools.cycle([1.0, 2.0]))
+    effort = Effort(seconds=60, min_rounds=3, max_rounds=6)
+    assert [len(timing.times) for timing in interleave([steady, steady], effort)] == [3, 3]
+    assert [len(timing.times) for timing in interleave([steady, restless], effort)] == [6, 6]
+    assert [len(timing.times) for timing in interleave([steady, restless], replace(effort, seconds=0))] == [3, 3]
 
 
 def test_a_wrong_or_failing_case_gets_no_time_and_stops_nobody() -> None:
@@ -165,54 +128,80 @@ def test_a_wrong_or_failing_case_gets_no_time_and_stops_nobody() -> None:
         Subject("forward", 1, "right", 1, run=lambda: torch.zeros(1000)),
     ]
     rows = {row.case: row for row in measure(subjects, BRIEF, CPU)}
-    assert rows["wrong"].untimed == "wrong: x is off by 1.0" and rows["wrong"].seconds is None
-    assert rows["failing"].untimed == "failed: RuntimeError: no compiler" and rows["failing"].seconds is None
-    assert rows["right"].untimed is None and rows["right"].seconds is not None
+    assert rows["wrong"].untimed == "wrong: x is off by 1.0" and rows["wrong"].median is None
+    assert rows["failing"].untimed == "failed: RuntimeError: no compiler" and rows["failing"].median is None
+    assert rows["right"].untimed is None and rows["right"].median > 0 and rows["right"].rounds >= 3
     assert rows["right"].peak_bytes == 4000
 
 
 def test_every_work_measures_every_case() -> None:
-    scale = Scale(sizes=[100], samples=[2], samples_numel=50, tensors=4, transforms=[], batches=[3])
-    seen = {}
-    for group in plan(scale, SETTING):
-        for measured in measure(group.subjects(), BRIEF, CPU):
-            assert measured.untimed is None and measured.seconds is not None, measured
-            assert measured.peak_bytes is not None and measured.first_call is not None, measured
-            has_graph = measured.work != "forward" and measured.case not in ("copy", FORWARD)
-            assert (measured.kept_bytes is not None) == has_graph, measured
-            seen.setdefault(measured.work, []).append(measured.case)
+    seen: dict[str, list[str]] = {}
+    for subjects in plan(SCALE, SETTING).values():
+        for row in measure(subjects(), BRIEF, CPU):
+            assert row.untimed is None and row.median is not None, row
+            assert row.peak_bytes is not None and row.first_call is not None, row
+            has_graph = row.work not in ("forward", "transforms") and row.case not in ("copy", "illia_ext, forward")
+            assert (row.kept_bytes is not None) == has_graph, row
+            seen.setdefault(row.work, []).append(row.case)
     both = ["eager", "illia_ext"]
+    ways = ["BayesianModule", "one flat tensor", "one by one"]
+    assert len(seen.pop("transforms")) == 16  # all but the compiled one, which a quick run leaves out
     assert seen == {
         "forward": [*both, "copy", "torch.randn"],
         "forward + backward": [*both, "copy"],
         "samples": both,
-        "tensors": [*both, FORWARD, WHOLE_MODEL, FLAT, ONE_BY_ONE],
-        "training step": [PLAIN, *both, EIGHT_SAMPLES, BY_LAYER],
+        "tensors": [*both, "illia_ext, forward", *(f"illia_ext, {way}" for way in ways)],
+        "training step": ["not Bayesian", *both, "illia_ext, 8 samples", "illia_ext, by layer"],
     }
+    assert [title for title in plan(SCALE, replace(SETTING, cases=["eager"])) if "transforms" in title] == []
+    assert list(plan(SCALE, replace(SETTING, cases=[]))) == ["training steps"]  # peers alone
 
 
 def test_what_a_work_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backward runs where it should, a loop runs over all samples, a step moves all parameters and a check none."""
+    """Backward runs where it should, and a loop runs over all samples."""
     calls = []
     grad = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *args: calls.append(len(args[0])) or grad(*args))
-    scale = Scale(sizes=[10], samples=[3], samples_numel=10, tensors=4, transforms=[], batches=[])
     counted = {}
-    for group in plan(scale, SETTING):
-        for subject in group.subjects():
+    for subjects in plan(replace(SCALE, batches=[], transforms=[]), SETTING).values():
+        for subject in subjects():
             calls.clear()
             subject.run()
             counted[subject.work, subject.case] = list(calls)
+            if subject.case in SETTING.cases:  # none is credited for what it moves beyond the work's traffic
+                samples = 3 if subject.work == "samples" else 1
+                fewest = minimum_bytes(subject.weights // samples, samples, 4, backward=subject.work != "forward")
+                assert subject.minimum_bytes == fewest, subject
+            assert subject.weights == {"samples": 3 * 50, "tensors": sum(resnet50_numels(4))}.get(subject.work, 100)
     assert counted["forward", "eager"] == counted["forward", "illia_ext"] == []
     assert counted["forward + backward", "eager"] == counted["forward + backward", "illia_ext"] == [2]
     assert counted["samples", "eager"] == [2, 2, 2] and counted["samples", "illia_ext"] == [2]
     at_once = {case: calls for (work, case), calls in counted.items() if work == "tensors"}
     outputs = {name: [4 + 1] for name in at_once}  # the draws and their log_prob
-    assert at_once == outputs | {FORWARD: [], FLAT: [2]}
+    assert at_once == outputs | {"illia_ext, forward": [], "illia_ext, one flat tensor": [2]}
+
+
+def test_how_often_a_transform_draws() -> None:
+    calls: Counter[str] = Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls[func.__name__] += 1
+            return func(*args, **(kwargs or {}))
+
+    draws = {"checkpoint": 2, "8 calls": 8, "vmap over 8 parameters": 8}
+    names = {"no gradients", "forward", "a loss", "8 samples", "vmap over 8 keys", *draws}
+    for subject in plan(SCALE, SETTING)["transforms, 100 weights"]():
+        if subject.case in names:
+            calls.clear()
+            with Count():
+                subject.run()
+            assert calls["gaussian_sample_and_log_prob.default"] == draws.get(subject.case, 1), subject.case
 
 
 @pytest.mark.parametrize("network", [partial(by_layer, partial(CaseLinear, fused)), WholeNetwork])
 def test_a_step(network: Callable[..., torch.nn.Module]) -> None:
+    """A check moves no parameter, and a step all."""
     contender = Contender("illia_ext", network, SETTING)
 
     def values() -> list[torch.Tensor]:
@@ -226,11 +215,3 @@ def test_a_step(network: Callable[..., torch.nn.Module]) -> None:
     contender.loss = lambda x, labels: 2 * contender.network(x, labels)
     with pytest.raises(Wrong, match="loss is off by"):
         contender.check()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMPILE_OPTIONS)
-def test_compiled_cases_are_right(name: str) -> None:
-    setting = replace(SETTING, cases=[name])
-    Inputs.make(1000, setting).check(CASES[name])
-    Contender(name, partial(by_layer, partial(CaseLinear, formulas)), setting).check()

@@ -1,39 +1,70 @@
-"""The benchmark's checks: right cases pass, and every kind of wrong one is found."""
+"""The benchmark's checks: right cases and peers pass, and every kind of wrong one is found."""
 
+import math
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from bench.cases import eager, formulas, fused
+from bench.cases import CASES, COMPILE_OPTIONS, eager, formulas, fused
 from bench.check import Wrong, check_layer, check_network, check_noise, closed_form, sampled
-from bench.layers import CaseLinear, Network
+from bench.layers import CaseLinear, Network, WholeNetwork
+from bench.peers import PEERS, Peer, load_peers, make
 from bench.setting import Setting
-from bench.works import Inputs
+from bench.steps import Contender, by_layer
+from bench.tensors import Tensors, resnet50
+from bench.transforms import transforms
+from illia_ext import functional
 
-SETTING = Setting(["eager", "illia_ext"], {}, torch.device("cpu"), torch.float32)
+SETTING = Setting(["eager", "illia_ext"], {}, torch.device("cpu"), torch.float32, compile_once=True)
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Network, "WIDTHS", (64, 64, 64, 10))
+
+
+def check(case: Callable[..., tuple[Tensor, Tensor]], numel: int = 1000, **more: Any) -> None:
+    of = Tensors([numel], replace(SETTING, dtype=more.pop("dtype", torch.float32)), **more)
+    of.check(of.draw(case))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("case", [eager, formulas, fused])
-def test_right_cases_pass(case, dtype: torch.dtype) -> None:
-    Inputs.make(1000, replace(SETTING, dtype=dtype)).check(case)
+def test_right_cases_pass(case: Any, dtype: torch.dtype) -> None:
+    check(case, dtype=dtype)
 
 
 def test_several_samples_pass() -> None:
-    Inputs.make(1000, SETTING, num_samples=3).check(fused)
+    check(fused, num_samples=3)
 
 
-def log_prob_of(x, mu, rho, mu_prior, std_prior):
-    return sampled(x, mu, torch.nn.functional.softplus(rho), mu_prior, std_prior).sum()
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILE_OPTIONS)
+def test_compiled_cases_are_right(name: str) -> None:
+    check(CASES[name])
+    Contender(name, partial(by_layer, partial(CaseLinear, formulas)), SETTING).check()
 
 
-def given_noise(eps: torch.Tensor):
+@pytest.mark.slow
+def test_the_compiled_transform_is_right() -> None:
+    subjects = transforms(100, replace(SETTING, compile_once=False))
+    next(subject for subject in subjects if subject.case == "torch.compile").check()
+
+
+def given_noise(eps: Tensor):
     """A case that is right in all but its noise."""
 
     def case(mu, rho, *prior):
-        x = mu + torch.nn.functional.softplus(rho) * eps
-        return x, log_prob_of(x, mu, rho, *prior)
+        sigma = torch.nn.functional.softplus(rho)
+        x = mu + sigma * eps
+        return x, sampled(x, mu, sigma, *prior).sum()
 
     return case
 
@@ -47,8 +78,7 @@ def with_log_prob(change):
 
 
 def in_half(*arguments):
-    x, log_prob = fused(*(argument.half().to(argument.dtype) for argument in arguments))
-    return x, log_prob
+    return fused(*(argument.half().to(argument.dtype) for argument in arguments))
 
 
 def without_gradient_to_rho(mu, rho, *prior):
@@ -68,17 +98,16 @@ def without_gradient_to_rho(mu, rho, *prior):
         (given_noise(torch.randn(10**4)), "noise: two draws have a correlation of"),
     ],
 )
-def test_wrong_cases_are_found(case, sentence: str) -> None:
+def test_wrong_cases_are_found(case: Any, sentence: str) -> None:
     with pytest.raises(Wrong, match=sentence):
-        Inputs.make(10**4, SETTING).check(case)
+        check(case, 10**4)
 
 
 def test_less_precision_than_asked_for_is_found() -> None:
-    inputs = Inputs.make(1000, replace(SETTING, dtype=torch.float64))
     with pytest.raises(Wrong, match="is off by"):
-        inputs.check(in_half)
+        check(in_half, dtype=torch.float64)
     with pytest.raises(Wrong, match=r"x is torch\.float32"):
-        inputs.check(lambda *arguments: tuple(out.float() for out in fused(*arguments)))
+        check(lambda *arguments: tuple(out.float() for out in fused(*arguments)), dtype=torch.float64)
 
 
 def test_samples_that_share_their_noise_are_found() -> None:
@@ -89,11 +118,11 @@ def test_samples_that_share_their_noise_are_found() -> None:
 
 
 def test_densities() -> None:
-    """One weight, by hand: q = N(1, 2^2), p = N(0, 1), x = 3, that is z = 1 and z_prior = 3."""
+    """One weight, by hand: q = N(1, 2^2), p = N(-1, 1), x = 3, that is z = 1 and z_prior = 4."""
     mu, sigma, x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     log2 = 0.6931471805599453
-    assert float(sampled(x, mu, sigma, 0.0, 1.0)) == pytest.approx(-log2 - 0.5 + 4.5)
-    assert float(closed_form(mu, sigma, 0.0, 1.0)) == pytest.approx(-log2 + (4 + 1) / 2 - 0.5)
+    assert float(sampled(x, mu, sigma, -1.0, 1.0)) == pytest.approx(-log2 - 0.5 + 8)
+    assert float(closed_form(mu, sigma, -1.0, 1.0)) == pytest.approx(-log2 + (4 + 4) / 2 - 0.5)
 
 
 def test_layers_are_checked() -> None:
@@ -101,25 +130,28 @@ def test_layers_are_checked() -> None:
     check_layer(CaseLinear(fused, 20, 10))
 
     class Doubled(CaseLinear):
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             y, cost = super().forward(x)
             return y, 2 * cost
 
     class Claimed(CaseLinear):
-        density = "closed form"
+        closed = True
 
-    with pytest.raises(Wrong, match="cost is off by"):
-        check_layer(Doubled(fused, 20, 10))
-    with pytest.raises(Wrong, match="cost is off by"):
-        check_layer(Claimed(fused, 20, 10))
+    class Repeated(CaseLinear):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            torch.manual_seed(0)
+            return super().forward(x)
+
+    for wrong, sentence in (Doubled, "log_prob is off by"), (Claimed, "log_prob is off by"), (Repeated, "correlation"):
+        with pytest.raises(Wrong, match=sentence):
+            check_layer(wrong(fused, 20, 10))
 
 
 def test_networks_are_checked() -> None:
     torch.manual_seed(0)
     network = Network([CaseLinear(fused, 20, 30), CaseLinear(fused, 30, 10)])
-    for layer in network.layers:
-        for gaussian in layer.gaussians():
-            torch.nn.init.constant_(gaussian.raw, -16)
+    for _, raw in network.pairs():
+        torch.nn.init.constant_(raw, -16)
     x, target = torch.randn(5, 20), torch.arange(5)
     check_network(network(x, target), network, x, target)
     with pytest.raises(Wrong, match="loss is off by"):
@@ -127,3 +159,94 @@ def test_networks_are_checked() -> None:
     extra = network(-x, target)
     with pytest.raises(Wrong, match=r"gradient of layer 0's weight[.]mu is off by"):
         check_network(network(x, target) + extra - extra.detach(), network, x, target)
+
+
+def wrong_op(kind: str) -> Callable[..., tuple[list[Tensor], Tensor]]:
+    right = functional.foreach_gaussian_sample_and_log_prob
+
+    def wrong(mu: list[Tensor], rho: list[Tensor], mu_prior: Any, std_prior: Any, key: Tensor, *more: Any) -> Any:
+        if kind == "noise":  # one for all tensors
+            draws = [functional.gaussian_sample_and_log_prob(m, r, mu_prior, std_prior, key) for m, r in zip(mu, rho)]
+            return [x for x, _ in draws], sum(log_prob for _, log_prob in draws)
+        xs, log_prob = right(mu, rho, mu_prior, std_prior, key, *more)
+        return (xs, 1.01 * log_prob) if kind == "log_prob" else ([*xs[:-1], 1.1 * xs[-1]], log_prob)
+
+    return wrong
+
+
+@pytest.mark.parametrize("kind", ["a draw", "log_prob", "noise"])
+def test_a_wrong_draw_of_many_tensors_is_found(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "foreach_gaussian_sample_and_log_prob", wrong_op(kind))
+    checks = [s.check for s in resnet50(4, SETTING) if s.case in ("illia_ext", "illia_ext, BayesianModule")]
+    for wrong in (*checks, Contender("illia_ext", WholeNetwork, SETTING).check):
+        with pytest.raises(Wrong, match=r"is off by|have a correlation of"):
+            wrong()
+    assert len(checks) == 2
+
+
+def test_a_sample_that_is_left_out_is_found() -> None:
+    contender = Contender("illia_ext, 8 samples", partial(WholeNetwork, 2), SETTING)
+    contender.check()
+    both = contender.network.bnn.forward
+    contender.network.bnn.forward = lambda *args, **more: tuple(of[:1] for of in both(*args, **more))
+    with pytest.raises(Wrong, match=r"loss is off by|gradient of layer 0's weight[.]mu is off by"):
+        contender.check()
+
+
+def test_a_wrong_call_is_found_in_every_transform(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = functional.gaussian_sample_and_log_prob
+    subjects = transforms(100, SETTING)
+    for subject in subjects:
+        subject.check()
+
+    def wrong(*args: Any) -> tuple[Tensor, Tensor]:
+        x, log_prob = right(*args)
+        return 1.1 * x, log_prob
+
+    monkeypatch.setattr(functional, "gaussian_sample_and_log_prob", wrong)
+    for subject in subjects:
+        if "module" not in subject.case and subject.case != "functional_call":  # these call the op
+            with pytest.raises(Wrong, match=r"output \d is off by"):
+                subject.check()
+
+
+@pytest.fixture(params=PEERS)
+def peer(request: pytest.FixtureRequest) -> type[Peer]:
+    skipped = load_peers()[1]
+    if request.param in skipped:
+        pytest.skip(skipped[request.param])
+    return PEERS[request.param]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_peers_are_right(peer: type[Peer], dtype: torch.dtype, device: torch.device) -> None:
+    """Costs, gradients and noise; initial values as all others have; and torch's default dtype stays."""
+    torch.manual_seed(0)
+    layer = make(peer, 200, 300, device, dtype)
+    assert {(leaf.dtype, leaf.device.type) for pair in layer.pairs() for leaf in pair} == {(dtype, device.type)}
+    assert [tuple(mu.shape) for mu, _ in layer.pairs()] == [(300, 200), (300,)]
+    for mu, raw in layer.pairs():
+        assert mu.std().item() == pytest.approx(0.1, rel=0.2)
+        assert layer.sigma(raw).log().mean().item() == pytest.approx(math.log(math.log1p(math.exp(-5))), abs=0.05)
+    check_layer(layer)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_peer_that_cannot_be_imported(
+    name: str, missing: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = PEERS[name].modules[0].partition(".")[0]
+    for module in [module for module in sys.modules if module.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    if missing:
+        monkeypatch.setitem(sys.modules, package, None)
+    else:
+        (tmp_path / f"{package}.py").write_text("raise RuntimeError('made for\\nanother torch')\n")
+        monkeypatch.syspath_prepend(tmp_path)
+    loaded, skipped = load_peers()
+    assert name not in loaded
+    assert {*loaded, *skipped} == set(PEERS)
+    reason = skipped[name]
+    assert (package in reason and "\n" not in reason) if missing else reason == "RuntimeError: made for another torch"
