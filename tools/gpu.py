@@ -3,7 +3,7 @@
 `python3 tools/gpu.py` runs on a bare machine with a GPU, torch, nvcc and no network, by that machine's own Python:
 nothing is downloaded or installed, the library is built in place. Every step has a time limit, and one that fails
 stops none of those behind it. The folder `--out` then holds gpu.jsonl and gpu.png of the benchmark and all output in
-gpu.log; the end of each step's output is printed last, in under 100 lines.
+gpu.log; the end of each step's output is printed last, in under 150 lines.
 """
 
 import argparse
