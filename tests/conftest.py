@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, settings
 from torch._functorch import config as functorch_config
 
 # Derandomized: the same examples in every run. Of the suite's few, all laws take some 15 seconds;
-# `validation/properties.py` asks for --hypothesis-profile validation.
+# `make validation` asks for --hypothesis-profile validation.
 DETERMINED = {
     "derandomize": True,
     "database": None,

@@ -19,8 +19,6 @@ import torch
 
 from illia_ext import _C
 
-P_BOUND = 5.7e-7  # a normal |z| > 5. Keys are fixed and nothing runs twice: so often an innocent key would be accused
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="smaller numbers and fewer builds: what CI runs")
@@ -70,6 +68,10 @@ class Figures:
                 else:
                     found[name] = value
             self.tests[report.nodeid] = found
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.tests[report.nodeid] = {"outcome": "failed", "run": self.run}
 
     def pytest_sessionfinish(self) -> None:
         self.path.write_text(json.dumps(dict(sorted(self.tests.items())), indent=1) + "\n")

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import P_BOUND
 from scipy import stats
+from significance import P_BOUND, two_sided, z_bound
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import softplus
@@ -120,10 +120,6 @@ def z_of_variance(draws: Tensor, mean: Tensor, variance: Tensor, fourth_moment: 
     return error / ((fourth_moment - variance**2) / len(draws)).sqrt()
 
 
-def z_bound(count: int) -> float:
-    return float(stats.norm.isf(P_BOUND / (2 * count)))
-
-
 @pytest.mark.parametrize("stick_the_landing", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_means_and_variances(dtype: torch.dtype, stick_the_landing: bool, quick: bool, figure, data) -> None:
@@ -203,7 +199,7 @@ def test_many_elements(dtype: torch.dtype, quick: bool, figure) -> None:
     }
     for name, square in squares.items():
         law, total = stats.chi2(square.numel()), float(square.sum())
-        p = 2 * min(law.sf(total), law.cdf(total))
+        p = two_sided(law.sf(total))
         figure(
             f"{name} of {numel:.0e} elements, {num_keys} keys, {dtype}: chi-square", f"p = {p:.2g}", f"p > {P_BOUND}"
         )

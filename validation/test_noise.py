@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 import torch
-from conftest import P_BOUND
 from numpy.typing import NDArray
 from scipy import special, stats
+from significance import P_BOUND, least, two_sided
 from torch import Tensor
 
 from illia_ext import random
@@ -32,16 +32,6 @@ LAGS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 256)
 
 Numbers = NDArray[np.floating]
 standard_normal = torch.ops.illia_ext.standard_normal
-
-
-def least(p_values: Iterable[float]) -> float:
-    """The smallest of several p-values as one, right for any dependence; NaN stays NaN."""
-    values = np.array(list(p_values))
-    return float(np.minimum(1, values.size * np.min(values)))
-
-
-def two_sided(p: float) -> float:
-    return 2 * min(p, 1 - p)
 
 
 def p_of_many(z: Numbers) -> float:
