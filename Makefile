@@ -21,7 +21,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m bench

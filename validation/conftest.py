@@ -73,9 +73,13 @@ class Figures:
         if report.failed:
             self.tests[report.nodeid] = {"outcome": "failed", "run": self.run}
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        if exitstatus > pytest.ExitCode.TESTS_FAILED:  # interrupted
+            return
         self.path.write_text(json.dumps(dict(sorted(self.tests.items())), indent=1) + "\n")
         page = self.path.with_suffix(".md")
+        if not page.exists():
+            return
         begin, end = "<!-- figures -->", "<!-- end of figures -->"
         before, _, rest = page.read_text().partition(begin)
         page.write_text(f"{before}{begin}\n{self.table()}\n{end}{rest.partition(end)[2]}")

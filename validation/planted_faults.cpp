@@ -1,12 +1,12 @@
 // Faults on purpose, one a function: a sanitizer that does not report them would prove nothing.
+#include <dlfcn.h>
+
 #include <chrono>
 #include <cstdint>
 #include <thread>
 #include <vector>
 
 extern "C" {
-
-int32_t torch_parallel_for(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*);
 
 float read_beyond(const float* data, int64_t numel) { return data[numel]; }
 
@@ -41,9 +41,12 @@ float beyond_a_vector(const float* data, int64_t numel) {
   return copy[numel];
 }
 
-// All indices of a parallel loop add to one element.
+// All indices of a parallel loop, that of threads.cpp, add to one element.
 void race_in_a_loop(float* data, int64_t) {
-  torch_parallel_for(0, 8, 1, [](int64_t, int64_t, void* sum) { *static_cast<float*>(sum) += 1; }, data);
+  using body_t = void (*)(int64_t begin, int64_t end, void* context);
+  using loop_t = int32_t (*)(int64_t begin, int64_t end, int64_t grain_size, body_t body, void* context);
+  const auto loop = reinterpret_cast<loop_t>(dlsym(RTLD_DEFAULT, "torch_parallel_for"));
+  loop(0, 8, 1, [](int64_t, int64_t, void* sum) { *static_cast<float*>(sum) += 1; }, data);
 }
 
 // A race where two threads call it: it rests, so that the second comes before the first has ended.

@@ -11,8 +11,8 @@ by stick_the_landing, sigma has to be a normal number of the type.
 
 Bounds. Each rounding on a result's way adds at most 1, each elementary function what csrc/core states and
 tests/ops/test_elementary.py asserts (an ulp is at most 2 u): S for sigma, H for h = d log sigma / d rho, P for
-sigmoid(rho). In a cell our worst error has to stay below eager's or below that bound, and no more of our results may be
-infinite or NaN than of eager's. For results of a half type the bound is twice eager's error, or one rounding. Where
+sigmoid(rho). In a cell our worst error has to stay below eager's or below that bound, and no result may be infinite or
+NaN. For results of a half type the bound is twice eager's error, or one rounding. Where
 eager is closer, its sigma comes from functions that err by less than ours, and it divides by std_prior where we
 multiply by the inverse: some 3 u are the price of our speed.
 """

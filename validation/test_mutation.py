@@ -142,9 +142,9 @@ class Jury:
 
 @pytest.mark.parametrize("header", HEADERS)
 def test_mutants_of_the_core_are_noticed(header: str, quick: bool, tmp_path: Path, figure: Callable[..., None]) -> None:
-    every = list(mutants(header))
-    chosen = every[:: 40 if quick else 1]
-    jury, known = Jury(tmp_path), explained(header)
+    known, every = explained(header), list(mutants(header))
+    chosen = [mutant for n, mutant in enumerate(every) if not quick or n % 40 == 0 or str(mutant) in known]
+    jury = Jury(tmp_path)
     judged = {mutant: jury.judge(mutant) for mutant in chosen}
     outcomes = collections.Counter(judged.values())
     survivors = {str(mutant) for mutant, outcome in judged.items() if outcome == SURVIVED}
@@ -155,5 +155,5 @@ def test_mutants_of_the_core_are_noticed(header: str, quick: bool, tmp_path: Pat
         "survivors are those of survivors.txt",
     )
     assert survivors - known == set(), "nothing notices these, and survivors.txt does not explain them"
-    assert quick or known - survivors == set(), "survivors.txt explains these, which are noticed"
-    assert chosen
+    assert known - survivors == set(), "survivors.txt explains these, which are noticed"
+    assert outcomes[STILLBORN] < len(chosen)

@@ -6,7 +6,7 @@ normals has mean 0 and variance 1, and so has that of their h(x) = (x^2 - 1) / s
 is standard normal. Chunks give one p-value each of Kolmogorov-Smirnov and of Cramer-von Mises, which must be uniform.
 Chi-square is two-sided: too regular is wrong as well. Where several p-values share a figure, the smallest counts, times
 their number (Bonferroni). float32 has normals of 32-bit words, whose longest is 6.76; what that moves in the moments up
-to the eighth and in the tails up to 6 is below a thousandth of a standard error at 10^9.
+to the eighth and in the tails up to 6 is below two thousandths of a standard error at 10^9.
 """
 
 from collections.abc import Callable, Iterable

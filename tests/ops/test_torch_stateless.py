@@ -1,10 +1,10 @@
 """Our noise beside that of torch.func._random, PyTorch's own stateless generator, which torch 2.15 has for the CPU.
 
-`make test TORCH=2.15.0` runs it. Words and derived keys must be equal. Normals come of the same words by other
-elementary functions: let u be half the machine epsilon and R the longest radius. torch's angle 2 pi u1 has two
-roundings, so its sine errs by 2 pi 2u; the sines and cosines of both add 4u at most, logarithm, square root and product
-of both 7u of the normal: (4 pi + 11) u R in all. A wrong word would differ by about 1. Half types are rounded float32,
-so they may lie one spacing apart besides.
+`make test TORCH=2.15.0 TESTS=tests/ops/test_torch_stateless.py` runs it. Words and derived keys must be equal. Normals
+come of the same words by other elementary functions: let u be half the machine epsilon and R the longest radius.
+torch's angle 2 pi u1 has two roundings, so its sine errs by 2 pi 2u; the sines and cosines of both add 4u at most,
+logarithm, square root and product of both 7u of the normal: (4 pi + 11) u R in all. A wrong word would differ by about
+1. Half types are rounded float32, so they may lie one spacing apart besides.
 """
 
 import math
@@ -18,12 +18,9 @@ from torch import Tensor
 
 from illia_ext import random
 
-try:
-    from torch.func import _random
-
-    _random.normal(torch.zeros(2, dtype=torch.uint64), (1,))
-except (ImportError, RuntimeError, NotImplementedError):
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15):
     pytest.skip(f"torch {torch.__version__} has no stateless generator for the CPU", allow_module_level=True)
+from torch.func import _random
 
 pytestmark = pytest.mark.usefixtures("cpu")
 # Longest radius sqrt(-2 log u0), of the smallest u0: 2^-33 and 2^-65.
