@@ -29,8 +29,8 @@ bench: $(VENV)/installed
 # The evidence of docs/validation.md, whose figures it writes: some 20 minutes on two cores.
 validation: $(VENV)/installed
 	rm -f docs/validation.json
-	$(BIN)/python -m pytest -n 2 -rs validation --figures docs/validation.json
-	$(BIN)/python -m pytest -n 2 --hypothesis-profile validation tests/faults tests/ops/test_laws*.py \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -rs validation --figures docs/validation.json
+	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile validation tests/faults tests/ops/test_laws*.py \
 		tests/ops/test_odd_calls.py
 
 # Writes the committed bits anew: to change a line is a breaking change, as the file says.
