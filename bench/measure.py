@@ -17,6 +17,8 @@ from bench.results import Row
 
 __all__ = ["Effort", "Subject", "interleave", "kept_for_backward", "measure", "memory_and_launches", "warm_up"]
 
+WARM_UP = 2  # calls before a turn: after one, memory that the system had taken back was not always there again
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -40,20 +42,23 @@ class Effort:
     seconds: float
     min_rounds: int
     max_rounds: int
-    turn: float = 0.02  # seconds, after a warm-up of up to as much; a longer call is a turn by itself
+    turn: float = 0.02  # seconds; a longer call is a turn by itself
 
 
 def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Measurement]:
-    """Each task once a round, by torch's timer, which warms up and waits for the GPU."""
+    """Each task once a round, by torch's timer, which waits for the GPU; a round counts as one time, its median."""
     threads = torch.get_num_threads()
     timers = [Timer("task()", globals={"task": task}, num_threads=threads) for task in tasks]
     rounds: list[list[Measurement]] = [[] for _ in tasks]
     merged: list[Measurement] = []
     start = time.perf_counter()
     for done in range(1, effort.max_rounds + 1):
-        for timer, results in zip(timers, rounds):
+        for task, timer, results in zip(tasks, timers, rounds):
+            for _ in range(WARM_UP):
+                task()
             results.append(timer.blocked_autorange(min_run_time=effort.turn))
-        merged = [Measurement.merge(results)[0] for results in rounds]
+        # Not Measurement.merge, which pools blocks: a round of short ones would outvote all others.
+        merged = [Measurement(1, [turn.median for turn in turns], turns[0].task_spec) for turns in rounds]
         calm = all(result.meets_confidence(0.1) for result in merged)
         if done >= effort.min_rounds and (calm or time.perf_counter() - start > effort.seconds):
             break

@@ -26,9 +26,9 @@ class Row:
     case: str
     weights: int  # that one call draws
     untimed: str | None = None  # why this case has no time: "wrong: ..." or "failed: ..."
-    median: float | None = None  # seconds a call
-    iqr: float | None = None  # between the quartiles, in seconds
-    rounds: int | None = None  # how many times were measured
+    median: float | None = None  # of the rounds' times: seconds a call
+    iqr: float | None = None  # between the quartiles of the rounds' times, in seconds
+    rounds: int | None = None
     minimum_bytes: int | None = None  # memory traffic that no implementation can avoid
     peak_bytes: int | None = None  # held at most of what a call allocated
     kept_bytes: int | None = None  # kept between forward and backward, beside parameters and data
