@@ -49,8 +49,8 @@ class Contender:
         if not self.network.pairs():
             return  # torch's own layers
         by_layer = isinstance(self.network, Network)
-        for layer in self.network.layers if by_layer else []:
-            check_layer(layer)
+        if by_layer:
+            check_layer(*self.network.layers)
         trained = copy.deepcopy(self.network.state_dict())
         self.network.to(torch.promote_types(self.to["dtype"], torch.float32))
         try:

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,14 @@ import torch
 from torch import Tensor
 
 from bench.cases import CASES, COMPILE_OPTIONS, eager, formulas, fused
-from bench.check import Wrong, check_layer, check_network, check_noise, closed_form, sampled
+from bench.check import LARGE, Wrong, check_layer, check_network, check_noise, closed_form, sampled
 from bench.layers import CaseLinear, Network, WholeNetwork
 from bench.peers import PEERS, Peer, load_peers, make
 from bench.setting import Setting
 from bench.steps import Contender, by_layer
-from bench.tensors import Tensors, resnet50
+from bench.tensors import Tensors, resnet50, resnet50_numels
 from bench.transforms import transforms
-from illia_ext import functional
+from illia_ext import functional, random
 
 SETTING = Setting(["eager", "illia_ext"], {}, torch.device("cpu"), torch.float32, compile_once=True)
 
@@ -110,11 +111,55 @@ def test_less_precision_than_asked_for_is_found() -> None:
         check(lambda *arguments: tuple(out.float() for out in fused(*arguments)), dtype=torch.float64)
 
 
-def test_samples_that_share_their_noise_are_found() -> None:
-    eps = [torch.randn(1000), torch.randn(1000)]
-    check_noise(eps, torch.float32)
+@pytest.fixture
+def eps() -> list[Tensor]:
+    return list(torch.randn(6, LARGE, generator=torch.Generator().manual_seed(0)))
+
+
+SHARED = {  # numbers of eps, of each tensor in each draw
+    "a sample like the one before": [[0], [1], [1]],
+    "samples with the same keys in each call": [[0], [1], [2], [0], [1], [2]],
+    "tensors with one key in each call": [[0, 1, 2], [0, 1, 2]],
+    "tensors that share two noises in turn": [[0, 1, 0, 1], [2, 3, 2, 3]],
+}
+
+
+@pytest.mark.parametrize("draws", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize("numel", [64, 1000, LARGE])
+def test_noise_that_is_not_drawn_anew_is_found(draws: list[list[int]], numel: int, eps: list[Tensor]) -> None:
+    check_noise([[eps[0][:numel], eps[1][:numel]], [eps[2][:numel], eps[3][:numel]]], torch.float32)
     with pytest.raises(Wrong, match="correlation"):
-        check_noise([*eps, eps[1]], torch.float32)
+        check_noise([[eps[index][:numel] for index in draw] for draw in draws], torch.float32)
+
+
+def test_tensors_of_different_sizes_that_share_their_noise_are_found(eps: list[Tensor]) -> None:
+    with pytest.raises(Wrong, match="correlation"):
+        check_noise([[eps[0], eps[1], eps[0][:100]], [eps[2], eps[3], eps[4][:100]]], torch.float32)
+
+
+def test_wrong_noise_of_small_tensors_is_found(eps: list[Tensor]) -> None:
+    """Each by itself is too small to tell."""
+    for factor, found in (1.0, nullcontext()), (1.3, pytest.raises(Wrong, match="noise: mean square")):
+        with found:
+            check_noise([[eps[0], *(factor * eps[1]).split(40)], [eps[2], *eps[3].split(40)]], torch.float32)
+
+
+def test_many_draws_pass() -> None:
+    """As many tensors as ResNet-50 has, most of them small, in two draws; and 64 samples."""
+    torch.manual_seed(0)
+    check_noise([[torch.randn(min(numel, 2**13)) for numel in resnet50_numels(161)] for _ in range(2)], torch.float32)
+    check_noise([[torch.randn(2**13)] for _ in range(64)], torch.float32)
+
+
+def test_keys_that_stay_the_same_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In samples, and in all ways to draw ResNet-50's tensors in one call."""
+    keys = random.split(random.key(0), 3)
+    monkeypatch.setattr(random, "draw_key", lambda num_samples=None, **_: keys[0] if num_samples is None else keys)
+    with pytest.raises(Wrong, match="correlation"):
+        check(fused, 10**4, num_samples=3)
+    at_once = next(subject for subject in resnet50(33, SETTING) if subject.case == "illia_ext")
+    with pytest.raises(Wrong, match="correlation"):
+        at_once.check()
 
 
 def test_densities() -> None:
@@ -145,6 +190,12 @@ def test_layers_are_checked() -> None:
     for wrong, sentence in (Doubled, "log_prob is off by"), (Claimed, "log_prob is off by"), (Repeated, "correlation"):
         with pytest.raises(Wrong, match=sentence):
             check_layer(wrong(fused, 20, 10))
+
+    def without_noise_in_the_bias(mu, *arguments):
+        return (given_noise(torch.zeros(mu.shape)) if mu.dim() == 1 else fused)(mu, *arguments)
+
+    with pytest.raises(Wrong, match="noise: mean square"):
+        check_layer(CaseLinear(without_noise_in_the_bias, 1024, 10), CaseLinear(without_noise_in_the_bias, 10, 1024))
 
 
 def test_networks_are_checked() -> None:
