@@ -20,7 +20,7 @@ from bench.peers import PEERS, Peer, load_peers, make
 from bench.setting import Setting
 from bench.steps import Contender, by_layer
 from bench.tensors import Tensors, resnet50, resnet50_numels
-from bench.transforms import transforms
+from bench.transforms import Draws, Values, transforms, ways
 from illia_ext import functional, random
 
 SETTING = Setting(["eager", "illia_ext"], {}, torch.device("cpu"), torch.float32, compile_once=True)
@@ -244,21 +244,48 @@ def test_a_sample_that_is_left_out_is_found() -> None:
         contender.check()
 
 
-def test_a_wrong_call_is_found_in_every_transform(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = functional.gaussian_sample_and_log_prob
-    subjects = transforms(100, SETTING)
-    for subject in subjects:
-        subject.check()
+FORWARD = {"no gradients", "forward", "module, forward"}
+EIGHT = {"8 calls", "8 samples", "vmap over 8 keys", "vmap over 8 parameters"}
+ALL = {subject.case for subject in transforms(10, SETTING)}
 
-    def wrong(*args: Any) -> tuple[Tensor, Tensor]:
-        x, log_prob = right(*args)
-        return 1.1 * x, log_prob
 
-    monkeypatch.setattr(functional, "gaussian_sample_and_log_prob", wrong)
-    for subject in subjects:
-        if "module" not in subject.case and subject.case != "functional_call":  # these call the op
-            with pytest.raises(Wrong, match=r"output \d is off by"):
-                subject.check()
+def changed(draws: Draws, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Draws:
+    return Draws(*(lambda *args, draw=draw: change(*draw(*args)) for draw in draws))
+
+
+def second_of_mu_alone(draws: Draws, given: Values) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    def double_backward() -> tuple[Tensor, ...]:
+        x, log_prob = draws.function(*given.leaves, given.keys[0])
+        loss = (x * given.direction).sum() + 0.1 * log_prob
+        grads = torch.autograd.grad(loss, given.leaves, create_graph=True)
+        return torch.autograd.grad(grads[0], given.leaves, given.direction)
+
+    return ways(draws, given) | {"double backward": double_backward}
+
+
+def every_way_as(way: str) -> Callable[[Draws, Values], dict[str, Callable[[], tuple[Tensor, ...]]]]:
+    """Every way gives the outputs of this one."""
+    return lambda draws, given: dict.fromkeys(ways(draws, given), ways(draws, given)[way])
+
+
+WRONG_WAYS = {
+    "none": (ways, set()),
+    "x off": (lambda d, g: ways(changed(d, lambda x, log_prob: (1.1 * x, log_prob)), g), ALL),
+    "log_prob ignored": (lambda d, g: ways(changed(d, lambda x, log_prob: (x, 0 * log_prob)), g), ALL),
+    "x ignored": (lambda d, g: ways(d, g._replace(direction=0 * g.direction)), ALL - FORWARD),
+    "another key": (lambda d, g: ways(d, g._replace(keys=g.keys.roll(1, 0))), ALL - EIGHT | {"vmap over 8 parameters"}),
+    "one key for all": (lambda d, g: ways(d, g._replace(keys=g.keys[:1].repeat(8, 1))), EIGHT),
+    "one call of eight": (every_way_as("a loss"), FORWARD | EIGHT | {"jvp", "double backward"}),
+    "second gradient of mu alone": (second_of_mu_alone, {"double backward"}),
+}
+
+
+@pytest.mark.parametrize(("wrong", "found"), WRONG_WAYS.values(), ids=WRONG_WAYS)
+def test_a_wrong_transform_is_found(wrong: Any, found: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.transforms.ways", wrong)
+    for subject in transforms(100, SETTING):
+        with pytest.raises(Wrong, match=r"output \d is off by") if subject.case in found else nullcontext():
+            subject.check()
 
 
 @pytest.fixture(params=PEERS)
