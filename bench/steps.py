@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import COMPILE_OPTIONS, formulas
-from bench.check import check_layer, check_network, check_noise
+from bench.check import Wrong, check_layer, check_network, check_noise
 from bench.layers import CaseLinear, Layer, Network, PlainLinear, WholeNetwork
 from bench.measure import Subject
 from bench.setting import OURS, Setting
@@ -61,7 +61,9 @@ class Contender:
             self.network.load_state_dict(trained)
 
     def _check_wiring(self, x: Tensor, labels: Tensor) -> None:
-        """Layers, at a very small sigma."""
+        """Layers, whose noise has been checked: whether two calls draw anew; then, at a very small sigma, one call."""
+        if torch.equal(self.loss(x, labels), self.loss(x, labels)):
+            raise Wrong("noise: two calls have the same loss")
         for _, raw in self.network.pairs():
             nn.init.constant_(raw, -16)
         check_network(self.loss(x, labels), self.network, x, labels)

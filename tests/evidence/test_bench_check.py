@@ -1,5 +1,6 @@
 """The benchmark's checks: right cases and peers pass, and every kind of wrong one is found."""
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from bench.layers import CaseLinear, Network, WholeNetwork
 from bench.peers import PEERS, Peer, load_peers, make
 from bench.setting import Setting
 from bench.steps import Contender, by_layer
-from bench.tensors import Tensors, resnet50, resnet50_numels
+from bench.tensors import Tensors, resnet50, resnet50_numels, samples
 from bench.transforms import Draws, Values, transforms, ways
 from illia_ext import functional, random
 
@@ -33,7 +34,7 @@ def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(case: Callable[..., tuple[Tensor, Tensor]], numel: int = 1000, **more: Any) -> None:
     of = Tensors([numel], replace(SETTING, dtype=more.pop("dtype", torch.float32)), **more)
-    of.check(of.draw(case))
+    of.check(partial(of.backward, of.draw(case)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -149,6 +150,49 @@ def test_many_draws_pass() -> None:
     torch.manual_seed(0)
     check_noise([[torch.randn(min(numel, 2**13)) for numel in resnet50_numels(161)] for _ in range(2)], torch.float32)
     check_noise([[torch.randn(2**13)] for _ in range(64)], torch.float32)
+
+
+def wrong_without_gradients(kind: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def case(mu, rho, *prior):
+        x, log_prob = fused(mu, rho, *prior)
+        if torch.is_grad_enabled():
+            return x, log_prob
+        return {"noise": given_noise(torch.zeros(mu.shape))(mu, rho, *prior), "log_prob": (x, 2 * log_prob)}[kind]
+
+    return case
+
+
+@pytest.mark.parametrize(("kind", "sentence"), [("noise", "noise: mean square"), ("log_prob", "log_prob is off by")])
+def test_a_draw_that_is_wrong_without_gradients_is_found(kind: str, sentence: str) -> None:
+    of = Tensors([10**4], SETTING)
+    subject = of.subject("forward + backward", 10**4, "eager", of.draw(wrong_without_gradients(kind)))
+    subject.check()
+    with pytest.raises(Wrong, match=sentence):
+        of.forward(subject, "forward", "eager").check()
+
+
+def test_a_sum_over_samples_that_leaves_one_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager_samples = samples([3], 10**4, SETTING)[0]
+    eager_samples.check()
+    backward = Tensors.backward
+    calls = itertools.count(1)
+
+    def lost(*args: Any, **more: Any) -> Any:
+        outputs, grads = backward(*args, **more)
+        return outputs, grads if next(calls) % 3 else [0 * grad for grad in grads]
+
+    monkeypatch.setattr(Tensors, "backward", lost)
+    with pytest.raises(Wrong, match="grad_mu is off by"):
+        eager_samples.check()
+
+
+def test_a_training_step_with_the_same_noise_in_each_call_is_found() -> None:
+    """As a compiled one might have, while its layers by themselves are right."""
+    contender = Contender("eager", partial(by_layer, partial(CaseLinear, eager)), SETTING)
+    contender.check()
+    contender.loss = lambda *data: torch.manual_seed(0) and contender.network(*data)
+    with pytest.raises(Wrong, match="two calls have the same loss"):
+        contender.check()
 
 
 def test_keys_that_stay_the_same_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
