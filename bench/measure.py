@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,24 +46,35 @@ class Effort:
     turn: float = 0.02  # seconds; a longer call is a turn by itself
 
 
-def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Measurement]:
-    """Each task once a round, by torch's timer, which waits for the GPU; a round counts as one time, its median."""
+def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Measurement | str]:
+    """Each task once a round, by torch's timer, which waits for the GPU; a round counts as one time, its median.
+
+    A task that raises has no further turn, and the reason is returned.
+    """
     threads = torch.get_num_threads()
     timers = [Timer("task()", globals={"task": task}, num_threads=threads) for task in tasks]
     rounds: list[list[Measurement]] = [[] for _ in tasks]
-    merged: list[Measurement] = []
+    timings: list[Measurement | str] = []
+
+    def turn(timer: Timer, task: Callable[[], object], results: list[Measurement]) -> None:
+        for _ in range(WARM_UP):
+            task()
+        results.append(timer.blocked_autorange(min_run_time=effort.turn))
+
+    reasons: list[str | None] = [None] * len(tasks)
     start = time.perf_counter()
     for done in range(1, effort.max_rounds + 1):
-        for task, timer, results in zip(tasks, timers, rounds):
-            for _ in range(WARM_UP):
-                task()
-            results.append(timer.blocked_autorange(min_run_time=effort.turn))
+        turns = zip(reasons, timers, tasks, rounds)
+        reasons = [reason or attempt(partial(turn, *arguments)) for reason, *arguments in turns]
         # Not Measurement.merge, which pools blocks: a round of short ones would outvote all others.
-        merged = [Measurement(1, [turn.median for turn in turns], turns[0].task_spec) for turns in rounds]
-        calm = all(result.meets_confidence(0.1) for result in merged)
+        timings = [
+            reason or Measurement(1, [result.median for result in results], results[0].task_spec)
+            for reason, results in zip(reasons, rounds)
+        ]
+        calm = all(timing.meets_confidence(0.1) for timing in timings if isinstance(timing, Measurement))
         if done >= effort.min_rounds and (calm or time.perf_counter() - start > effort.seconds):
             break
-    return merged
+    return timings
 
 
 def synchronize() -> None:
@@ -161,10 +173,19 @@ def measure(subjects: list[Subject], effort: Effort, device: torch.device) -> li
     # 3. Time.
     right = [(subject, row) for subject, row in zip(subjects, rows) if row.untimed is None]
     for (_, row), timing in zip(right, interleave([subject.run for subject, _ in right], effort)):
-        row.median, row.iqr, row.rounds = timing.median, timing.iqr, len(timing.times)
+        if isinstance(timing, str):
+            row.untimed = timing
+        else:
+            row.median, row.iqr, row.rounds = timing.median, timing.iqr, len(timing.times)
     # 4. Memory and launches, which would disturb the clock.
     for subject, row in right:
-        row.peak_bytes, row.launches = memory_and_launches(subject.run, device)
-        if subject.graph is not None:
-            row.kept_bytes = kept_for_backward(subject.graph, subject.own)
+        row.untimed = row.untimed or attempt(partial(measure_memory, subject, row, device))
+        if row.untimed:
+            row.median = row.iqr = row.rounds = None
     return rows
+
+
+def measure_memory(subject: Subject, row: Row, device: torch.device) -> None:
+    row.peak_bytes, row.launches = memory_and_launches(subject.run, device)
+    if subject.graph is not None:
+        row.kept_bytes = kept_for_backward(subject.graph, subject.own)

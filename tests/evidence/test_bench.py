@@ -144,11 +144,16 @@ def test_a_wrong_or_failing_case_gets_no_time_and_stops_nobody() -> None:
     subjects = [
         Subject("forward", 1, "wrong", 1, run=lambda: None, check=wrong),
         Subject("forward", 1, "failing", 1, run=fail),
+        Subject("forward", 1, "failing when timed", 1, run=partial(next, iter([1]))),
+        Subject("forward", 1, "failing in a trace", 1, run=lambda: torch.zeros(1000), graph=fail),
         Subject("forward", 1, "right", 1, run=lambda: torch.zeros(1000)),
     ]
     rows = {row.case: row for row in measure(subjects, BRIEF, CPU)}
     assert rows["wrong"].untimed == "wrong: x is off by 1.0" and rows["wrong"].median is None
     assert rows["failing"].untimed == "failed: RuntimeError: no compiler" and rows["failing"].median is None
+    assert rows["failing when timed"].untimed == "failed: StopIteration: "
+    assert rows["failing in a trace"].untimed == "failed: RuntimeError: no compiler"
+    assert rows["failing when timed"].median is rows["failing in a trace"].median is None
     assert rows["right"].untimed is None and rows["right"].median > 0 and rows["right"].rounds >= 3
     assert rows["right"].peak_bytes == 4000
 
