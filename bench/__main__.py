@@ -109,9 +109,9 @@ def save(path: Path | None, *records: dict[str, Any], mode: str = "a") -> None:
 
 def measure_all(scale: Scale, setting: Setting, effort: Effort, json_file: Path | None) -> list[Row]:
     """Writes each group's rows when it is done."""
-    warm_up(setting.device, with_compile=any(name in COMPILE_OPTIONS for name in setting.cases))
     rows, done = [], []
     try:
+        warm_up(setting.device, with_compile=any(name in COMPILE_OPTIONS for name in setting.cases))
         for title, subjects in plan(scale, setting).items():
             typer.echo(title, err=True)
             if not setting.compile_once:
@@ -134,8 +134,7 @@ def run_and_write(about: dict[str, Any], scale: Scale, setting: Setting, effort:
         warnings.filterwarnings("ignore", message="dynamo_pgo")
         save(json_file, {"format": FORMAT} | about, mode="w")
         rows = measure_all(scale, setting, effort, json_file)
-        busy = about["busy"] or machine.busy(torch.device("cpu"))
-        end = {"seconds": time.perf_counter() - start, "busy": busy}
+        end = {"seconds": time.perf_counter() - start, "busy": about["busy"] or machine.busy(torch.device("cpu"))}
         save(json_file, end)
     return Run.of(about | end, rows)
 

@@ -106,8 +106,8 @@ def _merged(draws: Sequence[Sequence[Tensor]], least: int) -> list[Tensor]:
     """All tensors of at least so many elements; the others of each draw as one."""
     merged = []
     for draw in draws:
-        small = [eps for eps in draw if eps.numel() < least]
         merged += [eps for eps in draw if eps.numel() >= least]
+        small = [eps for eps in draw if eps.numel() < least]
         merged += [torch.cat(small)] if small else []
     return merged
 

@@ -83,16 +83,10 @@ class Contender:
 
     def subject(self, batch: int) -> Subject:
         x, labels = self.data(batch, self.to["dtype"])
-        return Subject(
-            "training step",
-            batch,
-            self.name,
-            sum(inputs * outputs + outputs for inputs, outputs in pairwise(Network.WIDTHS)),
-            run=partial(self.step, x, labels),
-            check=self.check_once,
-            graph=lambda: self.loss(x, labels),
-            own=(*self.network.parameters(), *self.network.buffers(), x, labels),
-        )
+        weights = sum(inputs * outputs + outputs for inputs, outputs in pairwise(Network.WIDTHS))
+        run, graph = partial(self.step, x, labels), partial(self.loss, x, labels)
+        own = (*self.network.parameters(), *self.network.buffers(), x, labels)
+        return Subject("training step", batch, self.name, weights, run, self.check_once, graph=graph, own=own)
 
 
 def by_layer(make_layer: Callable[..., Layer], **to: torch.device | torch.dtype) -> Network:

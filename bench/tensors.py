@@ -90,17 +90,10 @@ class Tensors:
         """Forward and backward of `draw`, checked once, by default of these mu and rho."""
         num_samples = self.num_samples or 1
         run = partial(self.backward, draw, pairs)
-        return Subject(
-            work,
-            point,
-            name,
-            self.numel * num_samples,
-            run=run,
-            check=cache(partial(self.check, run, pairs)),
-            minimum_bytes=minimum_bytes(self.numel, num_samples, self.prior[0].element_size(), backward=True),
-            graph=draw,
-            own=(*self.prior, *(leaf for pair in pairs or self.pairs for leaf in pair), *own),
-        )
+        check = cache(partial(self.check, run, pairs))
+        fewest = minimum_bytes(self.numel, num_samples, self.prior[0].element_size(), backward=True)
+        own = (*self.prior, *(leaf for pair in pairs or self.pairs for leaf in pair), *own)
+        return Subject(work, point, name, self.numel * num_samples, run, check, fewest, graph=draw, own=own)
 
     def forward(self, subject: Subject, work: str, case: str) -> Subject:
         """The draw of `subject` without gradients."""
@@ -121,18 +114,11 @@ def minimum_bytes(numel: int, num_samples: int, itemsize: int, backward: bool) -
 def one_tensor(numel: int, setting: Setting) -> list[Subject]:
     """Beside each work a copy of as many elements, and beside the forward pass its noise alone."""
     of = Tensors([numel], setting)
-    itemsize = setting.dtype.itemsize
     both = [of.subject("forward + backward", numel, name, of.draw(case)) for name, case in setting.tensor_cases()]
     forward = [of.forward(subject, "forward", subject.case) for subject in both]
     copied_to = torch.empty_like(of.output_grads[0])
-    copy = Subject(
-        "forward",
-        numel,
-        "copy",
-        numel,
-        run=partial(copied_to.copy_, of.output_grads[0]),
-        minimum_bytes=2 * numel * itemsize,
-    )
+    run = partial(copied_to.copy_, of.output_grads[0])
+    copy = Subject("forward", numel, "copy", numel, run, minimum_bytes=2 * numel * setting.dtype.itemsize)
     randn = partial(torch.randn, numel, device=setting.device, dtype=setting.dtype)
     noise = Subject("forward", numel, "torch.randn", numel, run=randn)
     return [*forward, copy, noise, *both, replace(copy, work="forward + backward")]

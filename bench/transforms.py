@@ -99,26 +99,23 @@ def wanted(given: Values) -> dict[str, Callable[[], Tensors]]:
         x = mu + sigma * reference.standard_normal(key, mu.shape, eps_dtype).double()
         return x, sampled(x, mu, sigma, MU_PRIOR, STD_PRIOR).sum()
 
+    def loss(key: Tensor) -> Tensor:
+        x, log_prob = draw(key)
+        return x @ direction + 0.1 * log_prob
+
     def gradients(keys: Tensor, create_graph: bool = False) -> Tensors:
-        draws = [draw(key) for key in keys]
-        total = sum(x @ direction + 0.1 * log_prob for x, log_prob in draws)
-        return torch.autograd.grad(total, leaves, create_graph=create_graph)
+        return torch.autograd.grad(sum(map(loss, keys)), leaves, create_graph=create_graph)
 
     def along(grads: Tensors) -> Tensor:
         return sum(grad @ direction for grad in grads)
 
-    def loss_and_tangent() -> Tensors:
-        x, log_prob = draw(keys[0])
-        return x @ direction + 0.1 * log_prob, along(gradients(keys[:1]))
-
-    drawn, all_keys = partial(draw, keys[0]), partial(gradients, keys)
     values = {
-        "jvp": loss_and_tangent,
+        "jvp": lambda: (loss(keys[0]), along(gradients(keys[:1]))),
         "double backward": lambda: torch.autograd.grad(along(gradients(keys[:1], create_graph=True)), leaves),
         "vmap over 8 parameters": lambda: tuple(map(torch.stack, zip(*(gradients(key[None]) for key in keys)))),
     }
-    values |= dict.fromkeys(("no gradients", "forward", "module, forward"), drawn)
-    values |= dict.fromkeys(("8 calls", "8 samples", "vmap over 8 keys"), all_keys)
+    values |= dict.fromkeys(("no gradients", "forward", "module, forward"), partial(draw, keys[0]))
+    values |= dict.fromkeys(("8 calls", "8 samples", "vmap over 8 keys"), partial(gradients, keys))
     return defaultdict(lambda: partial(gradients, keys[:1]), values)
 
 
