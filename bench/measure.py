@@ -56,16 +56,15 @@ def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Measur
     rounds: list[list[Measurement]] = [[] for _ in tasks]
     timings: list[Measurement | str] = []
 
-    def turn(timer: Timer, task: Callable[[], object], results: list[Measurement]) -> None:
+    def turn(index: int) -> None:
         for _ in range(WARM_UP):
-            task()
-        results.append(timer.blocked_autorange(min_run_time=effort.turn))
+            tasks[index]()
+        rounds[index].append(timers[index].blocked_autorange(min_run_time=effort.turn))
 
     reasons: list[str | None] = [None] * len(tasks)
     start = time.perf_counter()
     for done in range(1, effort.max_rounds + 1):
-        turns = zip(reasons, timers, tasks, rounds)
-        reasons = [reason or attempt(partial(turn, *arguments)) for reason, *arguments in turns]
+        reasons = [reason or attempt(partial(turn, index)) for index, reason in enumerate(reasons)]
         # Not Measurement.merge, which pools blocks: a round of short ones would outvote all others.
         timings = [
             reason or Measurement(1, [result.median for result in results], results[0].task_spec)

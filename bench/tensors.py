@@ -1,6 +1,6 @@
 """Works on tensors: draw one, samples of one, or all tensors of a network with their log density, and go backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
@@ -79,13 +79,7 @@ class Tensors:
         check_noise(noise, pairs[0][0].dtype)
 
     def subject(
-        self,
-        work: str,
-        point: int,
-        name: str,
-        draw: Draw,
-        pairs: list[Pair] | None = None,
-        own: tuple[Tensor, ...] = (),
+        self, work: str, point: int, name: str, draw: Draw, pairs: list[Pair] | None = None, own: Sequence[Tensor] = ()
     ) -> Subject:
         """Forward and backward of `draw`, checked once, by default of these mu and rho."""
         num_samples = self.num_samples or 1
