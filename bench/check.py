@@ -81,8 +81,9 @@ def check_noise(draws: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> None:
     """eps of every tensor [n], for each draw of them all: standard normal by moments, each drawn anew. Raises Wrong.
 
     Tensors with too few elements count together. Six standard errors of a mean over n are allowed, which a right mean
-    exceeds once in 10^8, and what rounding the weights to `dtype` adds to eps. Correlations are of the first elements,
-    and of every pair: P(|N(0, 1)| > t) <= exp(-t^2 / 2), so t^2 = 36 + 2 log(pairs) bounds them all as 6 bounds one.
+    exceeds once in 10^8 (of fourth powers, which have a long tail, once in 10^5 at n = 1000), and what rounding the
+    weights to `dtype` adds to eps. Correlations are of the first elements, and of every pair: P(|N(0, 1)| > t) <=
+    exp(-t^2 / 2), so t^2 = 36 + 2 log(pairs) bounds all of them as 6 bounds one.
     """
     moments = {"mean": (1, 0.0, 1.0), "square": (2, 1.0, math.sqrt(2)), "fourth power": (4, 3.0, math.sqrt(96))}
     for eps in _merged(draws, LARGE):
