@@ -4,11 +4,10 @@ import re
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -17,7 +16,7 @@ import illia_ext
 from bench import machine, report
 from bench.cases import CASES, COMPILE_OPTIONS
 from bench.measure import Effort, Subject, measure, warm_up
-from bench.peers import load_peers
+from bench.peers import PEERS, load_peers
 from bench.results import FORMAT, Row, Run, write
 from bench.setting import CPU_SCALE, CUDA_SCALE, OURS, QUICK_SCALE, Scale, Setting
 from bench.steps import steps
@@ -27,6 +26,7 @@ from bench.transforms import transforms
 QUICK = Effort(seconds=0.5, min_rounds=3, max_rounds=8)
 FULL = Effort(seconds=4, min_rounds=3, max_rounds=12)
 PICTURES = (".png", ".svg", ".pdf")
+NAMES = ", ".join([*CASES, *PEERS])
 CHECK_BYTES = 160  # per drawn weight: eager's graph or the float64 check, at most 124 when measured
 
 
@@ -40,7 +40,7 @@ def parse_counts(option: str, text: str) -> list[int]:
     numbers = [int(part[1]) ** int(part[2] or 1) for part in parts if part]
     if len(numbers) < len(parts) or not all(1 <= number <= 2**40 for number in numbers):
         raise refuse(option, f"expected numbers up to 2^40 such as 1000 or 2^20, with commas, got {text!r}")
-    return list(dict.fromkeys(numbers))
+    return sorted(set(numbers))
 
 
 def parse_device(text: str) -> torch.device:
@@ -100,29 +100,42 @@ def plan(scale: Scale, setting: Setting) -> dict[str, Callable[[], list[Subject]
     return groups | {"training steps": partial(steps, scale.batches, setting)}
 
 
-def measure_all(scale: Scale, setting: Setting, effort: Effort, file: TextIO | None) -> list[Row]:
+def save(path: Path | None, *records: dict[str, Any], mode: str = "a") -> None:
+    try:
+        write(path, *records, mode=mode)
+    except OSError as error:
+        raise refuse("--json", f"cannot write {path}: {error.strerror}") from None
+
+
+def measure_all(scale: Scale, setting: Setting, effort: Effort, json_file: Path | None) -> list[Row]:
     """Writes each group's rows when it is done."""
-    warm_up(setting.device, with_compile=any(name in COMPILE_OPTIONS for name in setting.cases))
-    rows = []
-    for title, subjects in plan(scale, setting).items():
-        typer.echo(title, err=True)
-        if not setting.compile_once:
-            torch._dynamo.reset()  # every group is compiled for itself, as it would be in a program of its own
-        measured = measure(subjects(), effort, setting.device)
-        write(file, *map(asdict, measured))
-        rows += measured
+    rows, done = [], []
+    try:
+        warm_up(setting.device, with_compile=any(name in COMPILE_OPTIONS for name in setting.cases))
+        for title, subjects in plan(scale, setting).items():
+            typer.echo(title, err=True)
+            if not setting.compile_once:
+                torch._dynamo.reset()  # every group is compiled for itself, as it would be in a program of its own
+            measured = measure(subjects(), effort, setting.device)
+            save(json_file, *map(asdict, measured))
+            rows += measured
+            done.append(title)
+    except KeyboardInterrupt:
+        kept = f"{json_file} keeps: {'; '.join(done) or 'no group'}" if json_file else "nothing is kept without --json"
+        typer.echo(f"interrupted; {kept}", err=True)
+        raise
     return rows
 
 
 def run_and_write(about: dict[str, Any], scale: Scale, setting: Setting, effort: Effort, json_file: Path | None) -> Run:
     start = time.perf_counter()
-    busy = machine.busy(setting.device)
-    with json_file.open("w") if json_file else nullcontext() as file, warnings.catch_warnings():
+    about |= {"busy": machine.busy(setting.device)}
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="dynamo_pgo")
-        write(file, {"format": FORMAT} | about)
-        rows = measure_all(scale, setting, effort, file)
-        end = {"seconds": time.perf_counter() - start, "busy": busy or machine.busy(torch.device("cpu"))}
-        write(file, end)
+        save(json_file, {"format": FORMAT} | about, mode="w")
+        rows = measure_all(scale, setting, effort, json_file)
+        end = {"seconds": time.perf_counter() - start, "busy": about["busy"] or machine.busy(torch.device("cpu"))}
+        save(json_file, end)
     return Run.of(about | end, rows)
 
 
@@ -149,23 +162,21 @@ def new_run(
         "settings": {"device": where.type, "dtype": dtype, "quick": quick, "cases": names},
         "skipped": {name: reason for name, reason in missing.items() if name in names},
     }
-    try:
-        # A quick run may find compiled code on disk; a full one compiles anew, so that its first calls are honest.
-        with torch._inductor.config.patch(force_disable_caches=not quick):
-            return run_and_write(about, scale, setting, QUICK if quick else FULL, json_file)
-    except OSError as error:
-        raise refuse("--json", f"cannot write {json_file}: {error.strerror}") from None
+    # A quick run may find compiled code on disk; a full one compiles anew, so that its first calls are honest.
+    with torch._inductor.config.patch(force_disable_caches=not quick):
+        return run_and_write(about, scale, setting, QUICK if quick else FULL, json_file)
 
 
 def main(
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu (the default), cuda or cuda:1.")] = None,
     dtype: Annotated[
-        Literal["float32", "float64", "float16", "bfloat16"], typer.Option(help="Of the parameters.")
-    ] = "float32",
+        Literal["float32", "float64", "float16", "bfloat16"] | None,
+        typer.Option(help="Of the parameters; float32 by default."),
+    ] = None,
     sizes: Annotated[str | None, typer.Option(help="Weights of one tensor: numbers such as 2^20, with commas.")] = None,
     samples: Annotated[str | None, typer.Option(help="Numbers of samples, with commas.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default torch's own number.")] = None,
-    cases: Annotated[str | None, typer.Option(help="Names with commas; by default all that can be imported.")] = None,
+    cases: Annotated[str | None, typer.Option(help=f"Some of {NAMES}; by default all that can be imported.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer points and rounds.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write results here as they come, in lines.")] = None,
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw the results here, in png, svg or pdf.")] = None,
@@ -181,9 +192,10 @@ def main(
     check_picture(plot_file)
     if run is None:
         torch.set_num_threads(threads or torch.get_num_threads())
-        run = new_run(device, dtype, {"sizes": sizes, "samples": samples}, cases, quick, json_file)
-    elif quick or any(option is not None for option in (sizes, samples, threads, cases, json_file)):
-        options = "--sizes, --samples, --threads, --cases, --quick, --json"
+        counts = {"sizes": sizes, "samples": samples}
+        run = new_run(device or "cpu", dtype or "float32", counts, cases, quick, json_file)
+    elif quick or any(option is not None for option in (device, dtype, sizes, samples, threads, cases, json_file)):
+        options = "--device, --dtype, --sizes, --samples, --threads, --cases, --quick, --json"
         raise refuse("--load", f"measures nothing, so {options} do not go with it")
     typer.echo(report.text(run))
     if old is not None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from bench.layers import MU_PRIOR, NUM_DATA, STD_PRIOR, Layer, Pair, Sigma
 
 __all__ = ["Wrong", "check_draw", "check_layer", "check_network", "check_noise", "closed_form", "compare", "sampled"]
 
-LARGE = 2**12  # elements: fewer have fourth powers too far from their mean for check_noise
+LARGE, SMALL = 2**12, 2**6  # elements: fewer are too few for check_noise's moments, and for its correlations
 
 
 class Wrong(Exception):
@@ -56,7 +57,7 @@ class Exact:
     xs: list[Tensor]  # [*shape] or [S, *shape] each
     log_prob: Tensor  # [] or [S]
     scale: Tensor  # the sum of the magnitudes of log_prob's terms
-    noise: list[Tensor]  # eps of each tensor and sample, flat
+    noise: list[tuple[Tensor, ...]]  # for each sample, eps of each tensor, flat
 
 
 def exact(xs: Sequence[Tensor], pairs: Sequence[Pair], sigma_of: Sigma = F.softplus, closed: bool = False) -> Exact:
@@ -72,28 +73,44 @@ def exact(xs: Sequence[Tensor], pairs: Sequence[Pair], sigma_of: Sigma = F.softp
         draws.append(draw)
         log_probs.append(terms.sum(-1))
         scales.append(terms.detach().abs().sum(-1))
-        noise += eps.reshape(-1, mu.numel())
-    return Exact(leaves, draws, sum(log_probs), sum(scales).norm(), noise)
+        noise.append(eps.reshape(-1, mu.numel()))
+    return Exact(leaves, draws, sum(log_probs), sum(scales).norm(), list(zip(*noise)))
 
 
-def check_noise(draws: list[Tensor], dtype: torch.dtype) -> None:
-    """Draws of eps [n], of samples, calls or tensors: standard normal by their moments, each drawn anew. Raises Wrong.
+def check_noise(draws: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> None:
+    """eps of every tensor [n], for each draw of them all: standard normal by moments, each drawn anew. Raises Wrong.
 
-    Six standard errors of a mean over n are allowed, that a right case exceeds once in 10^8, and what rounding the
-    weights to `dtype` adds to eps. Of draws of several sizes the first elements of the larger ones count.
+    Tensors with too few elements count together. Six standard errors of a mean over n are allowed, which a right mean
+    exceeds once in 10^8 (of fourth powers, which have a long tail, once in 10^5 at n = 1000), and what rounding the
+    weights to `dtype` adds to eps. Correlations are of the first elements, and of every pair: P(|N(0, 1)| > t) <=
+    exp(-t^2 / 2), so t^2 = 36 + 2 log(pairs) bounds all of them as 6 bounds one.
     """
-    if len({eps.numel() for eps in draws}) > 1:
-        draws = [eps[:LARGE] for eps in draws if eps.numel() >= LARGE]
     moments = {"mean": (1, 0.0, 1.0), "square": (2, 1.0, math.sqrt(2)), "fourth power": (4, 3.0, math.sqrt(96))}
-    for eps, other in zip(draws, [*draws[1:], draws[0]]):
+    for eps in _merged(draws, LARGE):
         allowed = 6 / math.sqrt(eps.numel()) + tolerance(dtype)
         for name, (power, mean, deviation) in moments.items():
             error = abs(float((eps**power).mean()) - mean)
             if not error <= deviation * allowed:
                 raise Wrong(f"noise: mean {name} is off by {error:.1e}")
-        correlation = abs(float((eps * other).mean()))
-        if not correlation <= allowed and len(draws) > 1:
-            raise Wrong(f"noise: two draws have a correlation of {correlation:.2f}")
+    every = _merged(draws, SMALL)
+    for size in (LARGE, 8 * SMALL, SMALL):
+        first = [eps[:size] for eps in every if eps.numel() >= size]
+        if len(first) > 1:
+            rows = F.normalize(torch.stack(first), dim=1)
+            correlation = float((rows @ rows.T).fill_diagonal_(0).abs().max())
+            allowed = math.sqrt((36 + 2 * math.log(math.comb(len(first), 2))) / size) + tolerance(dtype)
+            if not correlation <= allowed:
+                raise Wrong(f"noise: two draws have a correlation of {correlation:.2f}")
+
+
+def _merged(draws: Sequence[Sequence[Tensor]], least: int) -> list[Tensor]:
+    """All tensors of at least so many elements; the others of each draw as one."""
+    merged = []
+    for draw in draws:
+        merged += [eps for eps in draw if eps.numel() >= least]
+        small = [eps for eps in draw if eps.numel() < least]
+        merged += [torch.cat(small)] if small else []
+    return merged
 
 
 def check_draw(
@@ -102,17 +119,17 @@ def check_draw(
     grads: Sequence[Tensor],
     output_grads: Sequence[Tensor],
     layer: Layer | None = None,
-) -> list[Tensor]:
+) -> list[tuple[Tensor, ...]]:
     """Draws x of tensors ([*shape] or [S, *shape] each), then their log_prob, and the gradients. Raises Wrong.
 
     Args:
         pairs: mu and rho of each tensor.
-        grads: those to mu and rho of each tensor in turn.
+        grads: those to mu and rho of each tensor in turn; none where only the draw is checked.
         output_grads: those that arrive at the outputs.
         layer: what drew, where it may have other formulas than softplus and the density at x.
 
     Returns:
-        eps of each tensor and sample, flat.
+        For each sample eps of each tensor, flat.
     """
     *xs, log_prob = outputs
     dtype = pairs[0][0].dtype
@@ -121,36 +138,38 @@ def check_draw(
         if x.dtype != dtype or list(x.shape) != [*samples, *mu.shape] or list(log_prob.shape) != samples:
             raise Wrong(f"x is {x.dtype} {list(x.shape)}, log_prob is {list(log_prob.shape)}")
     want = exact(xs, pairs, layer.sigma, layer.closed) if layer else exact(xs, pairs)
-    arriving = [grad.double() for grad in output_grads]
-    want_grads = torch.autograd.grad([*want.xs, want.log_prob], want.leaves, arriving)
     # A layer's weight is the difference of two outputs, each rounded; blitz's prior is off by up to 5e-3 in a gradient.
     allowed = 2 * tolerance(dtype) if layer else tolerance(dtype)
     compare("log_prob", log_prob, want.log_prob, allowed, want.scale)
+    if not grads:
+        return want.noise
+    arriving = [grad.double() for grad in output_grads]
+    want_grads = torch.autograd.grad([*want.xs, want.log_prob], want.leaves, arriving)
     for index, (grad, want_grad) in enumerate(zip(grads, want_grads, strict=True)):
         compare(("grad_mu", "grad_rho")[index % 2], grad, want_grad, max(allowed, 0.01) if layer else allowed)
     return want.noise
 
 
-def check_layer(layer: Layer) -> None:
+def check_layer(*layers: Layer) -> None:
     """Two calls: costs, gradients and noise, the weights read from the outputs at x = 0 and at the unit vectors."""
-    pairs = layer.pairs()
-    mu = pairs[0][0]
-    x = torch.cat([mu.new_zeros(1, mu.shape[1]), torch.eye(mu.shape[1], dtype=mu.dtype, device=mu.device)])
-    # A loss that weighs every drawn weight differently.
-    slopes = [torch.cos(torch.arange(mu.numel(), device=mu.device)).reshape(mu.shape).to(mu.dtype) for mu, _ in pairs]
-    noise = []
-    for _ in range(2):
+    noise: list[list[Tensor]] = [[], []]
+    for draw, layer in product(noise, layers):
+        pairs = layer.pairs()
+        mu = pairs[0][0]
+        x = torch.cat([mu.new_zeros(1, mu.shape[1]), torch.eye(mu.shape[1], dtype=mu.dtype, device=mu.device)])
+        # A loss that weighs every drawn weight differently.
+        slopes = [torch.cos(torch.arange(m.numel(), device=m.device)).reshape(m.shape).to(m.dtype) for m, _ in pairs]
         y, cost = layer(x)
         outputs = ((y[1:] - y[:1]).T, y[0], cost)
         output_grads = [*slopes, torch.ones_like(cost)]
         grads = torch.autograd.grad(outputs, [leaf for pair in pairs for leaf in pair], output_grads)
-        noise.append(check_draw(outputs, pairs, grads, output_grads, layer)[0])
+        draw += check_draw(outputs, pairs, grads, output_grads, layer)[0]
     check_noise(noise, mu.dtype)
 
 
 def check_network(
     loss: Tensor, network: nn.Module, x: Tensor, target: Tensor, draws: Sequence[Tensor] | None = None
-) -> list[Tensor]:
+) -> list[tuple[Tensor, ...]]:
     """A loss of a network of `bench.layers` and its gradients: the mean over samples. Raises Wrong.
 
     `draws` are the weights of all samples, [S, *shape] for each tensor. Layers show none: theirs are left out, and
@@ -162,7 +181,7 @@ def check_network(
     the last bias has ten of them.
 
     Returns:
-        eps of each draw and tensor, flat.
+        For each sample eps of each tensor, flat.
     """
     pairs = network.pairs()
     grads = torch.autograd.grad(loss, [leaf for pair in pairs for leaf in pair])

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from bench.check import Wrong
 from bench.results import Row
 
 __all__ = ["Effort", "Subject", "interleave", "kept_for_backward", "measure", "memory_and_launches", "warm_up"]
+
+WARM_UP = 2  # calls before a turn: after one, memory that the system had taken back was not always there again
 
 
 @dataclass(frozen=True)
@@ -40,24 +43,37 @@ class Effort:
     seconds: float
     min_rounds: int
     max_rounds: int
-    turn: float = 0.02  # seconds, after a warm-up of up to as much; a longer call is a turn by itself
+    turn: float = 0.02  # seconds; a longer call is a turn by itself
 
 
-def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Measurement]:
-    """Each task once a round, by torch's timer, which warms up and waits for the GPU."""
+def interleave(tasks: list[Callable[[], object]], effort: Effort) -> list[Measurement | str]:
+    """Each task once a round, by torch's timer, which waits for the GPU; a round counts as one time, its median.
+
+    A task that raises has no further turn, and the reason is returned.
+    """
     threads = torch.get_num_threads()
     timers = [Timer("task()", globals={"task": task}, num_threads=threads) for task in tasks]
     rounds: list[list[Measurement]] = [[] for _ in tasks]
-    merged: list[Measurement] = []
+    timings: list[Measurement | str] = []
+
+    def turn(index: int) -> None:
+        for _ in range(WARM_UP):
+            tasks[index]()
+        rounds[index].append(timers[index].blocked_autorange(min_run_time=effort.turn))
+
+    reasons: list[str | None] = [None] * len(tasks)
     start = time.perf_counter()
     for done in range(1, effort.max_rounds + 1):
-        for timer, results in zip(timers, rounds):
-            results.append(timer.blocked_autorange(min_run_time=effort.turn))
-        merged = [Measurement.merge(results)[0] for results in rounds]
-        calm = all(result.meets_confidence(0.1) for result in merged)
+        reasons = [reason or attempt(partial(turn, index)) for index, reason in enumerate(reasons)]
+        # Not Measurement.merge, which pools blocks: a round of short ones would outvote all others.
+        timings = [
+            reason or Measurement(1, [result.median for result in results], results[0].task_spec)
+            for reason, results in zip(reasons, rounds)
+        ]
+        calm = all(timing.meets_confidence(0.1) for timing in timings if isinstance(timing, Measurement))
         if done >= effort.min_rounds and (calm or time.perf_counter() - start > effort.seconds):
             break
-    return merged
+    return timings
 
 
 def synchronize() -> None:
@@ -156,10 +172,19 @@ def measure(subjects: list[Subject], effort: Effort, device: torch.device) -> li
     # 3. Time.
     right = [(subject, row) for subject, row in zip(subjects, rows) if row.untimed is None]
     for (_, row), timing in zip(right, interleave([subject.run for subject, _ in right], effort)):
-        row.median, row.iqr, row.rounds = timing.median, timing.iqr, len(timing.times)
+        if isinstance(timing, str):
+            row.untimed = timing
+        else:
+            row.median, row.iqr, row.rounds = timing.median, timing.iqr, len(timing.times)
     # 4. Memory and launches, which would disturb the clock.
     for subject, row in right:
-        row.peak_bytes, row.launches = memory_and_launches(subject.run, device)
-        if subject.graph is not None:
-            row.kept_bytes = kept_for_backward(subject.graph, subject.own)
+        row.untimed = row.untimed or attempt(partial(measure_memory, subject, row, device))
+        if row.untimed:
+            row.median = row.iqr = row.rounds = None
     return rows
+
+
+def measure_memory(subject: Subject, row: Row, device: torch.device) -> None:
+    row.peak_bytes, row.launches = memory_and_launches(subject.run, device)
+    if subject.graph is not None:
+        row.kept_bytes = kept_for_backward(subject.graph, subject.own)

@@ -65,6 +65,8 @@ def plot(run: Run, path: Path) -> None:
         rows = run.rows[run.rows["work"] == work]
         if rows["median"].notna().any():
             draw(axes, run)
+        else:
+            axes.set_axis_off()
     figure.suptitle(heading(run), fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)

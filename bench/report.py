@@ -30,7 +30,8 @@ WORKS = {
     "training step": Work("Training step, 784-1024-1024-10, Adam; ms", "batch", 1e3),
 }
 LEGEND = (
-    "Cells: the median ± half its interquartile range, then its ratio to illia_ext's (transforms: to that of a loss). "
+    "Cells: the median ± half its interquartile range, then its ratio to illia_ext's (transforms: to that of a loss); "
+    "above 1x it takes longer than illia_ext. "
     "A case that is wrong or failed gets no time."
 )
 
@@ -77,17 +78,21 @@ def table(run: Run, work: str) -> pd.DataFrame:
 
 def costs(run: Run) -> pd.DataFrame:
     """What a call costs beside time, at the largest point that a case was measured at; but for parts of other rows."""
-    rows = run.rows[~run.rows["work"].isin(["forward", "transforms"]) & (run.rows["case"] != "copy")]
-    rows = rows.drop_duplicates(["work", "case"], keep="last")
+    timed = run.rows[run.rows["median"].notna()]
+    # The works on one tensor are of one case: its first call is the longer of the two that compile something.
+    cases = [timed["work"].replace("forward", "forward + backward"), timed["case"]]
+    smallest = timed["point"] == timed.groupby(cases)["point"].transform("min")
+    firsts = timed["first_call"].where(smallest).groupby(cases).transform("max")
+    largest = timed["point"] == timed.groupby(["work", "case"])["point"].transform("max")
+    rows = timed[largest & ~timed["work"].isin(["forward", "transforms"]) & (timed["case"] != "copy")]
     columns = {
         "point": [f"{point:,}" for point in rows["point"]],
         "GB/s": (rows["minimum_bytes"] / rows["median"] / 1e9).map(number),
         "peak B": (rows["peak_bytes"] / rows["weights"]).map(number),
         "kept B": (rows["kept_bytes"] / rows["weights"]).map(number),
         "launches": rows["launches"].map(number),
+        "first ms": (firsts[rows.index] * 1e3).map(number),
     }
-    firsts = run.rows.groupby(["work", "case"])["first_call"].transform("first")  # later ones may find compiled code
-    columns["first ms"] = (firsts[rows.index] * 1e3).map(number)
     wide = pd.DataFrame(columns).set_axis(pd.MultiIndex.from_frame(rows[["work", "case"]]))
     return wide.loc[:, (wide != "").any()]  # launches are counted on a GPU
 
@@ -174,4 +179,7 @@ def compared(old: Run, new: Run) -> str:
     before, now = ({**run.about["machine"], **run.about["settings"], "date": None, "cases": None} for run in (old, new))
     differing = [name for name in now if before.get(name) != now[name]]
     lines += [f"warning: the two runs differ in {', '.join(differing)}"] if differing else []
+    for name, run in ("old", old), ("new", new):
+        lines += [f"warning: the {name} run: {run.about['busy']}"] if run.about.get("busy") else []
+        lines += [f"warning: the {name} run was interrupted"] if "seconds" not in run.about else []
     return "\n\n".join([*sections, *(textwrap.fill(line, WIDTH) for line in lines)])

@@ -1,13 +1,14 @@
 """One run of the benchmark: what was measured, where and how, in a file of JSON lines.
 
 The first line describes the machine and the settings, each line after it is one measurement, and the last one holds
-what is known at the end. A file without that is of an interrupted run.
+what is known at the end. A file without that is of an interrupted run, and a line that was cut off does not count.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pandas as pd
 
@@ -26,9 +27,9 @@ class Row:
     case: str
     weights: int  # that one call draws
     untimed: str | None = None  # why this case has no time: "wrong: ..." or "failed: ..."
-    median: float | None = None  # seconds a call
-    iqr: float | None = None  # between the quartiles, in seconds
-    rounds: int | None = None  # how many times were measured
+    median: float | None = None  # of the rounds' times: seconds a call
+    iqr: float | None = None  # between the quartiles of the rounds' times, in seconds
+    rounds: int | None = None
     minimum_bytes: int | None = None  # memory traffic that no implementation can avoid
     peak_bytes: int | None = None  # held at most of what a call allocated
     kept_bytes: int | None = None  # kept between forward and backward, beside parameters and data
@@ -38,7 +39,7 @@ class Row:
 
 @dataclass
 class Run:
-    about: dict[str, Any]  # machine, settings, cases skipped and why; from the last line seconds and busy
+    about: dict[str, Any]  # machine, settings, cases skipped and why, busy; from the last line seconds, and busy again
     rows: pd.DataFrame  # a column for each field of Row
 
     @classmethod
@@ -51,7 +52,11 @@ class Run:
     def read(cls, path: Path) -> "Run":
         """Raises ValueError for a file that holds no run of this format, OSError for one that cannot be read."""
         try:
-            about, *lines = (json.loads(line) for line in path.read_text().splitlines())
+            *whole, last = path.read_text().splitlines()
+            records = [json.loads(line) for line in whole]
+            with suppress(ValueError):
+                records.append(json.loads(last))
+            about, *lines = records
             if about["format"] != FORMAT or not about.keys() >= ABOUT:
                 raise ValueError(f"not format {FORMAT}")
             if lines and "work" not in lines[-1]:
@@ -61,8 +66,8 @@ class Run:
             raise ValueError(f"{path}: no results of this benchmark ({error})") from None
 
 
-def write(file: TextIO | None, *records: dict[str, Any]) -> None:
-    """Appends, where there is a file, so that an interrupted run keeps these records."""
-    if file is not None:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
-        file.flush()
+def write(path: Path | None, *records: dict[str, Any], mode: str = "a") -> None:
+    """Appends, where there is a path, so that an interrupted run keeps these records; mode "w" begins the file."""
+    if path is not None:
+        with path.open(mode) as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import COMPILE_OPTIONS, formulas
-from bench.check import check_layer, check_network, check_noise
+from bench.check import Wrong, check_layer, check_network, check_noise
 from bench.layers import CaseLinear, Layer, Network, PlainLinear, WholeNetwork
 from bench.measure import Subject
 from bench.setting import OURS, Setting
@@ -49,8 +49,8 @@ class Contender:
         if not self.network.pairs():
             return  # torch's own layers
         by_layer = isinstance(self.network, Network)
-        for layer in self.network.layers if by_layer else []:
-            check_layer(layer)
+        if by_layer:
+            check_layer(*self.network.layers)
         trained = copy.deepcopy(self.network.state_dict())
         self.network.to(torch.promote_types(self.to["dtype"], torch.float32))
         try:
@@ -61,7 +61,9 @@ class Contender:
             self.network.load_state_dict(trained)
 
     def _check_wiring(self, x: Tensor, labels: Tensor) -> None:
-        """Layers, at a very small sigma."""
+        """Layers, whose noise has been checked: whether two calls draw anew; then, at a very small sigma, one call."""
+        if torch.equal(self.loss(x, labels), self.loss(x, labels)):
+            raise Wrong("noise: two calls have the same loss")
         for _, raw in self.network.pairs():
             nn.init.constant_(raw, -16)
         check_network(self.loss(x, labels), self.network, x, labels)
@@ -81,16 +83,10 @@ class Contender:
 
     def subject(self, batch: int) -> Subject:
         x, labels = self.data(batch, self.to["dtype"])
-        return Subject(
-            "training step",
-            batch,
-            self.name,
-            sum(inputs * outputs + outputs for inputs, outputs in pairwise(Network.WIDTHS)),
-            run=partial(self.step, x, labels),
-            check=self.check_once,
-            graph=lambda: self.loss(x, labels),
-            own=(*self.network.parameters(), *self.network.buffers(), x, labels),
-        )
+        weights = sum(inputs * outputs + outputs for inputs, outputs in pairwise(Network.WIDTHS))
+        run, graph = partial(self.step, x, labels), partial(self.loss, x, labels)
+        own = (*self.network.parameters(), *self.network.buffers(), x, labels)
+        return Subject("training step", batch, self.name, weights, run, self.check_once, graph=graph, own=own)
 
 
 def by_layer(make_layer: Callable[..., Layer], **to: torch.device | torch.dtype) -> Network:

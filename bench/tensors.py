@@ -1,6 +1,6 @@
 """Works on tensors: draw one, samples of one, or all tensors of a network with their log density, and go backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
@@ -69,37 +69,32 @@ class Tensors:
         leaves = [leaf for pair in pairs or self.pairs for leaf in pair]
         return outputs, torch.autograd.grad(outputs, leaves, [*grad_xs, grad_log_prob.to(outputs[-1].dtype)])
 
-    def check(self, draw: Draw, pairs: list[Pair] | None = None) -> None:
-        """Two draws. Raises Wrong."""
+    def check(self, run: Callable[[], Outputs], pairs: list[Pair] | None = None) -> None:
+        """Two calls of `run`, of the draw alone where it gives no gradients. Raises Wrong."""
         pairs = pairs or self.pairs
         noise = []
         for _ in range(2):
-            outputs, grads = self.backward(draw, pairs)
+            outputs, grads = run()
             noise += check_draw(outputs, pairs, grads, self.output_grads)
         check_noise(noise, pairs[0][0].dtype)
 
     def subject(
-        self,
-        work: str,
-        point: int,
-        name: str,
-        draw: Draw,
-        pairs: list[Pair] | None = None,
-        own: tuple[Tensor, ...] = (),
+        self, work: str, point: int, name: str, draw: Draw, pairs: list[Pair] | None = None, own: Sequence[Tensor] = ()
     ) -> Subject:
         """Forward and backward of `draw`, checked once, by default of these mu and rho."""
         num_samples = self.num_samples or 1
-        return Subject(
-            work,
-            point,
-            name,
-            self.numel * num_samples,
-            run=partial(self.backward, draw, pairs),
-            check=cache(partial(self.check, draw, pairs)),
-            minimum_bytes=minimum_bytes(self.numel, num_samples, self.prior[0].element_size(), backward=True),
-            graph=draw,
-            own=(*self.prior, *(leaf for pair in pairs or self.pairs for leaf in pair), *own),
-        )
+        run = partial(self.backward, draw, pairs)
+        check = cache(partial(self.check, run, pairs))
+        fewest = minimum_bytes(self.numel, num_samples, self.prior[0].element_size(), backward=True)
+        own = (*self.prior, *(leaf for pair in pairs or self.pairs for leaf in pair), *own)
+        return Subject(work, point, name, self.numel * num_samples, run, check, fewest, graph=draw, own=own)
+
+    def forward(self, subject: Subject, work: str, case: str) -> Subject:
+        """The draw of `subject` without gradients."""
+        run = torch.no_grad()(subject.graph)
+        fewest = minimum_bytes(self.numel, 1, self.prior[0].element_size(), backward=False)
+        check = partial(self.check, lambda: (run(), ()))
+        return replace(subject, work=work, case=case, run=run, check=check, graph=None, minimum_bytes=fewest)
 
 
 def minimum_bytes(numel: int, num_samples: int, itemsize: int, backward: bool) -> int:
@@ -110,26 +105,14 @@ def minimum_bytes(numel: int, num_samples: int, itemsize: int, backward: bool) -
     return tensors * numel * itemsize
 
 
-def forward_of(subject: Subject, work: str, case: str, itemsize: int) -> Subject:
-    fewest = minimum_bytes(subject.weights, 1, itemsize, backward=False)
-    return replace(subject, work=work, case=case, run=torch.no_grad()(subject.graph), graph=None, minimum_bytes=fewest)
-
-
 def one_tensor(numel: int, setting: Setting) -> list[Subject]:
     """Beside each work a copy of as many elements, and beside the forward pass its noise alone."""
     of = Tensors([numel], setting)
-    itemsize = setting.dtype.itemsize
     both = [of.subject("forward + backward", numel, name, of.draw(case)) for name, case in setting.tensor_cases()]
-    forward = [forward_of(subject, "forward", subject.case, itemsize) for subject in both]
+    forward = [of.forward(subject, "forward", subject.case) for subject in both]
     copied_to = torch.empty_like(of.output_grads[0])
-    copy = Subject(
-        "forward",
-        numel,
-        "copy",
-        numel,
-        run=partial(copied_to.copy_, of.output_grads[0]),
-        minimum_bytes=2 * numel * itemsize,
-    )
+    run = partial(copied_to.copy_, of.output_grads[0])
+    copy = Subject("forward", numel, "copy", numel, run, minimum_bytes=2 * numel * setting.dtype.itemsize)
     randn = partial(torch.randn, numel, device=setting.device, dtype=setting.dtype)
     noise = Subject("forward", numel, "torch.randn", numel, run=randn)
     return [*forward, copy, noise, *both, replace(copy, work="forward + backward")]
@@ -145,16 +128,27 @@ def samples(points: list[int], numel: int, setting: Setting) -> list[Subject]:
                 subjects.append(several.subject("samples", num_samples, name, several.draw(case)))
                 continue
             subject = one.subject("samples", num_samples, name, one.draw(case))
-            loop = partial(_in_a_loop, one, one.draw(case), list(zip(*several.output_grads)))
+            loop = partial(_in_a_loop, one, list(zip(*several.output_grads)))
             fewest = minimum_bytes(numel, num_samples, setting.dtype.itemsize, backward=True)
-            subjects.append(replace(subject, run=loop, weights=numel * num_samples, minimum_bytes=fewest))
+            check = partial(several.check, partial(_kept, loop, subject.graph), one.pairs)
+            run = partial(loop, subject.graph)
+            weights = numel * num_samples
+            subjects.append(replace(subject, weights=weights, run=run, check=check, minimum_bytes=fewest))
     return subjects
 
 
-def _in_a_loop(one: Tensors, draw: Draw, output_grads: list[tuple[Tensor, ...]]) -> None:
+def _in_a_loop(one: Tensors, output_grads: list[tuple[Tensor, ...]], draw: Draw) -> list[Tensor]:
     totals = [torch.zeros_like(leaf) for leaf in one.pairs[0]]
     for grads in output_grads:
         torch._foreach_add_(totals, list(one.backward(draw, output_grads=grads)[1]))
+    return totals
+
+
+def _kept(loop: Callable[[Draw], list[Tensor]], draw: Draw) -> Outputs:
+    """All draws of a loop, as samples, and the sums of their gradients."""
+    draws = []
+    totals = loop(lambda: draws.append(draw()) or draws[-1])
+    return tuple(map(torch.stack, zip(*draws))), tuple(totals)
 
 
 def resnet50_numels(count: int) -> list[int]:
@@ -206,7 +200,7 @@ def resnet50(count: int, setting: Setting) -> list[Subject]:
 
         subjects += [
             at_once,
-            forward_of(at_once, "tensors", f"{name}, forward", setting.dtype.itemsize),
+            of.forward(at_once, "tensors", f"{name}, forward"),
             of.subject("tensors", count, f"{name}, BayesianModule", whole, pairs, tuple(bnn.buffers())),
             flat.subject("tensors", count, f"{name}, one flat tensor", flat.draw(fused)),
             of.subject("tensors", count, f"{name}, one by one", of.draw(case)),

@@ -1,5 +1,6 @@
 """What PyTorch's transforms add to the fused call: ways to call it, in turn in one run."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
-from bench.check import compare, tolerance
+from bench.check import compare, sampled, tolerance
 from bench.layers import MU_PRIOR, STD_PRIOR
 from bench.measure import Subject
 from bench.setting import Setting
@@ -37,10 +38,6 @@ class Values(NamedTuple):
     leaves: Tensors  # mu and rho [n], with gradients
     direction: Tensor  # [n]: weighs x in the loss; tangents and second gradients are taken along it
     keys: Tensor
-
-    def double(self) -> "Values":
-        leaves = tuple(leaf.detach().double().requires_grad_() for leaf in self.leaves)
-        return Values(leaves, self.direction.double(), self.keys)
 
 
 def ways(draws: Draws, given: Values) -> dict[str, Callable[[], Tensors]]:
@@ -91,6 +88,37 @@ def ways(draws: Draws, given: Values) -> dict[str, Callable[[], Tensors]]:
     }
 
 
+def wanted(given: Values) -> dict[str, Callable[[], Tensors]]:
+    """What the ways should return, from float64 formulas at the very noise of the keys; by default the gradients."""
+    mu, rho = leaves = tuple(leaf.detach().double().requires_grad_() for leaf in given.leaves)
+    direction, keys = given.direction.double(), given.keys
+    eps_dtype = torch.promote_types(given.direction.dtype, torch.float32)  # float64 has another stream
+
+    def draw(key: Tensor) -> Tensors:
+        sigma = nn.functional.softplus(rho)
+        x = mu + sigma * reference.standard_normal(key, mu.shape, eps_dtype).double()
+        return x, sampled(x, mu, sigma, MU_PRIOR, STD_PRIOR).sum()
+
+    def loss(key: Tensor) -> Tensor:
+        x, log_prob = draw(key)
+        return x @ direction + 0.1 * log_prob
+
+    def gradients(keys: Tensor, create_graph: bool = False) -> Tensors:
+        return torch.autograd.grad(sum(map(loss, keys)), leaves, create_graph=create_graph)
+
+    def along(grads: Tensors) -> Tensor:
+        return sum(grad @ direction for grad in grads)
+
+    values = {
+        "jvp": lambda: (loss(keys[0]), along(gradients(keys[:1]))),
+        "double backward": lambda: torch.autograd.grad(along(gradients(keys[:1], create_graph=True)), leaves),
+        "vmap over 8 parameters": lambda: tuple(map(torch.stack, zip(*(gradients(key[None]) for key in keys)))),
+    }
+    values |= dict.fromkeys(("no gradients", "forward", "module, forward"), partial(draw, keys[0]))
+    values |= dict.fromkeys(("8 calls", "8 samples", "vmap over 8 keys"), partial(gradients, keys))
+    return defaultdict(lambda: partial(gradients, keys[:1]), values)
+
+
 class Holder(nn.Module):
     """A module with a distribution, whose parameters `functional_call` swaps."""
 
@@ -103,7 +131,7 @@ class Holder(nn.Module):
 
 
 def transforms(numel: int, setting: Setting) -> list[Subject]:
-    """The same ways to call the reference in float64 have to agree. A quick run leaves the compiled one out."""
+    """A quick run leaves the compiled one out."""
     to = {"device": setting.device, "dtype": setting.dtype}
     torch.manual_seed(0)
     holder = Holder(numel, **to)
@@ -121,19 +149,13 @@ def transforms(numel: int, setting: Setting) -> list[Subject]:
     def swapped(mu: Tensor, rho: Tensor, key: Tensor) -> Tensors:
         return functional_call(holder, {"weights.mu": mu, "weights.rho": rho}, (key,))
 
-    def plain(mu: Tensor, rho: Tensor, key: Tensor) -> Tensors:
-        """At the very noise of the keys: float64 has another stream."""
-        eps_dtype = torch.promote_types(setting.dtype, torch.float32)
-        x = mu + nn.functional.softplus(rho) * reference.standard_normal(key, mu.shape, eps_dtype).double()
-        return x, reference.gaussian_log_prob(x, mu, rho, MU_PRIOR, STD_PRIOR)
-
     ours = ways(Draws(fused, by_module, swapped, torch.compile(fused, fullgraph=True)), given)
-    wanted = ways(Draws(plain, plain, plain, plain), given.double())
+    want = wanted(given)
 
     def check(name: str) -> None:
         allowed = tolerance(torch.bfloat16 if name == "autocast" else setting.dtype)
-        for index, (got, want) in enumerate(zip(ours[name](), wanted[name](), strict=True)):
-            compare(f"output {index}", got, want, allowed)
+        for index, (got, right) in enumerate(zip(ours[name](), want[name](), strict=True)):
+            compare(f"output {index}", got, right, allowed)
 
     names = [name for name in ours if not (setting.compile_once and name == "torch.compile")]
     return [Subject("transforms", numel, name, numel, ours[name], partial(check, name)) for name in names]

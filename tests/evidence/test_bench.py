@@ -17,7 +17,7 @@ from bench.__main__ import plan
 from bench.cases import eager, fused
 from bench.check import Wrong
 from bench.layers import CaseLinear, Network, WholeNetwork
-from bench.measure import Effort, Subject, interleave, kept_for_backward, launches, measure, peak_bytes
+from bench.measure import WARM_UP, Effort, Subject, interleave, kept_for_backward, launches, measure, peak_bytes
 from bench.setting import Scale, Setting
 from bench.steps import Contender, by_layer
 from bench.tensors import Tensors, minimum_bytes, resnet50_numels
@@ -93,26 +93,45 @@ def test_tasks_take_turns() -> None:
     timings = interleave([partial(task, name) for name in "ab"], BRIEF)
     turns = "".join(name for name, before in zip(calls, [None, *calls]) if name != before)
     assert turns == "ab" * BRIEF.min_rounds
-    assert all(len(timing.times) >= BRIEF.min_rounds and 2e-3 <= timing.median < 0.2 for timing in timings)
+    assert all(len(timing.times) == BRIEF.min_rounds and 2e-3 <= timing.median < 0.2 for timing in timings)
     assert threads == {torch.get_num_threads()}
 
 
-def test_rounds_go_on_while_times_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks tell their times: some steady, some with an interquartile range as large as the median."""
+Turn = Callable[[], list[float]]  # seconds of the blocks of one turn, a call each
 
-    class TellingTimer:
-        def __init__(self, stmt: str, globals: dict[str, Callable[[], float]], num_threads: int) -> None:
-            self.task = globals["task"]
 
-        def blocked_autorange(self, min_run_time: float) -> Measurement:
-            return Measurement(1, [self.task()], TaskSpec("task()", ""))
+class TellingTimer:
+    """Tasks tell what their turn took."""
 
+    def __init__(self, stmt: str, globals: dict[str, Turn], num_threads: int) -> None:
+        self.task = globals["task"]
+
+    def blocked_autorange(self, min_run_time: float) -> Measurement:
+        return Measurement(1, self.task(), TaskSpec("task()", ""))
+
+
+def turns(monkeypatch: pytest.MonkeyPatch, *blocks: list[float]) -> Turn:
+    """A task with these turns, again and again; its warm-up calls are not turns."""
     monkeypatch.setattr("bench.measure.Timer", TellingTimer)
-    steady, restless = partial(next, itertools.repeat(1.0)), partial(next, itertools.cycle([1.0, 2.0]))
+    calls = itertools.cycle([*([[]] * WARM_UP), turn] for turn in blocks)
+    return partial(next, itertools.chain.from_iterable(calls))
+
+
+def test_rounds_go_on_while_times_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some times are steady, some have an interquartile range as large as the median."""
     effort = Effort(seconds=60, min_rounds=3, max_rounds=6)
+    steady, restless = turns(monkeypatch, [1.0]), turns(monkeypatch, [1.0], [2.0])
     assert [len(timing.times) for timing in interleave([steady, steady], effort)] == [3, 3]
     assert [len(timing.times) for timing in interleave([steady, restless], effort)] == [6, 6]
-    assert [len(timing.times) for timing in interleave([steady, restless], replace(effort, seconds=0))] == [3, 3]
+    brief = replace(effort, seconds=0)
+    assert [len(timing.times) for timing in interleave([steady, turns(monkeypatch, [1.0], [2.0])], brief)] == [3, 3]
+
+
+def test_every_round_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many blocks torch's timer splits it into."""
+    (timing,) = interleave([turns(monkeypatch, [9.0] * 87, [1.0], [2.0], [3.0, 3.0], [4.0])], Effort(0, 5, 5))
+    assert timing.times == [9.0, 1.0, 2.0, 3.0, 4.0]
+    assert (timing.median, timing.iqr) == (3.0, 2.0)
 
 
 def test_a_wrong_or_failing_case_gets_no_time_and_stops_nobody() -> None:
@@ -125,11 +144,16 @@ def test_a_wrong_or_failing_case_gets_no_time_and_stops_nobody() -> None:
     subjects = [
         Subject("forward", 1, "wrong", 1, run=lambda: None, check=wrong),
         Subject("forward", 1, "failing", 1, run=fail),
+        Subject("forward", 1, "failing when timed", 1, run=partial(next, iter([1]))),
+        Subject("forward", 1, "failing in a trace", 1, run=lambda: torch.zeros(1000), graph=fail),
         Subject("forward", 1, "right", 1, run=lambda: torch.zeros(1000)),
     ]
     rows = {row.case: row for row in measure(subjects, BRIEF, CPU)}
     assert rows["wrong"].untimed == "wrong: x is off by 1.0" and rows["wrong"].median is None
     assert rows["failing"].untimed == "failed: RuntimeError: no compiler" and rows["failing"].median is None
+    assert rows["failing when timed"].untimed == "failed: StopIteration: "
+    assert rows["failing in a trace"].untimed == "failed: RuntimeError: no compiler"
+    assert rows["failing when timed"].median is rows["failing in a trace"].median is None
     assert rows["right"].untimed is None and rows["right"].median > 0 and rows["right"].rounds >= 3
     assert rows["right"].peak_bytes == 4000
 

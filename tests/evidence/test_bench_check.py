@@ -1,8 +1,10 @@
 """The benchmark's checks: right cases and peers pass, and every kind of wrong one is found."""
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +15,14 @@ import torch
 from torch import Tensor
 
 from bench.cases import CASES, COMPILE_OPTIONS, eager, formulas, fused
-from bench.check import Wrong, check_layer, check_network, check_noise, closed_form, sampled
+from bench.check import LARGE, Wrong, check_layer, check_network, check_noise, closed_form, sampled
 from bench.layers import CaseLinear, Network, WholeNetwork
 from bench.peers import PEERS, Peer, load_peers, make
 from bench.setting import Setting
 from bench.steps import Contender, by_layer
-from bench.tensors import Tensors, resnet50
-from bench.transforms import transforms
-from illia_ext import functional
+from bench.tensors import Tensors, resnet50, resnet50_numels, samples
+from bench.transforms import Draws, Values, transforms, ways
+from illia_ext import functional, random
 
 SETTING = Setting(["eager", "illia_ext"], {}, torch.device("cpu"), torch.float32, compile_once=True)
 
@@ -32,7 +34,7 @@ def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(case: Callable[..., tuple[Tensor, Tensor]], numel: int = 1000, **more: Any) -> None:
     of = Tensors([numel], replace(SETTING, dtype=more.pop("dtype", torch.float32)), **more)
-    of.check(of.draw(case))
+    of.check(partial(of.backward, of.draw(case)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -110,11 +112,98 @@ def test_less_precision_than_asked_for_is_found() -> None:
         check(lambda *arguments: tuple(out.float() for out in fused(*arguments)), dtype=torch.float64)
 
 
-def test_samples_that_share_their_noise_are_found() -> None:
-    eps = [torch.randn(1000), torch.randn(1000)]
-    check_noise(eps, torch.float32)
+@pytest.fixture
+def eps() -> list[Tensor]:
+    return list(torch.randn(6, LARGE, generator=torch.Generator().manual_seed(0)))
+
+
+SHARED = {  # numbers of eps, of each tensor in each draw
+    "a sample like the one before": [[0], [1], [1]],
+    "samples with the same keys in each call": [[0], [1], [2], [0], [1], [2]],
+    "tensors with one key in each call": [[0, 1, 2], [0, 1, 2]],
+    "tensors that share two noises in turn": [[0, 1, 0, 1], [2, 3, 2, 3]],
+}
+
+
+@pytest.mark.parametrize("draws", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize("numel", [64, 1000, LARGE])
+def test_noise_that_is_not_drawn_anew_is_found(draws: list[list[int]], numel: int, eps: list[Tensor]) -> None:
+    check_noise([[eps[0][:numel], eps[1][:numel]], [eps[2][:numel], eps[3][:numel]]], torch.float32)
     with pytest.raises(Wrong, match="correlation"):
-        check_noise([*eps, eps[1]], torch.float32)
+        check_noise([[eps[index][:numel] for index in draw] for draw in draws], torch.float32)
+
+
+def test_tensors_of_different_sizes_that_share_their_noise_are_found(eps: list[Tensor]) -> None:
+    with pytest.raises(Wrong, match="correlation"):
+        check_noise([[eps[0], eps[1], eps[0][:100]], [eps[2], eps[3], eps[4][:100]]], torch.float32)
+
+
+def test_wrong_noise_of_small_tensors_is_found(eps: list[Tensor]) -> None:
+    """Each by itself is too small to tell."""
+    for factor, found in (1.0, nullcontext()), (1.3, pytest.raises(Wrong, match="noise: mean square")):
+        with found:
+            check_noise([[eps[0], *(factor * eps[1]).split(40)], [eps[2], *eps[3].split(40)]], torch.float32)
+
+
+def test_many_draws_pass() -> None:
+    """As many tensors as ResNet-50 has, most of them small, in two draws; and 64 samples."""
+    torch.manual_seed(0)
+    check_noise([[torch.randn(min(numel, 2**13)) for numel in resnet50_numels(161)] for _ in range(2)], torch.float32)
+    check_noise([[torch.randn(2**13)] for _ in range(64)], torch.float32)
+
+
+def wrong_without_gradients(kind: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def case(mu, rho, *prior):
+        x, log_prob = fused(mu, rho, *prior)
+        if torch.is_grad_enabled():
+            return x, log_prob
+        return {"noise": given_noise(torch.zeros(mu.shape))(mu, rho, *prior), "log_prob": (x, 2 * log_prob)}[kind]
+
+    return case
+
+
+@pytest.mark.parametrize(("kind", "sentence"), [("noise", "noise: mean square"), ("log_prob", "log_prob is off by")])
+def test_a_draw_that_is_wrong_without_gradients_is_found(kind: str, sentence: str) -> None:
+    of = Tensors([10**4], SETTING)
+    subject = of.subject("forward + backward", 10**4, "eager", of.draw(wrong_without_gradients(kind)))
+    subject.check()
+    with pytest.raises(Wrong, match=sentence):
+        of.forward(subject, "forward", "eager").check()
+
+
+def test_a_sum_over_samples_that_leaves_one_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager_samples = samples([3], 10**4, SETTING)[0]
+    eager_samples.check()
+    backward = Tensors.backward
+    calls = itertools.count(1)
+
+    def lost(*args: Any, **more: Any) -> Any:
+        outputs, grads = backward(*args, **more)
+        return outputs, grads if next(calls) % 3 else [0 * grad for grad in grads]
+
+    monkeypatch.setattr(Tensors, "backward", lost)
+    with pytest.raises(Wrong, match="grad_mu is off by"):
+        eager_samples.check()
+
+
+def test_a_training_step_with_the_same_noise_in_each_call_is_found() -> None:
+    """As a compiled one might have, while its layers by themselves are right."""
+    contender = Contender("eager", partial(by_layer, partial(CaseLinear, eager)), SETTING)
+    contender.check()
+    contender.loss = lambda *data: torch.manual_seed(0) and contender.network(*data)
+    with pytest.raises(Wrong, match="two calls have the same loss"):
+        contender.check()
+
+
+def test_keys_that_stay_the_same_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In samples, and in all ways to draw ResNet-50's tensors in one call."""
+    keys = random.split(random.key(0), 3)
+    monkeypatch.setattr(random, "draw_key", lambda num_samples=None, **_: keys[0] if num_samples is None else keys)
+    with pytest.raises(Wrong, match="correlation"):
+        check(fused, 10**4, num_samples=3)
+    at_once = next(subject for subject in resnet50(33, SETTING) if subject.case == "illia_ext")
+    with pytest.raises(Wrong, match="correlation"):
+        at_once.check()
 
 
 def test_densities() -> None:
@@ -145,6 +234,12 @@ def test_layers_are_checked() -> None:
     for wrong, sentence in (Doubled, "log_prob is off by"), (Claimed, "log_prob is off by"), (Repeated, "correlation"):
         with pytest.raises(Wrong, match=sentence):
             check_layer(wrong(fused, 20, 10))
+
+    def without_noise_in_the_bias(mu, *arguments):
+        return (given_noise(torch.zeros(mu.shape)) if mu.dim() == 1 else fused)(mu, *arguments)
+
+    with pytest.raises(Wrong, match="noise: mean square"):
+        check_layer(CaseLinear(without_noise_in_the_bias, 1024, 10), CaseLinear(without_noise_in_the_bias, 10, 1024))
 
 
 def test_networks_are_checked() -> None:
@@ -193,21 +288,48 @@ def test_a_sample_that_is_left_out_is_found() -> None:
         contender.check()
 
 
-def test_a_wrong_call_is_found_in_every_transform(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = functional.gaussian_sample_and_log_prob
-    subjects = transforms(100, SETTING)
-    for subject in subjects:
-        subject.check()
+FORWARD = {"no gradients", "forward", "module, forward"}
+EIGHT = {"8 calls", "8 samples", "vmap over 8 keys", "vmap over 8 parameters"}
+ALL = {subject.case for subject in transforms(10, SETTING)}
 
-    def wrong(*args: Any) -> tuple[Tensor, Tensor]:
-        x, log_prob = right(*args)
-        return 1.1 * x, log_prob
 
-    monkeypatch.setattr(functional, "gaussian_sample_and_log_prob", wrong)
-    for subject in subjects:
-        if "module" not in subject.case and subject.case != "functional_call":  # these call the op
-            with pytest.raises(Wrong, match=r"output \d is off by"):
-                subject.check()
+def changed(draws: Draws, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Draws:
+    return Draws(*(lambda *args, draw=draw: change(*draw(*args)) for draw in draws))
+
+
+def second_of_mu_alone(draws: Draws, given: Values) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    def double_backward() -> tuple[Tensor, ...]:
+        x, log_prob = draws.function(*given.leaves, given.keys[0])
+        loss = (x * given.direction).sum() + 0.1 * log_prob
+        grads = torch.autograd.grad(loss, given.leaves, create_graph=True)
+        return torch.autograd.grad(grads[0], given.leaves, given.direction)
+
+    return ways(draws, given) | {"double backward": double_backward}
+
+
+def every_way_as(way: str) -> Callable[[Draws, Values], dict[str, Callable[[], tuple[Tensor, ...]]]]:
+    """Every way gives the outputs of this one."""
+    return lambda draws, given: dict.fromkeys(ways(draws, given), ways(draws, given)[way])
+
+
+WRONG_WAYS = {
+    "none": (ways, set()),
+    "x off": (lambda d, g: ways(changed(d, lambda x, log_prob: (1.1 * x, log_prob)), g), ALL),
+    "log_prob ignored": (lambda d, g: ways(changed(d, lambda x, log_prob: (x, 0 * log_prob)), g), ALL),
+    "x ignored": (lambda d, g: ways(d, g._replace(direction=0 * g.direction)), ALL - FORWARD),
+    "another key": (lambda d, g: ways(d, g._replace(keys=g.keys.roll(1, 0))), ALL - EIGHT | {"vmap over 8 parameters"}),
+    "one key for all": (lambda d, g: ways(d, g._replace(keys=g.keys[:1].repeat(8, 1))), EIGHT),
+    "one call of eight": (every_way_as("a loss"), FORWARD | EIGHT | {"jvp", "double backward"}),
+    "second gradient of mu alone": (second_of_mu_alone, {"double backward"}),
+}
+
+
+@pytest.mark.parametrize(("wrong", "found"), WRONG_WAYS.values(), ids=WRONG_WAYS)
+def test_a_wrong_transform_is_found(wrong: Any, found: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.transforms.ways", wrong)
+    for subject in transforms(100, SETTING):
+        with pytest.raises(Wrong, match=r"output \d is off by") if subject.case in found else nullcontext():
+            subject.check()
 
 
 @pytest.fixture(params=PEERS)

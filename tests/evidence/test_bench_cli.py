@@ -1,5 +1,6 @@
 """The benchmark's command line: what it refuses, writes and shows, and the pages made from its results."""
 
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
 import bench.__main__ as command
 from bench import machine, pages, peers, report
+from bench.plot import plot
 from bench.results import FORMAT, Row, Run, write
 from bench.setting import CPU_SCALE, CUDA_SCALE, Scale
 
@@ -49,8 +52,7 @@ def save(path: Path, rows: list[Row] = ROWS, *end: dict, where: dict = MACHINE, 
         "settings": settings,
         "skipped": {"blitz": "No module named 'blitz'"},
     }
-    with path.open("w") as file:
-        write(file, about, *map(asdict, rows), *(end or (END,)))
+    write(path, about, *map(asdict, rows), *(end or (END,)), mode="w")
     return path
 
 
@@ -60,7 +62,7 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "100"})
 
 
-@pytest.mark.parametrize(("text", "numbers"), [("2^10", [1024]), ("7, 2^3,1", [7, 8, 1]), ("5,5", [5])])
+@pytest.mark.parametrize(("text", "numbers"), [("2^10", [1024]), ("7, 2^3,1", [1, 7, 8]), ("5,5", [5])])
 def test_counts(text: str, numbers: list[int]) -> None:
     assert command.parse_counts("--sizes", text) == numbers
 
@@ -89,6 +91,8 @@ def test_counts(text: str, numbers: list[int]) -> None:
         (["--compare", "nowhere.json"], "--compare: [Errno 2] No such file or directory: 'nowhere.json'"),
         (["--load", __file__], "no results of this benchmark"),
         (["--load", pages.RESULTS / f"{pages.FRONT}.jsonl", "--cases", "eager"], "--load: measures nothing, so"),
+        (["--load", pages.RESULTS / f"{pages.FRONT}.jsonl", "--device", "cpu"], "--load: measures nothing, so"),
+        (["--load", pages.RESULTS / f"{pages.FRONT}.jsonl", "--dtype", "float32"], "--load: measures nothing, so"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_measured(
@@ -145,12 +149,67 @@ def test_an_interrupted_run_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, t
         return [row(subject.work, subject.point, subject.case, 1e-3) for subject in subjects]
 
     monkeypatch.setattr(command, "measure", measure)
-    assert call("--json", path, "--sizes", "10,20", "--cases", "illia_ext", "--quick").exit_code != 0
+    result = call("--json", path, "--sizes", "20,10", "--cases", "illia_ext", "--quick")
+    assert result.exit_code == 130
+    assert f"interrupted; {path} keeps: 10 weights\n" in result.output
     assert set(kept) == set(Run.read(path).rows["point"]) == {10}
     result = call("--load", path)
     assert result.exit_code == 0
     assert "the run was interrupted" in result.output
     assert "measured in" not in result.output
+    assert "warning: the old run was interrupted" in call("--load", path, "--compare", path).output
+
+
+def test_a_line_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
+    path = save(tmp_path / "run.json")
+    whole = path.read_text()
+    last = len(whole.splitlines()[-1]) + 1
+    cuts = {1: (len(ROWS), True), 2: (len(ROWS), False), last: (len(ROWS), False), last + 9: (len(ROWS) - 1, False)}
+    for cut, kept in cuts.items():
+        path.write_text(whole[:-cut])
+        run = Run.read(path)
+        assert (len(run.rows), "seconds" in run.about) == kept
+
+
+def test_a_busy_machine_is_known_from_the_first_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    monkeypatch.setattr(machine, "busy", lambda device: "other programs keep 1.5 cores busy")
+    monkeypatch.setattr(command, "measure_all", lambda *_: [])
+    call("--json", path)
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    output = call("--load", path, "--compare", path).output
+    assert "warning: the new run: other programs keep 1.5 cores busy" in output
+    assert "warning: other programs keep 1.5 cores busy; do not trust the times" in output
+
+
+def test_only_its_own_file_is_blamed_on_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(command, "measure_all", lambda *_: os.stat(tmp_path / "compiler"))
+    result = call("--json", tmp_path / "run.json")
+    assert isinstance(result.exception, FileNotFoundError) and "--json" not in result.output
+
+
+def test_help_names_the_cases() -> None:
+    output = call("--help").output
+    assert all(name in output for name in ("compile-randn", "illia_ext", *peers.PEERS))
+
+
+def test_costs(tmp_path: Path) -> None:
+    """Of the largest point, whatever the order; the longer of both first calls at the smallest; none without a time."""
+    rows = [
+        row("forward + backward", 4096, "compile", 1e-3, first_call=9.0),
+        row("forward", 1024, "compile", 1e-3, first_call=3.0),
+        row("forward + backward", 1024, "compile", 1e-3, first_call=2.0),
+        row("forward + backward", 1024, "eager", None, untimed="wrong: x is off by 1.0"),
+    ]
+    costs = report.costs(Run.read(save(tmp_path / "run.json", rows)))
+    assert costs[["point", "first ms"]].to_dict("list") == {"point": ["4,096"], "first ms": ["3000"]}
+
+
+def test_an_axis_without_rows_is_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    plot(Run.read(save(tmp_path / "run.json", [row("training step", 32, "illia_ext", 2e-3)])), tmp_path / "run.png")
+    assert [axes.axison for axes in figures[0].axes] == [False, True]
 
 
 def test_a_run_is_shown(tmp_path: Path) -> None:
