@@ -138,7 +138,7 @@ def check_draw(
         if x.dtype != dtype or list(x.shape) != [*samples, *mu.shape] or list(log_prob.shape) != samples:
             raise Wrong(f"x is {x.dtype} {list(x.shape)}, log_prob is {list(log_prob.shape)}")
     want = exact(xs, pairs, layer.sigma, layer.closed) if layer else exact(xs, pairs)
-    # A layer's weight is the difference of two outputs, each rounded; blitz's prior is off by up to 5e-3 in a gradient.
+    # A layer's weight is the difference of two outputs, each rounded.
     allowed = 2 * tolerance(dtype) if layer else tolerance(dtype)
     compare("log_prob", log_prob, want.log_prob, allowed, want.scale)
     if not grads:
@@ -146,7 +146,12 @@ def check_draw(
     arriving = [grad.double() for grad in output_grads]
     want_grads = torch.autograd.grad([*want.xs, want.log_prob], want.leaves, arriving)
     for index, (grad, want_grad) in enumerate(zip(grads, want_grads, strict=True)):
-        compare(("grad_mu", "grad_rho")[index % 2], grad, want_grad, max(allowed, 0.01) if layer else allowed)
+        compare(
+            ("grad_mu", "grad_rho")[index % 2],
+            grad,
+            want_grad,
+            max(allowed, layer.gradient_error) if layer else allowed,
+        )
     return want.noise
 
 

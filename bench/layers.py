@@ -27,6 +27,7 @@ class Layer(nn.Module):
     """
 
     closed = False  # whether the cost is KL(q || p) in closed form; else it is log q - log p at the drawn weights
+    gradient_error = 0.0  # relative, that the layer's own formulas bring with them
     sigma: Sigma = staticmethod(F.softplus)
 
     def pairs(self) -> list[Pair]:

@@ -354,6 +354,16 @@ def test_peers_are_right(peer: type[Peer], dtype: torch.dtype, device: torch.dev
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_gradients_of_a_layer_are_exact_to_rounding(device: torch.device) -> None:
+    class Larger(CaseLinear):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y, cost = super().forward(x)
+            return 1.001 * y - 0.001 * y.detach(), cost
+
+    with pytest.raises(Wrong, match="grad_mu is off by"):
+        check_layer(Larger(fused, 20, 10, device=device, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_peer_that_cannot_be_imported(
