@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DEVICE, make_key
+from helpers import DEVICE, make_key, make_keys
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -163,6 +163,24 @@ def test_a_wrong_argument(name: str, argument: str, wrong: Any, message: str, ex
     if is_list(name, argument):
         wrong, message = [arguments[argument][0], wrong], f"tensor 1: {message}"
     refuse_everywhere(name, arguments | {argument: wrong}, exception, message)
+
+
+SEVERAL = [("grad_x", MU, "expected shape [2, 3], got [3]"), ("grad_log_prob", ONE, "expected shape [2], got []")]
+
+
+@parametrize(
+    ("name", "argument", "wrong", "message"), [(name, *row) for row in SEVERAL for name in having("key", row[0])]
+)
+def test_a_gradient_without_a_dimension_of_samples(name: str, argument: str, wrong: Tensor, message: str) -> None:
+    """Beside several keys."""
+    arguments, right = valid_arguments(name), {"grad_x": MU.expand(2, 3), "grad_log_prob": ONE.expand(2)}
+    arguments |= {k: [right[k]] * 2 if is_list(name, k) else right[k] for k in right if k in arguments}
+    arguments["key"] = make_keys((1, 2), (3, 4))
+    op(name)(**arguments)
+    message = f"{argument}: {message}"
+    if is_list(name, argument):
+        wrong, message = [right[argument], wrong], f"tensor 1: {message}"
+    refuse_everywhere(name, arguments | {argument: wrong}, RuntimeError, message)
 
 
 LISTS: list[tuple[dict[str, Any], str, type[Exception]]] = [
