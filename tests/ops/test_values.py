@@ -96,9 +96,11 @@ def test_broadcast_and_strided_priors_are_their_copies(dtype: torch.dtype, devic
         assert all(same_bits(ours[name], expected) for ours in outputs[1:]), name
 
 
-def test_many_elements(device: torch.device) -> None:
-    """Several threads take 257 chunks and the head of another."""
-    assert_every_output_is_exact(Arguments.make((2**18 + 1037,)).to(device))
+@pytest.mark.usefixtures("two_threads")
+@parametrize("dtype", FLOAT_DTYPES)
+def test_many_elements(dtype: torch.dtype, device: torch.device) -> None:
+    """Two threads share 65 chunks and the head of another: each takes at least 16, if there are as many."""
+    assert_every_output_is_exact(Arguments.make((2**16 + 1037,), dtype).to(device))
 
 
 @parametrize("seed", range(50))
