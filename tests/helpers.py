@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from illia_ext import reference
-
 DEVICE = torch.device("cpu")  # under test, as conftest.py sets it: for what is made at import; tests take the fixture
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -90,16 +88,6 @@ def sigma(rho: Tensor) -> Tensor:
     return softplus(rho.double(), threshold=60)
 
 
-def log_prob_terms(
-    x: Tensor, mu: Tensor, rho: Tensor, mu_prior: float, std_prior: float, eps: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """The four summands of each element in float64; a drawn x has z = eps."""
-    x, mu, rho = x.double(), mu.double(), rho.double()
-    z = (x - mu) / sigma(rho) if eps is None else eps
-    log_std_prior = torch.full_like(x, std_prior).log()
-    return -reference.log_sigma(rho).expand_as(x), -(z**2) / 2, log_std_prior, ((x - mu_prior) / std_prior) ** 2 / 2
-
-
 def bits(tensor: Tensor) -> Tensor:
     """The tensor's bit patterns as integers: torch.equal of these also tells -0 from 0 and compares NaN."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -108,15 +96,6 @@ def bits(tensor: Tensor) -> Tensor:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
-
-
-def same_sums(a: Tensor, b: Tensor) -> bool:
-    """Of equal summands read from different dtypes: the same bits on the CPU. On a GPU as many bytes are read at once,
-    so the order follows the dtype; log_prob then errs by 1e-6 of summands of which, with the tests' priors, few cancel:
-    4e-6 of the sum is ample."""
-    if a.is_cuda and a.dtype == torch.float32:
-        return a.dtype == b.dtype and torch.allclose(a, b, rtol=4e-6, atol=0)
-    return same_bits(a, b)
 
 
 @contextmanager

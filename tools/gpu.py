@@ -1,16 +1,19 @@
-"""The one GPU command: builds, tests, looks for memory errors and races, and measures, in under eight minutes.
+"""The one GPU command: builds, tests, looks for memory errors and races, and measures, in about eight minutes at most.
 
 `python3 tools/gpu.py` runs on a bare machine with a GPU, torch, nvcc and no network, by that machine's own Python:
 nothing is downloaded or installed, the library is built in place. Every step has a time limit, and one that fails
 stops none of those behind it. The folder `--out` then holds gpu.jsonl and gpu.png of the benchmark and all output in
-gpu.log; the end of each step's output is printed last, in under 150 lines.
+gpu.log; the end of each step's output is printed last, in under 150 lines. A fault may stand further up in a step's
+output, and then only gpu.log shows it: read that first where a step failed.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -58,7 +61,7 @@ def gpu_arch() -> str:
 
 
 def make_steps(out: Path, arch: str, home: Path) -> list[Step]:
-    """Their limits add up to less than eight minutes."""
+    """Their limits add up to eight minutes at most; a step that cannot be interrupted takes 5 s more."""
     python = sys.executable
     jobs = str(os.cpu_count() or 1)
     build = zip(("ILLIA_EXT_CUDA", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS"), ("1", str(home), arch, jobs))
@@ -97,19 +100,26 @@ def shown(step: Step) -> str:
 
 
 def run_step(step: Step, log: Path) -> tuple[str, list[str]]:
-    """How it ended, and the lines of its output, which is also appended to the log."""
+    """How it ended, and the lines of its output, which is also appended to the log. Processes that it started and that
+    still run then are killed: they would hold the GPU beside the next step."""
     environ = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160", **dict(step.environ)}
     environ.pop("ILLIA_EXT_JIT", None)  # or the tests would not see the library built here
     with log.open("ab") as file:
         file.write(f"\n$ {shown(step)}\n".encode())
         file.flush()
         start = file.tell()
-        ended = subprocess.run(full_command(step), cwd=ROOT, env=environ, stdout=file, stderr=subprocess.STDOUT)
+        command, streams = full_command(step), {"stdout": file, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True, **streams)
+        try:
+            code = process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
     lines = [line.rstrip() for line in lines if line.strip()]
-    if ended.returncode in LATE:
+    if code in LATE:
         return "FAILED, its time was up", lines
-    return f"FAILED, exit code {ended.returncode}" if ended.returncode else "ok", lines
+    return f"FAILED, exit code {code}" if code else "ok", lines
 
 
 def run(steps: Sequence[Step], log: Path) -> int:

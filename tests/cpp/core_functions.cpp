@@ -1,5 +1,5 @@
-// Every function of the core as a symbol of its own, for validation/mutation.py: it links a broken core to tests that
-// were compiled once, with ILLIA_FUNCTION told not to inline.
+// Every function of the core as a symbol of its own, for validation/test_mutation.py: it links a broken core to tests
+// that were compiled once, with ILLIA_FUNCTION told not to inline.
 #include "core/gaussian.h"
 #include "core/normal.h"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from distributed_world import World, assert_part_of, check, make_mesh, place, shard
-from helpers import log_prob_terms, make_key, make_keys, make_parameters, same_bits
+from helpers import make_key, make_keys, make_parameters, same_bits, sigma
 from torch import Tensor
 from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Placement, Replicate, Shard
 from torch.utils._pytree import tree_leaves
@@ -35,6 +35,16 @@ def layouts(world: World) -> Iterator[tuple[DeviceMesh, list[Placement], tuple[i
     for sizes, placements in LAYOUTS[world.size]:
         for shape in SHAPES:
             yield make_mesh(*sizes), placements, shape
+
+
+def log_prob_terms(
+    x: Tensor, mu: Tensor, rho: Tensor, mu_prior: float, std_prior: float, eps: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The four summands of each element in float64; a drawn x has z = eps."""
+    x, mu, rho = x.double(), mu.double(), rho.double()
+    z = (x - mu) / sigma(rho) if eps is None else eps
+    log_std_prior = torch.full_like(x, std_prior).log()
+    return -reference.log_sigma(rho).expand_as(x), -(z**2) / 2, log_std_prior, ((x - mu_prior) / std_prior) ** 2 / 2
 
 
 def assert_sums_agree(ours: Tensor, whole: Tensor, terms: tuple[Tensor, ...], num_dims: int) -> None:

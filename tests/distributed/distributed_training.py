@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoints
 from distributed_checks import KEY
 from distributed_keys import Weights
@@ -50,6 +51,17 @@ def train(model: nn.Module, features: Tensor, labels: Tensor, keys: list[Any], l
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+@check(2)
+def ranks_draw_alike_if_they_are_seeded_alike(world: World) -> None:
+    weights = GaussianDistribution((3, 5))
+    for seed, alike in ((0, True), (world.rank, False)):
+        torch.manual_seed(seed)
+        x = weights.sample().detach()
+        drawn = [torch.empty_like(x) for _ in range(world.size)]
+        dist.all_gather(drawn, x)
+        assert same_bits(*drawn) == alike
 
 
 @check(2, 4)

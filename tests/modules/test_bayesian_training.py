@@ -1,7 +1,6 @@
 """Training through BayesianModule: a known posterior, torch.compile, autocast, torch.func, stick_the_landing."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,20 +8,11 @@ from helpers import DEVICE, make_key, make_keys, same_bits
 from module_cases import KEYS, assert_same, loss_of, results_of
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
 from illia_ext import BayesianModule, elbo_loss, functional
 
 parametrize = pytest.mark.parametrize
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    with functorch_config.patch(enable_autograd_cache=False):
-        yield
-    torch._dynamo.reset()
 
 
 class Network(nn.Module):

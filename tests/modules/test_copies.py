@@ -152,3 +152,29 @@ def test_parametrizations(name: str) -> None:
     assert_same([loss_of(copy.deepcopy(other))], [loss_of(plain)])
     parametrizations.remove_parametrizations(other, name)
     assert_same(other.state_dict()[name][None], plain.state_dict()[name][None])
+
+
+def test_tied_parameters() -> None:
+    """Two distributions with one mu: it gets both gradients, and copies are tied too."""
+    tied = nn.ModuleList([make_distribution((3, 2)) for _ in range(2)])
+    tied[1].mu = tied[0].mu
+    tied = copy.deepcopy(tied)
+    assert tied[1].mu is tied[0].mu and len(list(tied.parameters())) == 3
+    apart = [torch.autograd.grad(loss_of(part, key), part.mu)[0] for part, key in zip(tied, KEYS)]
+    (loss_of(tied[0], KEYS[0]) + loss_of(tied[1], KEYS[1])).backward()
+    assert_same([tied[0].mu.grad], [apart[0] + apart[1]])
+
+
+def test_clipped_gradients_and_a_foreach_optimizer() -> None:
+    """The optimizer's implementations agree within float32's rounding."""
+    distributions = [make_distribution((3, 2)) for _ in range(2)]
+    for distribution, foreach in zip(distributions, (False, True)):
+        optimizer = torch.optim.Adam(distribution.parameters(), lr=0.1, foreach=foreach)
+        for key in KEYS[:3]:
+            optimizer.zero_grad()
+            loss_of(distribution, key).backward()
+            assert nn.utils.clip_grad_norm_(distribution.parameters(), 0.5) > 1
+            norm = torch.cat([parameter.grad.flatten() for parameter in distribution.parameters()]).norm()
+            torch.testing.assert_close(norm.item(), 0.5)
+            optimizer.step()
+    torch.testing.assert_close(*(list(distribution.parameters()) for distribution in distributions))

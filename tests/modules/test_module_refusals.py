@@ -180,6 +180,7 @@ DISTRIBUTIONS: Refusals = [
     ({"dtype": "x"}, TypeError, "dtype: expected float32, float64, float16 or bfloat16, got 'x'"),
     ({"rho_init": nan}, ValueError, "rho_init: expected a finite number, got nan"),
     ({"mu_prior": 1e39}, ValueError, "mu_prior: expected a number in the range of torch.float32, got 1e+39"),
+    *[({"std_prior": n}, ValueError, f"std_prior: expected a positive finite number, got {n}") for n in (0, nan, inf)],
     ({"std_prior": 1e-50}, ValueError, "std_prior: expected a number in the range of torch.float32, got 1e-50"),
     *[
         ({name: prior}, error, f"{name}: expected {message}")

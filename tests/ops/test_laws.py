@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from agreement import Arguments, every_output
-from helpers import HALF_DTYPES, same_bits, same_sums
+from helpers import HALF_DTYPES, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from law_cases import WORDS, arguments, every_result, keys, lists
@@ -40,7 +40,7 @@ def test_layout_does_not_matter(a: Arguments, general: bool) -> None:
 def test_a_broadcast_prior_is_its_copies(a: Arguments) -> None:
     """But for two numbers, which are read as double; gradients to a prior add up over its copies."""
     if a.mu_prior.numel() == a.std_prior.numel() == 1:
-        return
+        a = a._replace(mu_prior=a.mu)
     mu_prior, std_prior = (
         (prior.reshape(()) if prior.numel() == 1 else prior).expand_as(a.mu).contiguous()
         for prior in (a.mu_prior, a.std_prior)
@@ -133,6 +133,15 @@ def test_tensors_of_a_list_in_any_order(arguments: dict[str, Any], shuffler: Any
         each = op("gaussian_sample_and_log_prob_backward")(grad_x[k], None, mu, rho, mu_prior, std_prior, key)
         assert same_bits(grads[0][k], each[0]) and same_bits(grads[1][k], each[1])
         key = random.advance(key, -(-mu.numel() // (2 if mu.dtype == torch.float64 else 4)))
+
+
+def same_sums(a: Tensor, b: Tensor) -> bool:
+    """Of equal summands read from different dtypes: the same bits on the CPU. On a GPU as many bytes are read at once,
+    so the order follows the dtype; log_prob then errs by 1e-6 of summands of which, with the tests' priors, few cancel:
+    4e-6 of the sum is ample."""
+    if a.is_cuda and a.dtype == torch.float32:
+        return a.dtype == b.dtype and torch.allclose(a, b, rtol=4e-6, atol=0)
+    return same_bits(a, b)
 
 
 @given(arguments(dtypes=st.sampled_from((*HALF_DTYPES, torch.float32))), st.sampled_from(HALF_DTYPES), st.booleans())

@@ -84,9 +84,23 @@ def test_priors_of_every_shape(
     assert_every_output_is_exact(a._replace(mu_prior=mu_prior, std_prior=std_prior))
 
 
-def test_many_elements(device: torch.device) -> None:
-    """Several threads take 257 chunks and the head of another."""
-    assert_every_output_is_exact(Arguments.make((2**18 + 1037,)).to(device))
+@parametrize("dtype", FLOAT_DTYPES)
+def test_broadcast_and_strided_priors_are_their_copies(dtype: torch.dtype, device: torch.device) -> None:
+    """Bit for bit; gradients to a prior add up over its copies."""
+    priors = make_parameters((7, 1), dtype, device, 1)[0], make_parameters((3, 1, 1), dtype, device, 2)[0].exp2()
+    a = Arguments.make((3, 7, 131), dtype, num_samples=3).to(device)
+    full = [prior.expand_as(a.mu).contiguous() for prior in priors]
+    strided = [torch.stack([prior, prior + 1], dim=-1)[..., 0] for prior in full]
+    outputs = [every_output(a._replace(mu_prior=m, std_prior=s), prior_grads=False) for m, s in (full, priors, strided)]
+    for name, expected in outputs[0].items():
+        assert all(same_bits(ours[name], expected) for ours in outputs[1:]), name
+
+
+@pytest.mark.usefixtures("two_threads")
+@parametrize("dtype", FLOAT_DTYPES)
+def test_many_elements(dtype: torch.dtype, device: torch.device) -> None:
+    """Two threads share 65 chunks and the head of another: each takes at least 16, if there are as many."""
+    assert_every_output_is_exact(Arguments.make((2**16 + 1037,), dtype).to(device))
 
 
 @parametrize("seed", range(50))
@@ -114,7 +128,9 @@ def test_chunks_are_added_without_loss(cpu: torch.device) -> None:
 def test_strides_do_not_matter(layout: str, dtype: torch.dtype, device: torch.device) -> None:
     """Neither of inputs nor of gradients to x; one input alone may have them, too."""
     mu, rho, x, grad_x, mu_prior = (make_strided(layout, dtype, device, seed) for seed in range(5))
-    a = Arguments.make(mu.shape, dtype).to(device)._replace(mu=mu, rho=rho, x=x, grad_x=grad_x, mu_prior=mu_prior)
+    std_prior = LAYOUTS[layout](torch.exp2(make_parameters((2, 10, 6, 34), dtype, device, seed=5)[0]))
+    given = {"mu": mu, "rho": rho, "x": x, "grad_x": grad_x, "mu_prior": mu_prior, "std_prior": std_prior}
+    a = Arguments.make(mu.shape, dtype).to(device)._replace(**given)
     expected = every_output(Arguments(*(tensor.contiguous() for tensor in a)))
     for ours in (every_output(a), every_output(a._replace(rho=rho.contiguous()))):
         for name, output in ours.items():
