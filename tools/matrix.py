@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TORCHES = ["2.11.0", "2.13.0", "2.15.0"]
 # These tests read the checkout, and not the wheel.
-CHECKOUT = ["evidence", "test_cuda_*", "test_elementary*", "test_gpu_command*", "test_packaging*"]
+CHECKOUT = ["programs", "test_cuda_*", "test_elementary*", "test_gpu_command*", "test_packaging*"]
 ABOUT = "import torch; from illia_ext import _C; print(torch.__version__, _C.__file__)"
 
 
