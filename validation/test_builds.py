@@ -51,7 +51,7 @@ def test_preset(preset: str, quick: bool, tmp_path: Path, figure) -> None:
         pytest.skip(f"{', '.join(missing)} is not on PATH")
     report, left_out = tmp_path / "report.xml", "long" if quick else "none"
     run("cmake", "--preset", preset, f"-DPython_EXECUTABLE={sys.executable}")
-    run("cmake", "--build", ROOT / "build" / preset, "--parallel")
+    run("cmake", "--build", ROOT / "build" / preset, "--parallel", os.cpu_count())
     ctest = ["ctest", "--test-dir", ROOT / "build" / preset, "--output-on-failure", "--output-junit", report]
     run(*ctest, "--test-output-size-passed", 10**6, "--label-exclude", left_out, "--no-tests=error")
     cases = {case.get("name", ""): case.get("status") for case in ElementTree.parse(report).iter("testcase")}
