@@ -26,7 +26,7 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m bench
 
-# The evidence of docs/validation.md, whose figures it writes: some 20 minutes on two cores.
+# The evidence of docs/validation.md, whose figures it writes: half an hour on two cores.
 validation: $(VENV)/installed
 	rm -f docs/validation.json
 	$(BIN)/python -m pytest -n 2 --dist worksteal -rs validation --figures docs/validation.json

@@ -199,8 +199,8 @@ def test_values_and_gradients(dtype: torch.dtype, quick: bool, figure, data) -> 
     closer = sum(result.ours <= result.eager or result.eager_lost > 0 for result in results)
     lost, eager_lost = (sum(getattr(result, name) for result in results) for name in ("ours_lost", "eager_lost"))
     worst = max(result.ours for result in results)
-    measured = f"at most {worst:.2g} u; not above eager's in {closer} of {len(results)} cells"
-    what = f"error of values and gradients, {dtype}, {len(results) * count:.1e} results"
+    measured = f"at most {worst:.2g} u; not above eager's in {closer} of them"
+    what = f"error of values and gradients, {dtype}, {len(results)} cells of {count} points"
     bound = "twice eager's, or 1.01 u" if dtype in HALF_DTYPES else f"eager's, or {max(ALLOWED.values()):.0f} u at most"
     figure(what, measured, f"in each cell {bound}")
     figure(f"infinite or NaN where the exact result is not, {dtype}", f"{lost} (eager: {eager_lost})", "0")
