@@ -17,7 +17,7 @@ __all__ = ["bench_page", "front_page", "pages", "replace_region"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-FRONT = "amd-epyc-avx512-1-thread"  # whose results README.md shows
+FRONT = "intel-xeon-avx512-1-thread"  # whose results README.md shows
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 COLUMNS = {
     "eager": "plain PyTorch",
