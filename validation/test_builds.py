@@ -28,7 +28,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = [preset["name"] for preset in json.loads((ROOT / "CMakePresets.json").read_text())["configurePresets"]]
 VISIBLE = [name for name in PRESETS if name not in ("base", "core", "aarch64")]
-IN_QUICK_RUNS = ("gcc-O0", "gcc-O2", "aarch64-gcc", "asan", "tsan")
+IN_QUICK_RUNS = ("gcc-O2", "aarch64-gcc", "asan", "tsan")
 # Tests that are there where this machine has what they need: CUDA's headers, valgrind.
 EXPECTED = {"asan": ("cuda_on_host_test", "foreach_on_host_test"), "gcc-O2": ("memcheck", "planted_read_unwritten")}
 PROGRAMS = {"aarch64-gcc": ("aarch64-linux-gnu-g++", "qemu-aarch64-static"), "aarch64-clang": ("qemu-aarch64-static",)}
