@@ -3,21 +3,16 @@
 The file, docs/validation.json, has the latest run of every test, and docs/validation.md beside it gets a table of it.
 """
 
-import datetime
 import json
-import os
-import platform
-import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
-from illia_ext import _C
+from bench import machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,23 +27,19 @@ def quick(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """figure(what, measured, bound): a row of the page's table. The test asserts what the row says."""
+    """figure(what, measured, bound): a row of the page's table. The test asserts what the row says.
+
+    pytest's own `record_property` keeps figures for the file alone.
+    """
     return lambda *row: request.node.user_properties.append(("figures", row))
 
 
-@pytest.fixture
-def data(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
-    """data(name, values): figures for the file alone."""
-    return lambda name, values: request.node.user_properties.append((name, values))
-
-
-def this_run(config: pytest.Config) -> str:
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+def this_run() -> str:
+    here = machine.describe(torch.device("cpu"), torch.get_num_threads())
     described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     return (
-        f"{datetime.date.today()}, {cpu[1] if cpu else platform.machine()} ({os.cpu_count()} cores, "
-        f"{_C.cpu_capability()}, {psutil.virtual_memory().total / 2**30:.0f} GiB), torch {torch.__version__}, Python "
-        f"{platform.python_version()}, {_C.build_info()['compiler']}, commit {described.stdout.strip() or 'unknown'}"
+        f"{here['date']}, {here['cpu']} ({here['cores']} cores, {here['capability']}, {here['memory_gib']} GiB), torch "
+        f"{here['torch']}, Python {here['python']}, {here['build']['compiler']}, commit {described.stdout.strip()}"
     )
 
 
@@ -103,4 +94,4 @@ class Figures:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--figures") and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Figures(config.getoption("--figures"), this_run(config)))
+        config.pluginmanager.register(Figures(config.getoption("--figures"), this_run()))

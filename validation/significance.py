@@ -7,9 +7,8 @@ from scipy import stats
 
 __all__ = ["P_BOUND", "least", "two_sided", "z_bound"]
 
-P_BOUND = (
-    5.7e-7  # |z| > 5 of one normal. Keys are fixed and nothing runs twice: so often would chance accuse a good key
-)
+# |z| > 5 of one normal: how often chance would accuse a good key. Keys are fixed in the source and nothing runs twice.
+P_BOUND = 5.7e-7
 
 
 def two_sided(p: float) -> float:

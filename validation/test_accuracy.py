@@ -191,11 +191,11 @@ def table(results: list[Result], axis: str, names: tuple[str, ...]) -> dict[str,
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_values_and_gradients(dtype: torch.dtype, quick: bool, figure, data) -> None:
+def test_values_and_gradients(dtype: torch.dtype, quick: bool, figure, record_property) -> None:
     count = 24 if quick else 300
     results = [result for seed, cell in enumerate(cells(dtype)) for result in results_of(cell, count, seed)]
-    data("worst errors by range of rho", table(results, "rho_range", RANGES))
-    data("worst errors by setting", table(results, "setting", SETTINGS))
+    record_property("worst errors by range of rho", table(results, "rho_range", RANGES))
+    record_property("worst errors by setting", table(results, "setting", SETTINGS))
     closer = sum(result.ours <= result.eager or result.eager_lost > 0 for result in results)
     lost, eager_lost = (sum(getattr(result, name) for result in results) for name in ("ours_lost", "eager_lost"))
     worst = max(result.ours for result in results)

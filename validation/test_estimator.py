@@ -122,7 +122,7 @@ def z_of_variance(draws: Tensor, mean: Tensor, variance: Tensor, fourth_moment: 
 
 @pytest.mark.parametrize("stick_the_landing", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_means_and_variances(dtype: torch.dtype, stick_the_landing: bool, quick: bool, figure, data) -> None:
+def test_means_and_variances(dtype: torch.dtype, stick_the_landing: bool, quick: bool, figure, record_property) -> None:
     num_keys = 20_000 if quick else 400_000
     scores: dict[str, Tensor] = {}
     for name, values in make_cases(dtype, 8).items():
@@ -131,7 +131,9 @@ def test_means_and_variances(dtype: torch.dtype, stick_the_landing: bool, quick:
         draws = of_copies(values, num_keys, stick_the_landing)
         deviations = dict(zip(NAMES, (float(grads.std(0).mean()) for grads in draws)))
         kl = closed_form(values)[0]
-        data(name, {"KL": float(kl), "log_prob": [float(log_prob.mean()), float(log_prob.std())], **deviations})
+        record_property(
+            name, {"KL": float(kl), "log_prob": [float(log_prob.mean()), float(log_prob.std())], **deviations}
+        )
         if name != "q = p":
             scores[f"{name}: log_prob"] = z_of_log_prob(values, log_prob)
         if name != "q = p" or not stick_the_landing:  # else nothing varies: see below

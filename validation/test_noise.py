@@ -121,11 +121,11 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_normals_are_standard_and_independent(name: str, quick: bool, figure, data) -> None:
+def test_normals_are_standard_and_independent(name: str, quick: bool, figure, record_property) -> None:
     draw, lanes, num_chunks = STREAMS[name]
     num_chunks //= 12 if quick else 1
     found = p_values((draw(chunk).numpy() for chunk in range(num_chunks)), lanes)
-    data("p-values", found)
+    record_property("p-values", found)
     worst = min(found, key=lambda test: found[test])
     what = f"{num_chunks * CHUNK:.2g} normals of {name}: {', '.join(found)}"
     figure(what, f"smallest p = {found[worst]:.2g} ({worst})", f"p > {P_BOUND}")

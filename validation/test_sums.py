@@ -104,10 +104,10 @@ def density_errors(mu: Tensor, rho: Tensor, key: Tensor) -> dict[str, tuple[floa
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_densities_of_many_elements(dtype: torch.dtype, quick: bool, figure, data) -> None:
+def test_densities_of_many_elements(dtype: torch.dtype, quick: bool, figure, record_property) -> None:
     largest = (6 if quick else 8) - (dtype == torch.float64)  # the wider type of float64 takes its time
     found = {10**power: density_errors(*weights(10**power, dtype)) for power in range(largest + 1)}
-    data("errors, ours and eager's", {str(numel): errors for numel, errors in found.items()})
+    record_property("errors, ours and eager's", {str(numel): errors for numel, errors in found.items()})
     worst, eager = np.max(list(found[10**largest].values()), axis=0)
     what = f"error of log densities of 10^{largest} elements, {dtype}"
     figure(what, f"{worst:.2g} u (eager: {eager:.2g} u)", f"<= {allowed(10**largest, dtype):.2f} u")
