@@ -132,11 +132,10 @@ def test_normals_are_standard_and_independent(name: str, quick: bool, figure, re
     assert all(p > P_BOUND for p in found.values()), found
 
 
-def p_of_keys(draw: Callable[[int, int], Tensor], size: int) -> float:
-    """Correlations between the samples of any two keys, place by place; `draw(start, stop)` gives [S, stop - start]."""
-    step = 2**15
-    rows = (with_squares(draw(start, min(start + step, size)).numpy()) for start in range(0, size, step))
-    return p_of_many(of_different_rows(sum(x @ x.T for x in rows) / np.sqrt(size)))
+def p_of_keys(eps: Tensor) -> float:
+    """Correlations between the samples [S, n] of any two keys, place by place."""
+    parts = (with_squares(part.numpy()) for part in eps.split(2**15, dim=1))
+    return p_of_many(of_different_rows(sum(x @ x.T for x in parts) / np.sqrt(eps.shape[1])))
 
 
 @pytest.mark.parametrize("kind", ["consecutive seeds", "consecutive offsets, a sample apart", "keys of split"])
@@ -148,8 +147,7 @@ def test_keys_are_independent(kind: str, quick: bool, figure) -> None:
         "consecutive offsets, a sample apart": torch.stack([torch.full_like(steps, SEED), steps * (size // 4)], dim=1),
         "keys of split": random.split(random.key(SEED), NUM_KEYS),
     }[kind]
-    eps = standard_normal(keys, [size], dtype=torch.float32)
-    p = p_of_keys(lambda start, stop: eps[:, start:stop], size)
+    p = p_of_keys(standard_normal(keys, [size], dtype=torch.float32))
     figure(f"{NUM_KEYS} samples of {size:.2g} normals, {kind}: correlations", f"p = {p:.2g}", f"p > {P_BOUND}")
     assert p > P_BOUND
 
@@ -191,4 +189,4 @@ def test_bad_normals_are_accused(change: Callable[[Numbers], Numbers], accused: 
 def test_keys_that_share_noise_are_accused(shared: float, good: bool) -> None:
     eps = torch.randn(5, 2**17, generator=torch.Generator().manual_seed(1))
     eps[4] += shared * eps[0]
-    assert (p_of_keys(lambda start, stop: eps[:, start:stop], 2**17) > P_BOUND) == good
+    assert (p_of_keys(eps) > P_BOUND) == good
