@@ -72,7 +72,8 @@ def faster_than_ours(rows: pd.DataFrame) -> list[str]:
         here = here.assign(ratio=ratios(here, OURS))
         for row in here[here["ratio"] < 1].itertuples():
             point = power(row.point) if work.startswith("forward") else row.point
-            found.append(f"{row.case} ({work}, {WORKS[work].axis} {point}: {row.ratio:.2f} of its time)")
+            where = work if work == WORKS[work].axis else f"{work}, {WORKS[work].axis}"
+            found.append(f"{row.case} ({where} {point}: {row.ratio:.2f} of its time)")
     return found
 
 
@@ -80,7 +81,7 @@ def front_page(run: Run) -> str:
     parts = [
         f"Forward + backward, medians, all cases in turn in one run: {heading(run)}. In brackets: times illia_ext's.",
         front_table(run.rows).to_markdown(disable_numparse=True),
-        f"Faster than illia_ext: {', '.join(faster_than_ours(run.rows)) or 'nothing in this run'}.",
+        f"Faster than illia_ext: {'; '.join(faster_than_ours(run.rows)) or 'nothing in this run'}.",
         f"![Time per weight over size, and the training step](bench/results/{FRONT}.png)",
     ]
     return "\n\n".join(parts)

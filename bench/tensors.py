@@ -147,7 +147,12 @@ def _in_a_loop(one: Tensors, output_grads: list[tuple[Tensor, ...]], draw: Draw)
 def _kept(loop: Callable[[Draw], list[Tensor]], draw: Draw) -> Outputs:
     """All draws of a loop, as samples, and the sums of their gradients."""
     draws = []
-    totals = loop(lambda: draws.append(draw()) or draws[-1])
+
+    def keep() -> tuple[Tensor, ...]:
+        draws.append(draw())
+        return draws[-1]
+
+    totals = loop(keep)
     return tuple(map(torch.stack, zip(*draws))), tuple(totals)
 
 

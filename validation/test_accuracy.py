@@ -200,9 +200,9 @@ def test_values_and_gradients(dtype: torch.dtype, quick: bool, figure, record_pr
     lost, eager_lost = (sum(getattr(result, name) for result in results) for name in ("ours_lost", "eager_lost"))
     worst = max(result.ours for result in results)
     measured = f"at most {worst:.2g} u; not above eager's in {closer} of them"
-    what = f"error of values and gradients, {dtype}, {len(results)} cells of {count} points"
-    bound = "twice eager's, or 1.01 u" if dtype in HALF_DTYPES else f"eager's, or {max(ALLOWED.values()):.0f} u at most"
-    figure(what, measured, f"in each cell {bound}")
+    what = f"error of values and gradients, {dtype}, {len(results)} pairs of a cell and a result, {count} points each"
+    bound = f"eager's, or {max(ALLOWED.values()):.0f} u at most"
+    figure(what, measured, f"twice eager's, or 1.01 u; log densities {bound}" if dtype in HALF_DTYPES else bound)
     figure(f"infinite or NaN where the exact result is not, {dtype}", f"{lost} (eager: {eager_lost})", "0")
     assert [result for result in results if not result.ours <= result.bound] == []
     assert lost == 0

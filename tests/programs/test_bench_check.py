@@ -133,6 +133,17 @@ def test_noise_that_is_not_drawn_anew_is_found(draws: list[list[int]], numel: in
         check_noise([[eps[index][:numel] for index in draw] for draw in draws], torch.float32)
 
 
+def test_noise_of_many_tensors_in_bfloat16_is_compared(eps: list[Tensor]) -> None:
+    with pytest.raises(Wrong, match="correlation"):
+        check_noise([[eps[0][:256]] * 161, [eps[1][:256]] * 161], torch.bfloat16)
+
+
+def test_right_noise_of_few_elements_passes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(1000):
+        check_noise([[torch.randn(10, generator=generator)] for _ in range(2)], torch.float32)
+
+
 def test_tensors_of_different_sizes_that_share_their_noise_are_found(eps: list[Tensor]) -> None:
     with pytest.raises(Wrong, match="correlation"):
         check_noise([[eps[0], eps[1], eps[0][:100]], [eps[2], eps[3], eps[4][:100]]], torch.float32)
