@@ -8,10 +8,11 @@ which knows the mathematics and not the digests, where the C library has functio
 
 **Sanitizers.** Under `asan` every allocation of torch lies between forbidden bytes, so that an access one element
 beyond a tensor ends the process; Python's `-fwrapv` is taken back, and casts of floats beyond the integers count. Under
-`tsan`, which quick runs leave out, each parallel loop of a kernel runs in three threads that ThreadSanitizer sees, because it does not know OpenMP's
-barriers; sixteen Python threads call every op at once. torch and Python are not instrumented. The CUDA kernels run as
-C++ on emulated blocks where CUDA's headers are, in `gcc-O0` with sanitizers. valgrind, in `gcc-O2`, looks for memory that is read and was never
-written. Each has to report the faults that planted_faults.cpp and tests/cpp/read_unwritten.cpp plant.
+`tsan`, which quick runs leave out, each parallel loop of a kernel runs in three threads that ThreadSanitizer sees,
+because it does not know OpenMP's barriers; sixteen Python threads call every op at once. torch and Python are not
+instrumented. The CUDA kernels run as C++ on emulated blocks where CUDA's headers are, in `gcc-O0` with sanitizers.
+valgrind, in `gcc-O2`, looks for memory that is read and was never written. Each has to report the faults that
+planted_faults.cpp and tests/cpp/read_unwritten.cpp plant.
 """
 
 import json
