@@ -26,7 +26,7 @@ from illia_ext._module.in_place import (
 )
 from illia_ext._module.outputs import Prediction, join_samples, mean, refuse_lazy
 from illia_ext._module.vmap import at_once
-from illia_ext._ops.dispatch import dispatch_modes, is_watched
+from illia_ext._ops.dispatch import dispatch_modes, is_plain
 from illia_ext._ops.foreach import Apart
 from illia_ext.distributions import DistributionModule
 from illia_ext.selection import (
@@ -260,13 +260,13 @@ class BayesianModule(GuardedModule):
     ) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
         """(weights, log_prob) of each sample."""
         # One op for four samples takes a fifth less of a step; without gradients, memory for one is what counts.
-        is_plain = torch.is_grad_enabled() and not is_watched([*mus, *rhos, keys]) and not dispatch_modes()
-        for some in keys.split(4 if is_plain else 1):
+        at_once = torch.is_grad_enabled() and is_plain([*mus, *rhos, keys]) and not dispatch_modes()
+        for some in keys.split(4 if at_once else 1):
             if len(some) == 1:
                 yield self._draw(mus, rhos, some[0])
                 continue
             samples, log_prob = self._draw(mus, rhos, some)
-            apart = Apart.apply(*samples)  # type: ignore[no-untyped-call]
+            apart = Apart.apply(*samples)
             weights = [apart[start : start + len(mus)] for start in range(0, len(apart), len(mus))]
             yield from zip(weights, log_prob.unbind())
 

@@ -21,10 +21,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-import illia_ext._ops.autocast  # noqa: F401  (the dtype of a sample under autocast)
+import illia_ext._ops.autocast
+import illia_ext._ops.autograd  # noqa: F401  (derivatives)
 from illia_ext._checks import check_prior
-from illia_ext._ops import autograd, foreach
+from illia_ext._ops import foreach
 from illia_ext._ops.dispatch import is_traced
+from illia_ext._ops.fake import op
 
 __all__ = [
     "foreach_gaussian_kl_divergence",
@@ -96,7 +98,8 @@ def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | N
     Source: Blundell et al., "Weight uncertainty in neural networks" (2015); Kingma & Welling (2014).
     """
     try:
-        return autograd.gaussian_sample(mu, rho, key, dtype)
+        x: Tensor = op("gaussian_sample")(mu, rho, key, dtype=dtype)
+        return x
     except RuntimeError as error:
         _raise(error, mu=mu, rho=rho, key=key)
 
@@ -116,7 +119,8 @@ def gaussian_log_prob(
     """
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
-        return autograd.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
+        log_prob: Tensor = op("gaussian_log_prob")(x, mu, rho, mu_prior, std_prior)
+        return log_prob
     except RuntimeError as error:
         _raise(error, x=x, mu=mu, rho=rho)
 
@@ -148,7 +152,10 @@ def gaussian_sample_and_log_prob(
     """
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
-        return autograd.gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing)
+        x, log_prob = op("gaussian_sample_and_log_prob")(
+            mu, rho, mu_prior, std_prior, key, dtype=dtype, stick_the_landing=stick_the_landing
+        )
+        return x, log_prob
     except RuntimeError as error:
         _raise(error, mu=mu, rho=rho, key=key)
 
@@ -161,7 +168,8 @@ def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, st
     """
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
-        return autograd.gaussian_kl_divergence(mu, rho, mu_prior, std_prior)
+        kl_divergence: Tensor = op("gaussian_kl_divergence")(mu, rho, mu_prior, std_prior)
+        return kl_divergence
     except RuntimeError as error:
         _raise(error, mu=mu, rho=rho)
 
@@ -194,9 +202,10 @@ def foreach_gaussian_sample_and_log_prob(
     mu, rho = _tensors("mu", mu), _tensors("rho", rho)
     mu_prior, std_prior = _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)
     try:
-        return foreach.sample_and_log_prob(
+        x, log_prob = op("foreach_gaussian_sample_and_log_prob")(
             mu, rho, mu_prior, std_prior, key, dtype=dtype, stick_the_landing=stick_the_landing
         )
+        return x, log_prob
     except RuntimeError as error:
         _raise(error, {"mu": mu, "rho": rho}, key=key)
 
@@ -218,7 +227,7 @@ def repeatable_draw(
         return foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing)
     lists = [list(mu), list(rho), _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)]
     try:
-        *x, log_prob = foreach.RepeatableDraw.apply(  # type: ignore[no-untyped-call]
+        *x, log_prob = foreach.RepeatableDraw.apply(
             lists,
             key,
             {"dtype": dtype, "stick_the_landing": stick_the_landing},
@@ -243,6 +252,7 @@ def foreach_gaussian_kl_divergence(
     mu, rho = _tensors("mu", mu), _tensors("rho", rho)
     mu_prior, std_prior = _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)
     try:
-        return foreach.kl_divergence(mu, rho, mu_prior, std_prior)
+        kl_divergence: Tensor = op("foreach_gaussian_kl_divergence")(mu, rho, mu_prior, std_prior)
+        return kl_divergence
     except RuntimeError as error:
         _raise(error, {"mu": mu, "rho": rho})

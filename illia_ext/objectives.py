@@ -64,7 +64,7 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
     for name, value in (("nll", nll), ("log_prob", log_prob)):
         if value.numel() == 0:
             raise ValueError(f"{name}: expected at least one sample, got none")
-    if _has_values(log_prob) and log_prob.isnan().any():
+    if _has_values(log_prob) and any(map(math.isnan, log_prob.reshape(-1).tolist())):
         raise ValueError(
             "log_prob: expected numbers, got nan: a weight is nan, or a learned std_prior has become negative, which "
             "illia_ext.Positive prevents"

@@ -17,7 +17,7 @@ from illia_ext import distributions
 from illia_ext._checks import check_dtype, check_finite, check_positive, shown
 from illia_ext._module.contents import reach
 from illia_ext._module.in_place import FLAT_WEIGHTS, Targets
-from illia_ext._ops.dispatch import dense, is_watched
+from illia_ext._ops.dispatch import dense, is_plain
 
 __all__ = [
     "Initial",
@@ -270,7 +270,7 @@ def put_back(parts: Sequence[Tensor], rows: Rows, num_tensors: int) -> list[Tens
             dim = tensor.dim() - 2
             row = rows[i].expand(*tensor.shape[:dim], 1, -1)
             pieces = [tensor, row, next(remaining)]
-            tensor = torch.cat(pieces, dim) if is_watched(pieces) else _Rows.apply(dim, *pieces)  # type: ignore[no-untyped-call]
+            tensor = _Rows.apply(dim, *pieces) if is_plain(pieces) else torch.cat(pieces, dim)  # type: ignore[no-untyped-call]
         tensors.append(tensor)
     return tensors
 

@@ -7,23 +7,18 @@ Nothing is kept for backward but the inputs and the key; the noise is drawn agai
     z = (x - mu) / sigma     w = (x - mu_prior) / std_prior^2
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from illia_ext._ops.dispatch import OpFunction, expose
+import illia_ext._ops.second_order  # noqa: F401  (derivatives of the backward ops)
+from illia_ext._ops.dispatch import OpFunction
 from illia_ext._ops.fake import op
 from illia_ext._ops.formulas import Terms, save, saved_primals
-from illia_ext._ops.second_order import (
-    gaussian_kl_divergence_backward,
-    gaussian_log_prob_backward,
-    gaussian_sample_and_log_prob_backward,
-    gaussian_sample_backward,
-)
 
-__all__ = ["gaussian_kl_divergence", "gaussian_log_prob", "gaussian_sample", "gaussian_sample_and_log_prob"]
+__all__: list[str] = []  # importing it registers the derivatives
 
 _NO_PRIOR = (False, False)
 
@@ -68,7 +63,7 @@ class GaussianSample(OpFunction):
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         mu, rho, key, dtype, full_size, origin = inputs
         save(ctx, rho, key)
-        ctx.options = output.dtype, full_size, origin
+        ctx.dtype, ctx.block = output.dtype, {"full_size": full_size, "origin": origin}
 
     @staticmethod
     def gradients(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
@@ -78,18 +73,13 @@ class GaussianSample(OpFunction):
             grad_mu = grad_x.sum(0, dtype=rho.dtype) if key.dim() == 2 else grad_x.to(rho.dtype)
             grad_mu = grad_mu.contiguous()
         if ctx.needs_input_grad[1]:
-            grad_rho = gaussian_sample_backward(grad_x, rho, key, *ctx.options[1:])
+            grad_rho = op("gaussian_sample_backward")(grad_x, rho, key, **ctx.block)
         return grad_mu, grad_rho, None, None, None, None
 
     @staticmethod
     def tangents(ctx: Any, mu: Tensor | None, rho: Tensor | None, *_: Any) -> Tensor:
         rho_value, key = saved_primals(ctx)
-        dtype, full_size, origin = ctx.options
-        terms = Terms(rho_value, key, full_size=full_size, origin=origin)
-        return terms.sample_tangent(mu, rho).to(dtype)
-
-
-gaussian_sample: Callable[..., Tensor] = expose(GaussianSample)
+        return Terms(rho_value, key, **ctx.block).sample_tangent(mu, rho).to(ctx.dtype)
 
 
 class GaussianLogProb(OpFunction):
@@ -104,15 +94,12 @@ class GaussianLogProb(OpFunction):
     @staticmethod
     def gradients(ctx: Any, grad_log_prob: Tensor) -> tuple[Tensor | None, ...]:
         mask = list(ctx.needs_input_grad[:5])
-        return tuple(_only(gaussian_log_prob_backward(grad_log_prob, *ctx.saved_tensors, mask), mask))
+        return tuple(_only(op("gaussian_log_prob_backward")(grad_log_prob, *ctx.saved_tensors, mask), mask))
 
     @staticmethod
     def tangents(ctx: Any, *direction: Tensor | None) -> Tensor:
         x, mu, rho, mu_prior, std_prior = saved_primals(ctx)
         return Terms(rho, None, mu, mu_prior, std_prior).log_prob_tangent(x, *direction)
-
-
-gaussian_log_prob: Callable[..., Tensor] = expose(GaussianLogProb)
 
 
 class GaussianSampleAndLogProb(OpFunction):
@@ -124,7 +111,8 @@ class GaussianSampleAndLogProb(OpFunction):
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing, full_size, origin = inputs
         save(ctx, mu, rho, mu_prior, std_prior, key)
-        ctx.options = output[0].dtype, stick_the_landing, full_size, origin
+        ctx.dtype, ctx.block = output[0].dtype, {"full_size": full_size, "origin": origin}
+        ctx.stick_the_landing = stick_the_landing
 
     @staticmethod
     def gradients(ctx: Any, grad_x: Tensor | None, grad_log_prob: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -132,27 +120,21 @@ class GaussianSampleAndLogProb(OpFunction):
         asked = ctx.needs_input_grad[2:4]
         if asked != _NO_PRIOR:
             priors = _beside(mu, priors, asked)
-        grads = gaussian_sample_and_log_prob_backward(
-            grad_x, grad_log_prob, mu, rho, *priors, key, *ctx.options[1:], asked != _NO_PRIOR
-        )
+        options = {"stick_the_landing": ctx.stick_the_landing, "prior_grads": asked != _NO_PRIOR, **ctx.block}
+        grads = op("gaussian_sample_and_log_prob_backward")(grad_x, grad_log_prob, mu, rho, *priors, key, **options)
         return *grads[:2], *_only(grads[2:], asked), None, None, None, None, None
 
     @staticmethod
     def tangents(ctx: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any, *_: Any) -> tuple[Tensor, Tensor]:
         mu_value, rho_value, mu_prior_value, std_prior_value, key = saved_primals(ctx)
-        dtype, stick_the_landing, full_size, origin = ctx.options
-        terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value, full_size, origin)
+        terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value, **ctx.block)
         x_tangent = terms.sample_tangent(mu, rho)
-        if stick_the_landing:
+        if ctx.stick_the_landing:
             inputs, direction = (terms.mu, terms.rho, mu_prior_value, std_prior_value), (mu, rho, mu_prior, std_prior)
-            block = {"full_size": full_size, "origin": origin}
-            log_prob_tangent = _stick_the_landing_tangent(inputs, key, direction, block)
+            log_prob_tangent = _stick_the_landing_tangent(inputs, key, direction, ctx.block)
         else:
             log_prob_tangent = terms.sampled_log_prob_tangent(x_tangent, rho, mu_prior, std_prior)
-        return x_tangent.to(dtype), log_prob_tangent
-
-
-gaussian_sample_and_log_prob: Callable[..., tuple[Tensor, Tensor]] = expose(GaussianSampleAndLogProb)
+        return x_tangent.to(ctx.dtype), log_prob_tangent
 
 
 class GaussianKLDivergence(OpFunction):
@@ -170,13 +152,10 @@ class GaussianKLDivergence(OpFunction):
         asked = ctx.needs_input_grad[2:4]
         if asked != _NO_PRIOR:
             priors = _beside(mu, priors, asked)
-        grads = gaussian_kl_divergence_backward(grad, mu, rho, *priors, asked != _NO_PRIOR)
+        grads = op("gaussian_kl_divergence_backward")(grad, mu, rho, *priors, asked != _NO_PRIOR)
         return *grads[:2], *_only(grads[2:], asked)
 
     @staticmethod
     def tangents(ctx: Any, *direction: Tensor | None) -> Tensor:
         mu, rho, mu_prior, std_prior = saved_primals(ctx)
         return Terms(rho, None, mu, mu_prior, std_prior).kl_divergence_tangent(*direction)
-
-
-gaussian_kl_divergence: Callable[..., Tensor] = expose(GaussianKLDivergence)

@@ -21,26 +21,22 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
 __all__ = [
+    "EagerFunction",
     "OpFunction",
     "below_autograd",
     "composite",
     "dense",
     "dispatch_modes",
-    "expose",
+    "is_plain",
     "is_traced",
-    "is_watched",
 ]
 
 _library = torch.library.Library("illia_ext", "IMPL")
 below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
-_is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
-_autograd_key = torch._C.DispatchKey.AutogradFunctionality
 _tracing = torch._C._get_tracing_state
-_function_modes = torch._C._len_torch_function_stack
 dispatch_modes = torch._C._len_torch_dispatch_stack
-# types without __torch_function__ or __torch_dispatch__ of their own
-_PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.dtype, type(None), bool, list, tuple}
+_PLAIN_TYPES = {Tensor, torch.nn.Parameter}  # without __torch_function__ or __torch_dispatch__ of their own
 
 
 def _needs_gradients(args: Sequence[Any]) -> bool:
@@ -56,17 +52,9 @@ def _is_recorded(args: tuple[Any, ...]) -> bool:
     return _transforms_active() or forward_ad._current_level >= 0 or _needs_gradients(args)
 
 
-def is_watched(tensors: Sequence[Any]) -> bool:
-    """Whether anything besides reverse mode must see a call with these arguments.
-
-    Autocast and dispatch modes need not: they see the call that `forward` makes.
-    """
-    return (
-        not _PLAIN_TYPES.issuperset(map(type, tensors))
-        or _function_modes() > 0
-        or is_traced()
-        or _is_excluded(_autograd_key)  # inside another op's kernel nothing is recorded
-    )
+def is_plain(tensors: Sequence[Any]) -> bool:
+    """Whether an autograd.Function that is no op may have these: no subclass of Tensor, nothing but reverse mode."""
+    return _PLAIN_TYPES.issuperset(map(type, tensors)) and not is_traced()
 
 
 def is_traced() -> bool:
@@ -94,19 +82,12 @@ class Signature:
         self.names = [argument.name for argument in arguments if argument.kwarg_only]
         self.num_positional = len(arguments) - len(self.names)
         self.defaults = tuple(argument.default_value for argument in arguments)
-        self.call_positional = overload._op  # what overload.__call__ calls
-
-    def call(self, *inputs: Any) -> Any:
-        given = zip(self.names, inputs[self.num_positional :], self.defaults[self.num_positional :])
-        keywords = {name: value for name, value, default in given if value is not default}
-        # the op refuses too many
-        return self.overload(*inputs[: self.num_positional], *inputs[len(self.defaults) :], **keywords)
 
     def call_below_autograd(self, inputs: tuple[Any, ...]) -> Any:
+        given = zip(self.names, inputs[self.num_positional :], self.defaults[self.num_positional :])
+        keywords = {name: value for name, value, default in given if value is not default}
         with below_autograd():
-            if inputs[self.num_positional :] == self.defaults[self.num_positional : len(inputs)]:
-                return self.call_positional(*inputs[: self.num_positional])
-            return self.call(*inputs)
+            return self.overload(*inputs[: self.num_positional], **keywords)
 
     def complete(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """From a call by the dispatcher, which leaves out arguments that equal their defaults."""
@@ -117,16 +98,23 @@ class Signature:
         return *inputs[: self.num_positional], *(kwargs.get(name, default) for name, default in given)
 
 
-class OpFunction(_SingleLevelFunction):
-    """The derivatives of one op; `expose` puts them on it.
+class EagerFunction(_SingleLevelFunction):
+    """A torch.autograd.Function for reverse mode alone, whose `apply` leaves out what torch.func needs."""
 
-    A subclass names the op by `overload`, and has the static methods
+    apply: ClassVar[Callable[..., Any]]
+    _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
+
+
+class OpFunction(EagerFunction):
+    """The derivatives of one op. A subclass is put on the op's Autograd key.
+
+    It names the op by `overload`, and has the static methods
 
         save_inputs(ctx, inputs, output)     saves what the others need (torch calls `setup_context` more slowly)
         gradients(ctx, *grad_outputs)        one per input; at least one grad_output is given
         tangents(ctx, *grad_inputs)          forward mode: one per output
 
-    Inputs are in the schema's order, keyword-only ones included. The methods call ops, or what `expose` returns.
+    Inputs are in the schema's order, keyword-only ones included. The methods call ops.
     """
 
     overload: ClassVar[Any]
@@ -134,7 +122,6 @@ class OpFunction(_SingleLevelFunction):
     save_inputs: ClassVar[Callable[..., None]]
     gradients: ClassVar[Callable[..., tuple[Tensor | None, ...]]]
     tangents: ClassVar[Callable[..., Any]]
-    _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
 
     def __init_subclass__(cls) -> None:
         """Plain functions, because compiled autograd takes no class methods.
@@ -168,77 +155,47 @@ class OpFunction(_SingleLevelFunction):
                 return cls.tangents(ctx, *grad_inputs)
 
         cls.forward, cls.backward, cls.jvp = map(staticmethod, (forward, backward, jvp))  # type: ignore[method-assign]
+        record = cls.apply
+
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            if not _is_recorded(args):
+                with below_autograd():
+                    return cls.overload(*args, **kwargs)
+            inputs = signature.complete(args, kwargs)
+            if not _transforms_active():
+                return record(*inputs, None)
+            modes = (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled())
+            with enable_single_level_autograd_function():
+                return record(*inputs, modes)
+
+        _library.impl(_name(cls.overload), kernel, "Autograd")
 
 
-def expose(function: type[OpFunction]) -> Callable[..., Any]:
-    """Puts `function` on its op's Autograd key.
-
-    Returns:
-        What calls the op, without the dispatcher's round trip through Python where plain eager code calls. It is no
-        method of the class, because Dynamo would trace a Function in place of the op.
-    """
-    signature, overload = function.signature, function.overload
-    record = function.apply  # type: ignore[attr-defined]
-    least, defaults = signature.num_positional, signature.defaults
-    call, call_below_autograd = signature.call, signature.call_below_autograd
-
-    def kernel(*args: Any, **kwargs: Any) -> Any:
-        if not _is_recorded(args):
-            with below_autograd():
-                return overload(*args, **kwargs)
-        inputs = signature.complete(args, kwargs)
-        if not _transforms_active():
-            return record(*inputs, None)
-        modes = (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled())
-        with enable_single_level_autograd_function():
-            return record(*inputs, modes)
-
-    def apply(*inputs: Any) -> Any:
-        if not least <= len(inputs) <= len(defaults) or is_watched(inputs):
-            return call(*inputs)
-        if _needs_gradients(inputs):
-            return record(*inputs, *defaults[len(inputs) :], None)
-        return call_below_autograd(inputs)
-
-    _library.impl(overload._schema.name.split("::")[1], kernel, "Autograd")
-    return apply
+def _name(overload: Any) -> str:
+    return str(overload._schema.name.split("::")[1])
 
 
 def _flatten(args: Sequence[Any]) -> list[Any]:
     return [value for arg in args for value in (arg if isinstance(arg, (list, tuple)) else (arg,))]
 
 
-def composite(
-    overload: Any, decomposed: Callable[..., Any], record: Callable[..., Any] | None = None
-) -> Callable[..., Any]:
+def composite(overload: Any, decomposed: Callable[..., Any], record: Callable[..., Any] | None = None) -> None:
     """Gives `overload`, an op of lists, the derivatives of `decomposed`, which computes the same by other ops.
 
     With `record`, its inputs are (mu, rho, mu_prior, std_prior, ...); `record` is called where mu and rho alone need
     reverse mode.
-
-    Returns:
-        What calls the op, without the dispatcher's round trip through Python where plain eager code calls.
     """
-
-    def call(args: Sequence[Any], kwargs: Mapping[str, Any], decompose: Callable[..., Any]) -> Any:
-        if not _needs_gradients(_flatten(args)):
-            with below_autograd():
-                return overload(*args, **kwargs)
-        if record is None or _needs_gradients(_flatten(args[2:4])):
-            return decompose(*args, **kwargs)
-        return record(*args, **kwargs)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if forward_ad._current_level >= 0 or (_transforms_active() and _needs_gradients(_flatten(args))):
             return decomposed(*args, **kwargs)
-        return call(args, kwargs, decomposed)
+        if not _needs_gradients(_flatten(args)):
+            with below_autograd():
+                return overload(*args, **kwargs)
+        if record is None or _needs_gradients(_flatten(args[2:4])):
+            return decomposed(*args, **kwargs)
+        return record(*args, **kwargs)
 
-    def apply(*args: Any, **kwargs: Any) -> Any:
-        if is_watched(_flatten(args)):
-            return overload(*args, **kwargs)
-        return call(args, kwargs, overload)  # which looks at the arguments' types before it decomposes
-
-    name = overload._schema.name.split("::")[1]
-    _library.impl(name, kernel, "Autograd")
-    _library.impl(name, decomposed, "Batched")  # torch.autograd.grad's is_grads_batched, which cannot loop over lists
-    return apply
+    _library.impl(_name(overload), kernel, "Autograd")
+    # torch.autograd.grad's is_grads_batched, which cannot loop over lists
+    _library.impl(_name(overload), decomposed, "Batched")

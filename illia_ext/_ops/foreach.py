@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from illia_ext._ops.dispatch import below_autograd, composite, dense
+from illia_ext._ops.dispatch import EagerFunction, below_autograd, composite, dense
 from illia_ext._ops.fake import op
 from illia_ext._ops.formulas import save
 from illia_ext.random import advance
 
-__all__ = ["DECOMPOSED", "Apart", "RepeatableDraw", "kl_divergence", "sample_and_log_prob"]
+__all__ = ["DECOMPOSED", "Apart", "RepeatableDraw"]
 
 _Tensors = Sequence[Tensor]
 
@@ -126,11 +126,6 @@ DECOMPOSED: dict[Any, Callable[..., Any]] = {
 }
 
 
-_apply_sample_and_log_prob_backward, _apply_kl_divergence_backward = (
-    composite(overload, DECOMPOSED[overload]) for overload in (_sample_and_log_prob_backward, _kl_divergence_backward)
-)
-
-
 def _saved_lists(ctx: Any) -> list[list[Tensor]]:
     tensors = iter(ctx.saved_tensors)
     return [list(islice(tensors, size)) for size in ctx.sizes]
@@ -142,7 +137,7 @@ def _input_gradients(ctx: Any, grad_mu: _Tensors, grad_rho: _Tensors) -> tuple[T
     return *[None] * others, *grad_mu, *grad_rho, *[None] * sum(ctx.sizes[2:])
 
 
-class ForeachGaussianSampleAndLogProb(torch.autograd.Function):
+class ForeachGaussianSampleAndLogProb(EagerFunction):
     """Reverse mode to mu and rho. The tensors stand beside their lists because autograd does not look into those."""
 
     @staticmethod
@@ -159,14 +154,14 @@ class ForeachGaussianSampleAndLogProb(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
         *lists, (key,) = _saved_lists(ctx)
-        options = {"stick_the_landing": ctx.stick_the_landing}
-        gradients = _apply_sample_and_log_prob_backward(
-            [dense(grad) for grad in grads[:-1]], grads[-1], *lists, key, **options
+        grad_x = [dense(grad) for grad in grads[:-1]]
+        gradients = _sample_and_log_prob_backward(
+            grad_x, grads[-1], *lists, key, stick_the_landing=ctx.stick_the_landing
         )
         return _input_gradients(ctx, *gradients)
 
 
-class ForeachGaussianKLDivergence(torch.autograd.Function):
+class ForeachGaussianKLDivergence(EagerFunction):
     """Reverse mode to mu and rho."""
 
     @staticmethod
@@ -181,23 +176,23 @@ class ForeachGaussianKLDivergence(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        return _input_gradients(ctx, *_apply_kl_divergence_backward(grad, *_saved_lists(ctx)))
+        return _input_gradients(ctx, *_kl_divergence_backward(grad, *_saved_lists(ctx)))
 
 
 def _record_sample_and_log_prob(*lists_and_key: Any, **options: Any) -> tuple[list[Tensor], Tensor]:
     *lists, key = lists_and_key
     tensors = [tensor for tensors in lists for tensor in tensors]
-    *x, log_prob = ForeachGaussianSampleAndLogProb.apply(lists, options, *tensors, key)  # type: ignore[no-untyped-call]
+    *x, log_prob = ForeachGaussianSampleAndLogProb.apply(lists, options, *tensors, key)
     return x, log_prob
 
 
 def _record_kl_divergence(*lists: Any) -> Tensor:
     tensors = [tensor for tensors in lists for tensor in tensors]
-    kl_divergence: Tensor = ForeachGaussianKLDivergence.apply(lists, *tensors)  # type: ignore[no-untyped-call]
+    kl_divergence: Tensor = ForeachGaussianKLDivergence.apply(lists, *tensors)
     return kl_divergence
 
 
-class Apart(torch.autograd.Function):
+class Apart(EagerFunction):
     """From [S, *shape] of each weight, tensors [*shape] of their own: all weights of a sample, then of the next.
 
     No views, so that a module may change them in place as it may change those of a single call.
@@ -225,7 +220,7 @@ def _runs(grads: Sequence[Tensor | None]) -> Iterator[slice]:
             yield slice(run[0], run[-1] + 1)
 
 
-class RepeatableDraw(torch.autograd.Function):
+class RepeatableDraw(EagerFunction):
     """Reverse mode that may run several times, each time for the tensors that have a gradient then.
 
     Each reentrant checkpoint reaches the draw by a backward pass of its own. So mu, rho and priors are kept beside
@@ -259,7 +254,7 @@ class RepeatableDraw(torch.autograd.Function):
         for run in [slice(0, len(mu))] if grad_log_prob is not None else _runs(grad_x):
             part = [prior if len(prior) == 1 else prior[run] for prior in priors]
             arguments = grad_x[run], grad_log_prob, mu[run], rho[run], *part, keys[run.start]
-            found[run], found[run.start + len(mu) : run.stop + len(mu)] = _apply_sample_and_log_prob_backward(
+            found[run], found[run.start + len(mu) : run.stop + len(mu)] = _sample_and_log_prob_backward(
                 *arguments, stick_the_landing=ctx.options["stick_the_landing"]
             )
         return *[None] * 3, *found
@@ -270,14 +265,16 @@ class RepeatableDraw(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             lists = [[tensor.view_as(tensor) for tensor in tensors] for tensors in ctx.lists]
-            x, log_prob = sample_and_log_prob(*lists, ctx.key, **ctx.options)
+            x, log_prob = _sample_and_log_prob(*lists, ctx.key, **ctx.options)
         outputs, given = zip(*((o, g) for o, g in zip([*x, log_prob], grads) if g is not None))
         inputs = [tensor for tensor, is_wanted in zip([t for tensors in lists for t in tensors], wanted) if is_wanted]
         found = iter(torch.autograd.grad(outputs, inputs, given, allow_unused=True, create_graph=create_graph))
         return tuple(next(found) if is_wanted else None for is_wanted in wanted)
 
 
-sample_and_log_prob: Callable[..., tuple[list[Tensor], Tensor]] = composite(
-    _sample_and_log_prob, _decomposed_sample_and_log_prob, _record_sample_and_log_prob
-)
-kl_divergence: Callable[..., Tensor] = composite(_kl_divergence, _decomposed_kl_divergence, _record_kl_divergence)
+_RECORD: dict[Any, Callable[..., Any]] = {
+    _sample_and_log_prob: _record_sample_and_log_prob,
+    _kl_divergence: _record_kl_divergence,
+}
+for _overload, _decomposed in DECOMPOSED.items():
+    composite(_overload, _decomposed, _RECORD.get(_overload))

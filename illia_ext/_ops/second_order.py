@@ -6,16 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from illia_ext._ops.dispatch import OpFunction, expose
+from illia_ext._ops.dispatch import OpFunction
 from illia_ext._ops.fake import op
 from illia_ext._ops.formulas import Terms, save, saved_primals
 
-__all__ = [
-    "gaussian_kl_divergence_backward",
-    "gaussian_log_prob_backward",
-    "gaussian_sample_and_log_prob_backward",
-    "gaussian_sample_backward",
-]
+__all__: list[str] = []  # importing it registers the derivatives
 
 _Tensors = Sequence[Tensor]
 
@@ -79,9 +74,6 @@ class GaussianSampleBackward(OpFunction):
         return _reduce(tangent, rho, linear)
 
 
-gaussian_sample_backward = expose(GaussianSampleBackward)
-
-
 class GaussianLogProbBackward(OpFunction):
     """Gradients to x, mu, rho and the priors; those that output_mask leaves out are empty."""
 
@@ -111,9 +103,6 @@ class GaussianLogProbBackward(OpFunction):
         if grad_t is not None:
             linear = op("gaussian_log_prob_backward")(grad_t, *inputs, ctx.output_mask)
         return _tangents(hessian, linear, inputs, ctx.output_mask, mu)
-
-
-gaussian_log_prob_backward = expose(GaussianLogProbBackward)
 
 
 class GaussianSampleAndLogProbBackward(OpFunction):
@@ -157,9 +146,6 @@ class GaussianSampleAndLogProbBackward(OpFunction):
         return _tangents(hessian, linear, inputs, ctx.output_mask, mu)
 
 
-gaussian_sample_and_log_prob_backward = expose(GaussianSampleAndLogProbBackward)
-
-
 class GaussianKLDivergenceBackward(OpFunction):
     """Gradients to mu, rho and the priors."""
 
@@ -189,6 +175,3 @@ class GaussianKLDivergenceBackward(OpFunction):
         if grad_t is not None:
             linear = op("gaussian_kl_divergence_backward")(grad_t, *inputs, ctx.output_mask[2])
         return _tangents(hessian, linear, inputs, ctx.output_mask, mu)
-
-
-gaussian_kl_divergence_backward = expose(GaussianKLDivergenceBackward)

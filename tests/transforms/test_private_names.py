@@ -26,11 +26,9 @@ NAMES = {
     "torch._C._AutoDispatchBelowAutograd": "it calls an op's kernel from the op's autograd kernel",
     "torch._C._are_functorch_transforms_active": "it says whether a transform of torch.func is running",
     "torch._C._current_graph_task_id": "it says whether a backward pass is running",
-    "torch._C._dispatch_tls_is_dispatch_key_excluded": "it says whether this thread is inside an op's kernel",
     "torch._C._get_tracing_state": "it says whether torch.jit.trace is running",
     "torch._C._is_fwd_grad_enabled": "it says whether forward mode may record",
     "torch._C._len_torch_dispatch_stack": "it counts the modes that see calls of ops",
-    "torch._C._len_torch_function_stack": "it counts the modes that see calls of torch's functions",
     "torch._functorch.autograd_function.enable_single_level_autograd_function": "it lets a level of torch.func record",
     "torch.autograd.Function._compiled_autograd_key": "it lets compiled autograd trace a backward",
     "torch.autograd.function._SingleLevelFunction": "it is the autograd.Function of one level of torch.func",
@@ -58,7 +56,6 @@ NAMES = {
     "torch.Tensor._version": "it counts a buffer's changes in place",
     "torch.utils._pytree.tree_leaves": "it finds what is batched in a list of tensors",
     "torch.utils._pytree.tree_map": "it maps over the outputs of an op",
-    "torch._ops.OpOverload._op": "it is what calls the op, without a frame of Python",
     "torch._ops.OpOverload._schema": "it names an op's arguments and their defaults",
 }
 
