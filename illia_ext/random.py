@@ -60,7 +60,9 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
     Returns:
         int64 tensor of shape [2].
     """
-    return torch.tensor([check_int64("seed", seed), 0], dtype=torch.int64, device=device)
+    # filled on the device: a copy of a number from the host would wait, and could not be captured in a graph
+    seed_word = torch.full((), check_int64("seed", seed), dtype=torch.int64, device=device)
+    return torch.stack([seed_word, torch.zeros_like(seed_word)])
 
 
 def draw_key(
@@ -143,7 +145,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """
     key = check_key(key).to(torch.int64)
     if not isinstance(data, Tensor):
-        return _fold(key, torch.tensor(check_int64("data", data), device=key.device))
+        return _fold(key, key.new_full((), check_int64("data", data)))  # filled on the device, without waiting
     if data.numel() != 1 or data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
         raise TypeError(f"data: expected one integer, got a tensor of {data.dtype} and shape {list(data.shape)}")
     return _fold(key, data.to(torch.int64).reshape(()))

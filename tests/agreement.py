@@ -207,6 +207,17 @@ def every_bound(a: Arguments) -> dict[str, Tensor]:
     return bounds
 
 
+def device_bounds(a: Arguments) -> dict[str, Tensor]:
+    """The same between two devices: nothing but for sums, and for the gradient to mu of a sample of S keys, which is
+    torch's own sum."""
+    sums = {"fused log_prob", "log_prob", "kl_divergence", *["sample: grad_mu"] * (a.key.dim() == 2)}
+    bounds = every_bound(a)
+    return {
+        name: bound if name in sums or name.endswith("_prior") else bound.new_zeros(())
+        for name, bound in bounds.items()
+    }
+
+
 def assert_agree(ours: dict[str, Tensor], expected: dict[str, Tensor], bounds: dict[str, Tensor]) -> None:
     """Equal infinities agree."""
     for name, value in expected.items():

@@ -1,13 +1,14 @@
 """Reads the machine code of a built library: `python tools/check_cuda_code.py [illia_ext/_C*.so]`.
 
-Fails when a kernel spills or keeps anything in local memory, on any architecture, or when a plain kernel over tiles
-has fewer vector accesses than its arrays take. Prints registers, and instructions an element, to be
-held against what a GPU issues in the time that its memory takes (CONTRIBUTING.md).
+Fails when a kernel spills or keeps anything in local memory, on any architecture, when a plain kernel over tiles has
+fewer vector accesses than its arrays take, or when it has parameters of 16 bits and waits for vector loads of a tile
+before it has issued the others (wider ones wait for memory anyway). Prints registers, and instructions an element, to
+be held against what a GPU issues in the time that its memory takes (CONTRIBUTING.md).
 
-Instructions are those from the first load of an element to the end of the loop over samples, all branches counted: one
-pass over a full tile with one sample, a little from above. General kernels have branches for all that they offer, and
-one draw for as many elements as a Philox block has normals. Needs cuobjdump and nvdisasm, on PATH or from
-`pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm`.
+Instructions are those from the first load of an element to the end of the loop over samples, all branches counted but
+for what a block does once: one pass over a full tile with one sample, a little from above. General kernels have
+branches for all that they offer, and one draw for as many elements as a Philox block has normals. Needs cuobjdump and
+nvdisasm, on PATH or from `pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm`.
 """
 
 import argparse
@@ -19,11 +20,12 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 # How many elements a thread holds, of 4 or 2 bytes and of 8, and of how many arrays where the kernel is plain:
 # parameters loaded and stored, samples loaded and stored. A backward kernel loads the first sample and, in its loop,
 # the next.
-FORWARD, BACKWARD, GENERAL = (16, 8), (8, 4), (4, 2)
+FORWARD, BACKWARD, GENERAL = (16, 4), (8, 4), (4, 2)
 KERNELS = {
     "standard_normal_kernel": (FORWARD, 0, 1, 0, 0),
     "sample_kernel": (FORWARD, 2, 0, 0, 1),
@@ -77,36 +79,81 @@ def resources(library: str) -> Iterator[tuple[str, str, dict[str, int]]]:
             yield architecture, kernel, {name: int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", line)}
 
 
-def machine_code(library: str, architecture: str) -> dict[str, list[tuple[int, str]]]:
-    """Address and instruction, for each kernel."""
-    code: dict[str, list[tuple[int, str]]] = {}
-    lines: list[tuple[int, str]] = []
-    for line in run("cuobjdump", "--dump-sass", "--gpu-architecture", architecture, library).splitlines():
-        if found := re.match(r"\s+Function : (\w+)", line):
-            lines = code.setdefault(found[1], [])
-        elif found := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", line):
-            lines.append((int(found[1], 16), found[2]))
+class Instruction(NamedTuple):
+    address: int
+    text: str
+    control: int  # the upper 64 of its 128 bits
+
+    @property
+    def barrier(self) -> int | None:
+        """The scoreboard, one of six, that its result sets: in bits 110 to 112."""
+        number = self.control >> 46 & 7
+        return number if number < 6 else None
+
+    def waits_for(self, barrier: int) -> bool:
+        """By bits 116 to 121."""
+        return bool(self.control >> 52 >> barrier & 1)
+
+
+def machine_code(library: str, architecture: str) -> dict[str, list[Instruction]]:
+    """Of each kernel."""
+    code: dict[str, list[Instruction]] = {}
+    lines: list[Instruction] = []
+    pattern = r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?);.*\n\s+/\* 0x([0-9a-f]{16}) \*/|\s+Function : (\w+)"
+    for found in re.finditer(pattern, run("cuobjdump", "--dump-sass", "--gpu-architecture", architecture, library)):
+        if found[4]:
+            lines = code.setdefault(found[4], [])
+        else:
+            lines.append(Instruction(int(found[1], 16), found[2], int(found[3], 16)))
     return code
 
 
-def main_loop(lines: list[tuple[int, str]], access: str) -> list[str]:
+def waits_between_loads(lines: list[Instruction], kernel: str, types: list[str]) -> list[str]:
+    """Instructions between the first vector load of a full tile and the last that wait for one of them.
+
+    Loads are those of the parameters and, in a backward kernel, of the first sample.
+    """
+    elements, loaded, _, samples_loaded, _ = KERNELS[kernel]
+    widths = [WIDTHS[name] for name in types if name in WIDTHS]
+    vectors = elements[types[0] == "double"] * widths[0] // 16
+    loaded -= "sample_backward_kernel" in kernel and "false" in types  # mu is not read
+    count = (loaded + samples_loaded // 2) * vectors
+    access = rf"LDG\.E\.(128|{128 * widths[-1] // widths[0]})\.CONSTANT"
+    loads = [place for place, line in enumerate(lines) if re.search(access, line.text)][:count]
+    waits, pending = [], set()
+    for place in range(loads[0], loads[-1] + 1) if loads else ():
+        line = lines[place]
+        waits += [f"{line.address:x}: {line.text}"] * any(map(line.waits_for, pending))
+        if place in loads:
+            pending.add(line.barrier)
+    return waits
+
+
+def main_loop(lines: list[Instruction], access: str) -> list[str]:
     """Instructions of one pass over a full tile; none without an `access` to its elements, by which it is found."""
-    accesses = [at for at, text in lines if re.search(access, text)]
+    accesses = [at for at, text, _ in lines if re.search(access, text)]
     if not accesses:
         return []
     branches = [
-        (at, int(found[1], 16)) for at, text in lines if (found := re.search(r"BRA(?!\.DIV).* 0x([0-9a-f]+)", text))
+        (at, int(found[1], 16)) for at, text, _ in lines if (found := re.search(r"BRA(?!\.DIV).* 0x([0-9a-f]+)", text))
     ]
     end, target = next((at, to) for at, to in branches if to <= at and at > max(accesses))
-    loads = [at for at, text in lines if "LDG" in text and re.search(access, text)]
+    loads = [at for at, text, _ in lines if "LDG" in text and re.search(access, text)]
     begin = min(loads) if loads else target
-    code = {at: text for at, text in lines if begin <= at <= end}
+    code = {at: text for at, text, _ in lines if begin <= at <= end}
 
     def philox(first: int, last: int) -> bool:
         return sum("IMAD.WIDE.U32" in code.get(at, "") for at in range(first, last, 16)) > 20
 
+    def once(first: int, last: int) -> bool:
+        """What a block does once, or one warp of it: the prior's quotients, constants, the sum over the block."""
+        skipped = [text for at, text in code.items() if first < at < last]
+        return any(re.search(r"\bD(ADD|MUL|FMA)|RCP64H", text) for text in skipped) and not any(
+            re.search(VECTOR, text) for text in skipped
+        )
+
     for at, to in branches:  # over a next sample, or its Philox words, where there is none
-        if at in code and at < to and philox(begin, at) and philox(at, to):
+        if at in code and at < to and ((philox(begin, at) and philox(at, to)) or once(at, to)):
             code = {place: text for place, text in code.items() if not at < place < to}
     return list(code.values())
 
@@ -144,9 +191,13 @@ def main() -> None:
             elements = GENERAL if general else KERNELS[kernel][0]
             loop = main_loop(code[mangled], ELEMENT if general else VECTOR)
             for access, expected in ({} if general else expected_accesses(kernel, types)).items():
-                found = sum(access in instruction for _, instruction in code[mangled])
+                found = sum(access in line.text for line in code[mangled])
                 if found < expected:  # a loop may stand there twice
                     faults.append(f"{short}: {found} {access}, expected {expected}")
+            if not general and KERNELS[kernel][1] and WIDTHS[types[0]] == 2:
+                waits = waits_between_loads(code[mangled], kernel, types)
+                if len(waits) > 1:  # ptxas likes to use the first one before it issues the last
+                    faults.append(f"{short} waits for loads of its tile before it asks for others: {'; '.join(waits)}")
             count = f"{len(loop) / elements['double' in short]:.1f}"
         print(f"{short:68} {registers[mangled]:9} {count:>24}")
     print(*faults, sep="\n")

@@ -86,6 +86,7 @@ class Cpu {
     const auto kernel =
         (types.parameters == Storage::kDouble ? kernels.in_double : kernels.in_float).template get<args_t>();
     std::vector<int64_t> ends;  // of the tensors, counted in chunks
+    ends.reserve(parts.size());
     int64_t num_chunks = 0;
     for (const auto& part : parts) ends.push_back(num_chunks += count_chunks(part.args.numel));
     parallel_for_chunks(num_chunks, num_samples_of(parts[0].args), [&](int64_t begin, int64_t end) {

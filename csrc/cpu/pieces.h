@@ -73,11 +73,16 @@ struct LogSum {
 
   double total(int64_t count) const {
     double mantissa = 1;
-    int64_t exponent = -count * FloatFormat<acc_t>::kExponentBias - kLanes * FloatFormat<double>::kExponentBias;
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
+    int64_t exponent = -count * FloatFormat<acc_t>::kExponentBias - 2 * FloatFormat<double>::kExponentBias;
+    // products of 16 of at most 2^32 stay in the range of a double
+    for (int64_t first = 0; first < kLanes; first += kLanes / 2) {
+      for (int64_t lane = first; lane < first + kLanes / 2; ++lane) {
+        mantissa *= static_cast<double>(mantissas[lane]);
+        exponent += exponents[lane];
+      }
       int64_t carry;
-      mantissa = split_mantissa(mantissa * static_cast<double>(mantissas[lane]), &carry);
-      exponent += exponents[lane] + carry;
+      mantissa = split_mantissa(mantissa, &carry);
+      exponent += carry;
     }
     return linear.total() + std::fma(static_cast<double>(exponent), Constants<double>::kLn2, log_normal(mantissa));
   }

@@ -127,8 +127,8 @@ __device__ __forceinline__ auto priors_of(const tile_t& tile, const General& gen
   Priors<acc_t, kCount> result;
   result.each = general.std_prior != nullptr;
   acc_t mu[kCount], std[kCount];
-  tile.load(static_cast<const acc_t*>(general.mu_prior), mu);
-  tile.load(static_cast<const acc_t*>(general.std_prior), std);
+  tile.load(static_cast<const acc_t*>(general.mu_prior), mu, result.each);
+  tile.load(static_cast<const acc_t*>(general.std_prior), std, result.each);
   ILLIA_UNROLL
   for (int i = 0; i < kCount; ++i)
     result.priors[i] =

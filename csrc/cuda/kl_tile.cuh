@@ -9,14 +9,17 @@ namespace cuda {
 // The tile's sum of (sigma^2 + (mu - mu_prior)^2) / (2 std_prior^2) - log sigma.
 template <typename tile_t, typename variant_t>
 __device__ __forceinline__ void kl_divergence_tile(const tile_t& tile, int64_t index, const KlDivergenceArgs& args,
-                                                   const Prior<typename tile_t::acc_t>& prior, const variant_t& variant,
-                                                   const double* constants, BlockSum<kThreads>& block_sum) {
+                                                   LazyPrior<typename tile_t::acc_t>& lazy_prior,
+                                                   const variant_t& variant, double* constants,
+                                                   BlockSum<kThreads>& block_sum) {
   using scalar_t = typename tile_t::param_t;
   using acc_t = typename tile_t::acc_t;
   constexpr int kCount = tile_t::kCount;
   acc_t mu[kCount], rho[kCount], mu_squares = 0, sigma_squares = 0;
   tile.load(static_cast<const scalar_t*>(args.rho), rho);
   tile.load(static_cast<const scalar_t*>(args.mu), mu);
+  const Prior<acc_t> prior = lazy_prior.read();
+  keep_constants(index, args.prior.std, args.numel, kKlConstant, constants);
   const auto priors = priors_of(tile, variant, prior);
   LogSum<acc_t> log_sigma;
   ILLIA_UNROLL
@@ -37,17 +40,18 @@ __device__ __forceinline__ void kl_divergence_tile(const tile_t& tile, int64_t i
 template <typename tile_t, typename variant_t>
 __device__ __forceinline__ void kl_divergence_backward_tile(const tile_t& tile, [[maybe_unused]] int64_t index,
                                                             const KlDivergenceBackwardArgs& args,
-                                                            const Prior<typename tile_t::acc_t>& prior,
+                                                            LazyPrior<typename tile_t::acc_t>& lazy_prior,
                                                             const variant_t& variant,
                                                             [[maybe_unused]] BlockSum<kThreads>& block_sum) {
   using scalar_t = typename tile_t::param_t;
   using acc_t = typename tile_t::acc_t;
   constexpr int kCount = tile_t::kCount;
-  const acc_t grad = *static_cast<const acc_t*>(args.grad);
-  const acc_t prior_scale = prior.scale(static_cast<double>(grad));
   acc_t mu[kCount], rho[kCount], grad_mu[kCount], grad_rho[kCount];
   tile.load(static_cast<const scalar_t*>(args.rho), rho);
   tile.load(static_cast<const scalar_t*>(args.mu), mu);
+  const acc_t grad = *static_cast<const acc_t*>(args.grad);
+  const Prior<acc_t> prior = lazy_prior.read();
+  const acc_t prior_scale = prior.scale(static_cast<double>(grad));
   const auto priors = priors_of(tile, variant, prior);
   [[maybe_unused]] PriorGradSums<tile_t> prior_sums;
   ILLIA_UNROLL

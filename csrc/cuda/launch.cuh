@@ -51,10 +51,11 @@ uint64_t first_block(const General& general) {
   return static_cast<uint64_t>(general.block.first) / kNormalsPerBlock<AccType<scalar_t>>;
 }
 
-// function(the variant that is enough), with all memory `aligned` to vectors or not.
+// function(the variant that is enough), with all memory `aligned` to vectors or not. `plain` says whether the plain one
+// may be.
 template <typename scalar_t, typename function_t>
-auto dispatch_variant(const General& general, bool aligned, function_t function) {
-  if (is_plain<scalar_t>(general)) return function(Plain{aligned, first_block<scalar_t>(general)});
+auto dispatch_variant(const General& general, bool aligned, function_t function, bool plain = true) {
+  if (plain && is_plain<scalar_t>(general)) return function(Plain{aligned, first_block<scalar_t>(general)});
   return function(general);
 }
 

@@ -12,8 +12,7 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
   __shared__ BlockSum<kThreads>::Buffers buffers;
   __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
-  const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
-  keep_constants(blockIdx.x, args.prior.std, args.numel, kLogProbConstant, &constants);
+  LazyPrior<acc_t> prior(args.prior);
 
   for_each_tile<ForwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
     using tile_t = std::decay_t<decltype(tile)>;
@@ -22,19 +21,16 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
     acc_t mu[kCount], rho[kCount], sigma[kCount];
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     tile.load(static_cast<const scalar_t*>(args.mu), mu);
+    keep_constants(index, args.prior.std, args.numel, kLogProbConstant, &constants);
+    const auto priors = priors_of(tile, variant, prior.read());
     LogSum<acc_t> log_sigma;
-    ILLIA_UNROLL
-    for (int i = 0; i < kCount; ++i)
-      if (tile.holds(i)) log_sigma.linear += linear_log_sigma(rho[i]);
-    __syncwarp();  // or ptxas mixes both loops, and double has too few registers
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const Softplus<acc_t> s = softplus(rho[i]);
-      if (tile.holds(i)) log_sigma.add_factor(s.factor);
+      if (tile.holds(i)) log_sigma.add(LogStd<acc_t>{s.factor, linear_log_sigma(rho[i])});
       sigma[i] = s.sigma;
     }
     const double logs = log_sigma.total(tile.count()) - log_std_sum(tile, variant);
-    const auto priors = priors_of(tile, variant, prior);
 
     for (int64_t s = blockIdx.y; s < args.num_samples; s += gridDim.y) {
       // 2. One sample.
@@ -62,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   using acc_t = AccType<scalar_t>;
   __shared__ BlockSum<kThreads>::Buffers buffers;
   [[maybe_unused]] BlockSum<kThreads> block_sum(buffers);
-  const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
+  LazyPrior<acc_t> prior(args.prior);
   const sample_t* x_rows = static_cast<const sample_t*>(args.x);
   sample_t* grad_x_rows = static_cast<sample_t*>(args.grad_x);
 
@@ -73,22 +69,23 @@ __global__ void __launch_bounds__(kThreads, 2)
     acc_t mu[kCount], rho[kCount], sigma[kCount], h[kCount], x[kCount], grad_mu[kCount] = {}, rho_sum[kCount] = {};
     tile.load(static_cast<const scalar_t*>(args.rho), rho);
     tile.load(static_cast<const scalar_t*>(args.mu), mu);
-    tile.load(args.num_samples > 0 ? x_rows : nullptr, x);
+    tile.load(x_rows, x, args.num_samples > 0);
+    __syncwarp();  // keeps ptxas from using them earlier
     ILLIA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const Softplus<acc_t> s = softplus(rho[i]);
       sigma[i] = s.sigma;
       h[i] = log_sigma_derivative(s);
     }
-    const auto priors = priors_of(tile, variant, prior);
+    const Prior<acc_t> one = prior.read();
+    const auto priors = priors_of(tile, variant, one);
     [[maybe_unused]] PriorGradSums<tile_t> prior_sums;
 
     for (int64_t s = 0; s < args.num_samples; ++s) {
-      // 2. One sample's share, while the next sample is on its way.
-      acc_t next[kCount], grad_x[kCount];
-      tile.load(s + 1 < args.num_samples ? x_rows + (s + 1) * args.numel : nullptr, next);
+      // 2. One sample's share.
+      acc_t grad_x[kCount];
       const acc_t grad_log_prob = static_cast<const acc_t*>(args.grad_log_prob)[s];
-      const acc_t prior_scale = prior.scale(static_cast<double>(grad_log_prob));
+      const acc_t prior_scale = one.scale(static_cast<double>(grad_log_prob));
       ILLIA_UNROLL
       for (int i = 0; i < kCount; ++i) {
         const GaussianGrads<acc_t> grads = gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], priors[i],
@@ -100,8 +97,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         grad_x[i] = grads.x;
         grad_mu[i] += grads.mu;
         rho_sum[i] += grads.rho;
-        x[i] = next[i];
       }
+      if (s + 1 < args.num_samples) tile.load(x_rows + (s + 1) * args.numel, x);
       tile.store(grad_x_rows ? grad_x_rows + s * args.numel : nullptr, grad_x);
     }
 
@@ -121,8 +118,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ BlockSum<kThreads>::Buffers buffers;
   __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
-  const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
-  keep_constants(blockIdx.x, args.prior.std, args.numel, kKlConstant, &constants);
+  LazyPrior<acc_t> prior(args.prior);
 
   for_each_tile<ForwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
     kl_divergence_tile(tile, index, args, prior, variant, &constants, block_sum);
@@ -135,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   using acc_t = AccType<scalar_t>;
   __shared__ BlockSum<kThreads>::Buffers buffers;
   BlockSum<kThreads> block_sum(buffers);
-  const Prior<acc_t> prior = read_prior<acc_t>(args.prior);
+  LazyPrior<acc_t> prior(args.prior);
 
   for_each_tile<BackwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
     kl_divergence_backward_tile(tile, index, args, prior, variant, block_sum);

@@ -10,11 +10,26 @@ namespace cuda {
 
 constexpr int kWarp = 32, kSumThreads = 1024;
 
+// The prior of one tensor. A tile reads it when its own loads are under way, which take as long; the block's next tile
+// of that tensor finds it there.
 template <typename acc_t>
-__device__ Prior<acc_t> read_prior(const PriorScalars& prior) {
-  const uint64_t mu = load_scalar(prior.mu), std = load_scalar(prior.std);
-  return Prior<acc_t>::make(scalar_value(prior.mu, mu), scalar_value(prior.std, std));
-}
+class LazyPrior {
+ public:
+  __device__ explicit LazyPrior(const PriorScalars& scalars) : scalars_(scalars) {}
+
+  __device__ __forceinline__ const Prior<acc_t>& read() {
+    if (known_) return prior_;
+    const uint64_t mu = load_scalar(scalars_.mu), std = load_scalar(scalars_.std);
+    prior_ = Prior<acc_t>::make(scalar_value(scalars_.mu, mu), scalar_value(scalars_.std, std));
+    known_ = true;
+    return prior_;
+  }
+
+ private:
+  const PriorScalars& scalars_;
+  Prior<acc_t> prior_;
+  bool known_ = false;
+};
 
 // One thread's sum of logarithms, each given as a factor and a linear part: see core/softplus.h on the product of
 // mantissas.

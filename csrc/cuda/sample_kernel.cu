@@ -28,8 +28,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const SampleArgs ar
   __shared__ BlockSum<kThreads>::Buffers buffers;
   __shared__ double constants;
   BlockSum<kThreads> block_sum(buffers);
-  const Prior<acc_t> prior = kLogProb ? read_prior<acc_t>(args.prior) : Prior<acc_t>{};
-  if constexpr (kLogProb) keep_constants(blockIdx.x, args.prior.std, args.numel, kLogProbConstant, &constants);
+  LazyPrior<acc_t> prior(args.prior);
 
   for_each_tile<ForwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
     sample_tile<sample_t, kLogProb>(tile, index, args, prior, variant, &constants, block_sum);
@@ -42,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   using acc_t = AccType<scalar_t>;
   __shared__ BlockSum<kThreads>::Buffers buffers;
   BlockSum<kThreads> block_sum(buffers);
-  const Prior<acc_t> prior = kLogProb ? read_prior<acc_t>(args.prior) : Prior<acc_t>{};
+  LazyPrior<acc_t> prior(args.prior);
   const acc_t h_scale = kLogProb ? h_scale_of<acc_t>(args) : 0;
 
   for_each_tile<BackwardTile, scalar_t>(args.numel, variant, [&](const auto& tile, int64_t index) {
@@ -86,7 +85,7 @@ const char* launch(const Launch& on, const SampleBackwardArgs& args, const Gener
       const auto kernel = with_log_prob ? sample_backward_kernel<scalar_t, sample_t, true, variant_t>
                                         : sample_backward_kernel<scalar_t, sample_t, false, variant_t>;
       return start_tiles<BackwardTile, scalar_t>(on, kernel, args, variant);
-    });
+    }, args.num_samples > 0);
   });
 }
 

@@ -6,29 +6,35 @@
 namespace illia {
 namespace cuda {
 
+// A sample's Philox words, which need its key alone, are made before what is loaded is used, so that their arithmetic
+// passes the time of the loads. __syncwarp keeps ptxas from using it earlier; double would spill.
+template <typename tile_t>
+constexpr bool kDrawsFirst = sizeof(typename tile_t::acc_t) == sizeof(float);
+
 // x, and with kLogProb the tile's sum of (z_p^2 - eps^2) / 2 - log sigma: the quadratic term of log q(x) is exactly
 // -eps^2 / 2.
 template <typename sample_t, bool kLogProb, typename tile_t, typename variant_t>
 __device__ __forceinline__ void sample_tile(const tile_t& tile, [[maybe_unused]] int64_t index, const SampleArgs& args,
-                                            const Prior<typename tile_t::acc_t>& prior, const variant_t& variant,
-                                            [[maybe_unused]] const double* constants,
+                                            [[maybe_unused]] LazyPrior<typename tile_t::acc_t>& lazy_prior,
+                                            const variant_t& variant, [[maybe_unused]] double* constants,
                                             [[maybe_unused]] BlockSum<kThreads>& block_sum) {
   using scalar_t = typename tile_t::param_t;
   using acc_t = typename tile_t::acc_t;
   constexpr int kWidth = tile_t::kWidth, kCount = tile_t::kCount;
-  // A sample's Philox words, which need its key alone, are made before what is loaded is used, so that their arithmetic
-  // passes the time of the loads. __syncwarp keeps ptxas from moving it behind softplus; without sums it does so even
-  // then, and double would spill.
-  constexpr bool kWordsFirst = kLogProb && sizeof(acc_t) == sizeof(float);
+  constexpr bool kWordsFirst = kLogProb && kDrawsFirst<tile_t>;
   // 1. What all samples share.
   acc_t mu[kCount], rho[kCount], sigma[kCount];
   tile.load(static_cast<const scalar_t*>(args.rho), rho);
   tile.load(static_cast<const scalar_t*>(args.mu), mu);
-  typename tile_t::Words words;
-  if constexpr (kWordsFirst) {
-    words = tile.words(args.keys[blockIdx.y]);
-    __syncwarp();
+  const Key key = args.keys[blockIdx.y];
+  Prior<acc_t> prior{};
+  if constexpr (kLogProb) {
+    prior = lazy_prior.read();
+    keep_constants(index, args.prior.std, args.numel, kLogProbConstant, constants);
   }
+  typename tile_t::Words words;
+  if constexpr (kWordsFirst) words = tile.words(key);
+  __syncwarp();
   LogSum<acc_t> log_sigma;
   ILLIA_UNROLL
   for (int i = 0; i < kCount; ++i) {
@@ -86,7 +92,7 @@ __device__ __forceinline__ acc_t h_scale_of(const SampleBackwardArgs& args) {
 template <typename sample_t, bool kLogProb, typename tile_t, typename variant_t>
 __device__ __forceinline__ void sample_backward_tile(const tile_t& tile, [[maybe_unused]] int64_t index,
                                                      const SampleBackwardArgs& args,
-                                                     const Prior<typename tile_t::acc_t>& prior,
+                                                     [[maybe_unused]] LazyPrior<typename tile_t::acc_t>& lazy_prior,
                                                      [[maybe_unused]] typename tile_t::acc_t h_scale,
                                                      [[maybe_unused]] const variant_t& variant,
                                                      [[maybe_unused]] BlockSum<kThreads>& block_sum) {
@@ -94,6 +100,7 @@ __device__ __forceinline__ void sample_backward_tile(const tile_t& tile, [[maybe
   using acc_t = typename tile_t::acc_t;
   constexpr int kWidth = tile_t::kWidth, kCount = tile_t::kCount;
   constexpr bool kGeneral = kIsGeneral<variant_t>;
+  constexpr bool kWordsFirst = !kGeneral && kDrawsFirst<tile_t>;  // of a plain launch, which has a sample
   [[maybe_unused]] const acc_t* grad_log_prob = static_cast<const acc_t*>(args.grad_log_prob);
   const sample_t* grad_x = static_cast<const sample_t*>(args.grad_x);
   // 1. What all samples share.
@@ -101,7 +108,13 @@ __device__ __forceinline__ void sample_backward_tile(const tile_t& tile, [[maybe
   acc_t rho[kCount], sigma[kCount], h[kCount], g[kCount], grad_mu[kCount] = {}, rho_sum[kCount] = {};
   tile.load(static_cast<const scalar_t*>(args.rho), rho);
   if constexpr (kLogProb) tile.load(static_cast<const scalar_t*>(args.mu), mu);
-  tile.load(args.num_samples > 0 ? grad_x : nullptr, g);
+  tile.load(grad_x, g, grad_x && (kWordsFirst || args.num_samples > 0));
+  Key key;
+  if constexpr (kWordsFirst) key = args.keys[0];
+  typename tile_t::Words words;
+  if constexpr (kWordsFirst) words = tile.words(key);
+  const Prior<acc_t> prior = kLogProb ? lazy_prior.read() : Prior<acc_t>{};
+  __syncwarp();
   ILLIA_UNROLL
   for (int i = 0; i < kCount; ++i) {
     const Softplus<acc_t> s = softplus(rho[i]);
@@ -112,11 +125,9 @@ __device__ __forceinline__ void sample_backward_tile(const tile_t& tile, [[maybe
   [[maybe_unused]] PriorGradSums<tile_t> prior_sums;
   [[maybe_unused]] acc_t h_sum[kCount] = {};  // with stick_the_landing, in place of h_scale
 
-  for (int64_t s = 0; s < args.num_samples; ++s) {
-    // 2. One sample's share, while the next sample's gradient is on its way.
-    acc_t next[kCount];
-    tile.load(grad_x && s + 1 < args.num_samples ? grad_x + (s + 1) * args.numel : nullptr, next);
-    const auto words = tile.words(args.keys[s]);
+  for (int64_t s = 0; (kWordsFirst && s == 0) || s < args.num_samples; ++s) {
+    // 2. One sample's share.
+    if constexpr (!kWordsFirst) words = tile.words(args.keys[s]);
     [[maybe_unused]] const acc_t prior_scale = kLogProb ? prior.scale(static_cast<double>(grad_log_prob[s])) : 0;
     ILLIA_UNROLL
     for (int j = 0; j < tile_t::kVectors; ++j) {
@@ -139,8 +150,11 @@ __device__ __forceinline__ void sample_backward_tile(const tile_t& tile, [[maybe
             h_sum[i] += held.h_scale;
           }
         }
-        g[i] = next[i];
       }
+    }
+    if (s + 1 < args.num_samples) {
+      tile.load(grad_x + (s + 1) * args.numel, g, grad_x != nullptr);
+      if constexpr (kWordsFirst) words = tile.words(args.keys[s + 1]);
     }
   }
 

@@ -63,11 +63,13 @@ __device__ __forceinline__ uint32_t to_storage_pair(float low, float high) {
   }
 }
 
-// kWidth elements at `data`, which is aligned to their size.
+// kWidth elements at `data`, which is aligned to their size; zeros where it is not `there`. Then the words are zero, not
+// the numbers: a branch over a load and its conversion would make the load behind it wait.
 template <typename scalar_t, int kWidth, typename acc_t>
-__device__ __forceinline__ void load_vector(const scalar_t* data, acc_t* values) {
+__device__ __forceinline__ void load_vector(const scalar_t* data, acc_t* values, bool there = true) {
   using access_t = typename Access<kWidth * sizeof(scalar_t)>::type;
-  const access_t words = __ldg(reinterpret_cast<const access_t*>(data));
+  access_t words{};
+  if (there) words = __ldg(reinterpret_cast<const access_t*>(data));
   scalar_t stored[kWidth];
   memcpy(static_cast<void*>(stored), &words, sizeof(words));
   ILLIA_UNROLL
@@ -91,10 +93,12 @@ __device__ __forceinline__ void store_vector(scalar_t* data, const acc_t* values
 
 // The bits of a scalar, so that several loads are under way before the first is converted.
 __device__ inline uint64_t load_scalar(const Scalar& scalar) {
-  if (scalar.data == nullptr) return bit_cast<uint64_t>(scalar.value);
-  if (scalar.storage == Storage::kDouble) return *static_cast<const uint64_t*>(scalar.data);
-  if (scalar.storage == Storage::kFloat) return *static_cast<const uint32_t*>(scalar.data);
-  return *static_cast<const uint16_t*>(scalar.data);
+  const bool in_double = scalar.storage == Storage::kDouble, in_float = scalar.storage == Storage::kFloat;
+  uint64_t bits = bit_cast<uint64_t>(scalar.value);
+  if (scalar.data && in_double) bits = *static_cast<const uint64_t*>(scalar.data);
+  if (scalar.data && in_float) bits = *static_cast<const uint32_t*>(scalar.data);
+  if (scalar.data && !in_double && !in_float) bits = *static_cast<const uint16_t*>(scalar.data);
+  return bits;
 }
 
 __device__ inline double scalar_value(const Scalar& scalar, uint64_t bits) {

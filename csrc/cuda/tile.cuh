@@ -57,20 +57,20 @@ struct Tile {
     return count;
   }
 
-  // Elements beyond numel become 0, and so do all without data.
+  // Elements beyond numel become 0, and all do where data is not `there`.
   template <typename stored_t>
-  __device__ __forceinline__ void load(const stored_t* data, acc_t (&values)[kCount]) const {
-    ILLIA_UNROLL
-    for (int i = 0; i < kCount; ++i) values[i] = 0;
-    if (data == nullptr) return;
+  __device__ __forceinline__ void load(const stored_t* data, acc_t (&values)[kCount], bool there = true) const {
     ILLIA_UNROLL
     for (int j = 0; j < kVectors; ++j) {
       if constexpr (kFull) {
-        load_vector<stored_t, kWidth>(data + element(j, 0), values + j * kWidth);
+        load_vector<stored_t, kWidth>(data + element(j, 0), values + j * kWidth, there);
       } else {
         ILLIA_UNROLL
-        for (int k = 0; k < kWidth; ++k)
-          if (holds(j, k)) values[j * kWidth + k] = to_arithmetic<acc_t>(__ldg(data + element(j, k)));
+        for (int k = 0; k < kWidth; ++k) {
+          stored_t stored{};
+          if (there && holds(j, k)) stored = __ldg(data + element(j, k));
+          values[j * kWidth + k] = to_arithmetic<acc_t>(stored);
+        }
       }
     }
   }
@@ -124,7 +124,7 @@ struct Tile {
 // Forward kernels keep 16 elements of a thread in registers over all samples and add them up: enough that the sum over
 // the block costs a few instructions an element. Backward kernels hold more of each element, and fewer of them.
 template <typename scalar_t, bool kFull>
-using ForwardTile = Tile<scalar_t, sizeof(scalar_t) == 2 ? 2 : 4, kFull>;
+using ForwardTile = Tile<scalar_t, sizeof(scalar_t) == 4 ? 4 : 2, kFull>;
 template <typename scalar_t, bool kFull>
 using BackwardTile = Tile<scalar_t, sizeof(scalar_t) == 2 ? 1 : 2, kFull>;
 

@@ -31,6 +31,7 @@ Tensors draw(const device_t& device, const Inputs& inputs, const Tensor& key, st
   const Types types = types_of(inputs.dtype(), sample_dtype);
   Tensors x;
   Parts<SampleArgs> parts;
+  x.reserve(inputs.size()), parts.reserve(inputs.size());
   for (size_t k = 0; k < inputs.size(); ++k) {
     x.push_back(device.empty(sample_sizes(key, inputs.like(k).sizes()), sample_dtype));
     auto& [args, general] = parts.emplace_back(inputs.part<SampleArgs>(k));
@@ -100,6 +101,8 @@ std::tuple<Tensors, Tensors> draw_backward(const device_t& device, const Inputs&
   OptionalTensors grad_x_inputs;
   Tensors grad_mu, grad_rho;
   Parts<SampleBackwardArgs> parts;
+  grad_x_inputs.reserve(inputs.size()), parts.reserve(inputs.size());
+  grad_mu.reserve(inputs.size()), grad_rho.reserve(inputs.size());
   for (size_t k = 0; k < inputs.size(); ++k) {
     auto& [args, general] = parts.emplace_back(inputs.part<SampleBackwardArgs>(k));
     args.grad_x = data_of(grad_x_inputs.emplace_back(as_contiguous(grad_x[k])));

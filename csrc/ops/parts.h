@@ -57,6 +57,7 @@ Tensor not_asked_for(const device_t& device, const Tensor& mu) {
 class Inputs {
  public:
   Inputs(const Tensors& mu, const Tensors& rho) {
+    mu_.reserve(mu.size()), rho_.reserve(rho.size());
     for (const Tensor& tensor : mu) mu_.push_back(as_contiguous(tensor));
     for (const Tensor& tensor : rho) rho_.push_back(as_contiguous(tensor));
     priors_.resize(rho.size());
@@ -119,6 +120,7 @@ class Sums {
   template <typename args_t>
   Sums(const device_t& device, const Sizes& sizes, Types types, Parts<args_t>& parts, TileSums args_t::* member)
       : device_(device), types_(types), results_(device.empty(sizes, arithmetic_dtype(types))) {
+    tiles_.reserve(parts.size());
     for (const auto& part : parts) {
       tiles_.push_back(device.count_tiles(types, part.args.numel, part.general));
       sums_.num_tiles += tiles_.back();

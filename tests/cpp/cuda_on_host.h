@@ -29,7 +29,7 @@
 
 inline dim3 gridDim, blockDim, host_grid_limit(0xFFFFFFFF, 0xFFFFFFFF);  // a test may ask for smaller grids
 inline uint3 blockIdx, threadIdx;
-inline int host_launches = 0;
+inline int host_launches = 0, host_driver = 13000;
 
 struct HostBarrier {
   unsigned count = 0, turn = 0;
@@ -130,4 +130,5 @@ cudaError_t host_launch(const cudaLaunchConfig_t* config, void (*kernel)(paramet
 
 #define cudaLaunchKernelEx host_launch
 #define cudaGetLastError() static_cast<void>(0)
+#define cudaDriverGetVersion(version) (*(version) = host_driver, cudaSuccess)
 #define cudaGetErrorString(error) "an empty grid"

@@ -147,7 +147,7 @@ void test_case(const Case& c, const char* type_names, Types types) {
   const auto check_grads = [&](const auto(&parts)[2], const char* what) {
     host_launches = 0;
     expect(launch(launch_on, parts[0]) == nullptr, name(what));
-    expect(!all_plain || c.stick_the_landing || host_launches <= c.most_launches, name("launches of a backward"));
+    expect(!all_plain || num_samples == 0 || c.stick_the_landing || host_launches <= c.most_launches, name("launches of a backward"));
     for (size_t k = 0; k < memory.size(); ++k) {
       launch(launch_on, parts[1][k].args, parts[1][k].general);
       for (Array(*pair)[2] : {&memory[k].grad_mu, &memory[k].grad_rho})
@@ -183,6 +183,8 @@ int main() {
           Case{"stick_the_landing", some_general, 2, 1, true}})
       illia::cuda::test_case(c, name, types);
   illia::cuda::test_case({"many", many, 1, 3}, illia::kTypes[0].first, illia::kTypes[0].second);
+  host_driver = 12000;  // which takes 4 KB of arguments
+  illia::cuda::test_case({"many, old driver", many, 1, 24}, illia::kTypes[0].first, illia::kTypes[0].second);
   std::fprintf(stderr, "%d checks of the CUDA kernels of many tensors on the host failed\n", illia::failures);
   return illia::failures > 0;
 }

@@ -206,6 +206,21 @@ def test_no_op_waits_for_the_gpu(name: str, num_samples: int | None, numel: int,
     assert_no_wait(forward_and_backward(name, arguments))
 
 
+def test_no_key_waits_for_the_gpu(cuda: torch.device) -> None:
+    """So keys can be made while a graph is captured."""
+    made = random.key(5, cuda)
+
+    def derive() -> list[Tensor]:
+        return [random.key(7, cuda), random.fold_in(made, 3), random.split(made), random.advance(made, 9)]
+
+    assert_no_wait([derive])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = derive()
+    graph.replay()
+    assert all(map(same_bits, captured, derive()))
+
+
 def launches(call: Callable[[], Any]) -> list[str]:
     """Names of what ran on the GPU: kernels, copies and memsets."""
     torch.cuda.synchronize()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from agreement import Arguments, assert_agree, every_bound, every_op
+from agreement import Arguments, assert_agree, device_bounds, every_op
 from helpers import FLOAT_DTYPES, make_key, make_keys, rng_state, same_bits
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ def test_a_distribution_moves_to_the_gpu_and_back(dtype: torch.dtype, cuda: torc
     expected = outputs(arguments)
     distribution.to(cuda)
     assert {tensor.device for tensor in distribution.state_dict().values()} == {cuda}
-    assert_agree(outputs(arguments.to(cuda)), expected, every_bound(arguments))
+    assert_agree(outputs(arguments.to(cuda)), expected, device_bounds(arguments))
     (distribution.sample(2).sum() + distribution.log_prob() + distribution.kl_divergence()).backward()
     assert all(p.grad.device == cuda and p.grad.isfinite().all() for p in distribution.parameters())
     distribution.cpu()
