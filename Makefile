@@ -41,7 +41,7 @@ golden: $(VENV)/installed
 		PYTHONPATH=tests $(BIN)/python tests/ops/golden_ops.py; } > build/golden/bits.txt
 	mv build/golden/bits.txt $(GOLDEN)
 
-# Builds, tests, sanitizes and measures on a GPU, by the machine's own Python; `make gpu DRY=1` prints the commands.
+# Builds, tests, times and sanitizes on a GPU, by the machine's own Python; `make gpu DRY=1` prints the plan.
 gpu:
 	$(PYTHON) tools/gpu.py --out "$(OUT)" $(if $(DRY),--dry-run)
 

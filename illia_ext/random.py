@@ -145,7 +145,8 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """
     key = check_key(key).to(torch.int64)
     if not isinstance(data, Tensor):
-        return _fold(key, key.new_full((), check_int64("data", data)))  # filled on the device, without waiting
+        # filled on the device, without waiting
+        return _fold(key, torch.full((), check_int64("data", data), dtype=torch.int64, device=key.device))
     if data.numel() != 1 or data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
         raise TypeError(f"data: expected one integer, got a tensor of {data.dtype} and shape {list(data.shape)}")
     return _fold(key, data.to(torch.int64).reshape(()))

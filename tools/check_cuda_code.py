@@ -146,9 +146,9 @@ def main_loop(lines: list[Instruction], access: str) -> list[str]:
         return sum("IMAD.WIDE.U32" in code.get(at, "") for at in range(first, last, 16)) > 20
 
     def once(first: int, last: int) -> bool:
-        """What a block does once, or one warp of it: the prior's quotients, constants, the sum over the block."""
+        """What a block of a plain kernel does once, or one warp of it: quotients of the prior, constants, sums."""
         skipped = [text for at, text in code.items() if first < at < last]
-        return any(re.search(r"\bD(ADD|MUL|FMA)|RCP64H", text) for text in skipped) and not any(
+        return access == VECTOR and any(re.search(r"\bD(ADD|MUL|FMA)|RCP64H", text) for text in skipped) and not any(
             re.search(VECTOR, text) for text in skipped
         )
 

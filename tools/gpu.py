@@ -1,41 +1,40 @@
-"""The one GPU command: builds, tests, looks for memory errors and races, and measures, in about eight minutes at most.
+"""The one GPU command: builds, tests, times and watches the kernels within a time that may be short.
 
 `python3 tools/gpu.py` runs on a bare machine with a GPU, torch, nvcc and no network, by that machine's own Python:
-nothing is downloaded or installed, the library is built in place. Every step has a time limit, and one that fails
-stops none of those behind it. The folder `--out` then holds gpu.jsonl and gpu.png of the benchmark and all output in
-gpu.log; the end of each step's output is printed last, in under 150 lines. A fault may stand further up in a step's
-output, and then only gpu.log shows it: read that first where a step failed.
+nothing is downloaded or installed, the library is built in place. What matters most comes first, and each result is
+printed and appended to results.jsonl in the folder `--out` as soon as it is there, all output to gpu.log: who cuts the
+command off keeps what it had. A step may take its own limit or what is left of all, whichever is less; only a failed
+build stops those behind it. All processes stay in the command's process group.
 """
 
 import argparse
 import contextlib
 import importlib.util
+import json
 import os
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH = 180  # characters of a printed line
-LATE = (124, 137, -9)  # how `timeout` ends: the command ended when it was interrupted, or both were killed
-ABOUT = (
-    "import torch; p = torch.cuda.get_device_properties(0); "
-    "print(f'torch {torch.__version__}, {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB')"
-)
-LIBRARY = "from illia_ext import _C; print(_C.__file__, _C.build_info())"
+SECONDS = 440  # of all steps
+LAST = 40  # of these, kept for the last one
+CUDA_TESTS = ("execution", "foreach", "agreement", "memory", "modules")
+RESULT = "RESULT "  # begins a line of output that holds a result in JSON
 
 
 class Step(NamedTuple):
     name: str
     command: Sequence[str]
-    seconds: int  # limit
-    num_lines: int  # of the end of its output, which are worth printing
+    seconds: int
     environ: Sequence[tuple[str, str]] = ()
 
 
@@ -50,104 +49,153 @@ def cuda_home() -> Path | None:
 def gpu_arch() -> str:
     """Of the first GPU, such as "9.0"; raises RuntimeError with one sentence when there is none."""
     try:
-        import torch
-    except ImportError:
-        raise RuntimeError(f"{sys.executable} has no torch") from None
-    if not torch.cuda.is_available():
-        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
-        raise RuntimeError(f"torch {torch.__version__} finds no GPU here (it {built})")
-    major, minor = torch.cuda.get_device_capability(0)
-    return f"{major}.{minor}"
+        command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RuntimeError(f"nvidia-smi shows no GPU: {error}") from None
+    return answer[0]
 
 
 def make_steps(out: Path, arch: str, home: Path) -> list[Step]:
-    """Their limits add up to eight minutes at most; a step that cannot be interrupted takes 5 s more."""
     python = sys.executable
-    jobs = str(os.cpu_count() or 1)
-    build = zip(("ILLIA_EXT_CUDA", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS"), ("1", str(home), arch, jobs))
-    parallel = ["-n", str(min(6, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+    build = zip(
+        ("ILLIA_EXT_CUDA", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS"), ("1", str(home), arch, str(os.cpu_count()))
+    )
+    about = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader"]
+    header = f"import os; assert os.path.isfile({sysconfig.get_path('include') + '/Python.h'!r}), 'no Python.h'"
+    parallel = ["-n", "4"] if importlib.util.find_spec("xdist") else []
     pytest = [python, "-m", "pytest", "--device", "cuda", "-q", "-rsfE", "--tb=short", "-m", "not slow", *parallel]
     sanitizer = shutil.which("compute-sanitizer") or str(home / "bin" / "compute-sanitizer")
     options = ["--target-processes", "all", "--error-exitcode", "9", "--print-limit", "5"]
     # torch would hand out pieces of one large allocation, and a write from one piece into the next is no error there
     apart = [("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")]
-    checks = [
-        Step(tool, [sanitizer, "--tool", tool, *options, python, "tools/gpu_small.py"], limit, 3, apart)
-        for tool, limit in (("memcheck", 55), ("racecheck", 55), ("initcheck", 40))
-    ]
-    driver = ["nvidia-smi", "--query-gpu=name,driver_version,memory.used,memory.total", "--format=csv,noheader"]
-    results = ["--json", str(out / "gpu.jsonl"), "--plot", str(out / "gpu.png")]
-    bench = [python, "-m", "bench", "--device", "cuda", "--quick", "--sizes", "2^12,2^20,2^28", *results]
+    bench = [python, "-m", "bench", "--device", "cuda", "--quick", "--cases", "eager,compile,illia_ext"]
     return [
-        Step("driver", driver, 5, 1),
-        Step("compiler", [str(home / "bin" / "nvcc"), "--version"], 5, 1),
-        Step("gpu", [python, "-c", ABOUT], 15, 1),
-        Step("build", [python, "setup.py", "build_ext", "--inplace"], 90, 6, [*build]),
-        Step("library", [python, "-c", LIBRARY], 10, 2),
-        Step("tests", pytest, 130, 28),
-        *checks,
-        Step("benchmark", bench, 75, 75),
+        Step("gpu", about, 5),
+        Step("nvcc", [str(home / "bin" / "nvcc"), "--version"], 5),
+        Step("headers", [python, "-c", header], 5),
+        Step("build", [python, "setup.py", "build_ext", "--inplace"], 90, [*build]),
+        Step("smoke", [python, "tools/gpu_small.py", "smoke"], 25, [("CUDA_LAUNCH_BLOCKING", "1")]),
+        Step("times", [python, "tools/gpu_small.py", "times"], 40),
+        Step("cuda tests", [*pytest, *(f"tests/cuda/test_cuda_{name}.py" for name in CUDA_TESTS)], 75),
+        *(
+            Step(tool, [sanitizer, "--tool", tool, *options, python, "tools/gpu_small.py"], 30, apart)
+            for tool in ("memcheck", "racecheck", "initcheck")
+        ),
+        Step("other tests", [*pytest, "--ignore", "tests/cuda"], SECONDS),
+        Step("benchmark", [*bench, "--json", str(out / "gpu.jsonl")], LAST),
     ]
 
 
-def full_command(step: Step) -> list[str]:
-    """With its limit: `timeout` interrupts the step, so that pytest tells what failed, and kills it 5 s later."""
-    return ["timeout", "--signal=INT", "--kill-after=5", str(step.seconds), *step.command]
+def descendants(process: int) -> Iterator[int]:
+    """The process and those that it started, the youngest first."""
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                yield from descendants(int(child))
+    yield process
 
 
-def shown(step: Step) -> str:
-    return shlex.join([*(f"{name}={value}" for name, value in step.environ), *full_command(step)])
+def stop(process: subprocess.Popen[bytes], patience: float = 4) -> None:
+    """By an interruption, so that pytest tells what failed; then what still runs is killed, for it holds the GPU."""
+    started = list(descendants(process.pid))
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(patience)
+    for each in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    process.wait()
 
 
-def run_step(step: Step, log: Path) -> tuple[str, list[str]]:
-    """How it ended, and the lines of its output, which is also appended to the log. Processes that it started and that
-    still run then are killed: they would hold the GPU beside the next step."""
+class Record:
+    """What is there is on disk: results.jsonl has one line a result, gpu.log all output."""
+
+    def __init__(self, out: Path) -> None:
+        self.results, self.log = out / "results.jsonl", out / "gpu.log"
+        for path in (self.results, self.log):
+            path.write_bytes(b"")
+
+    def add(self, **result: object) -> None:
+        line = json.dumps(result)
+        print(line, flush=True)
+        with self.results.open("a") as file:
+            print(line, file=file)
+
+    def output(self, line: str) -> None:
+        with self.log.open("a") as file:
+            print(line, file=file)
+        if line.startswith(RESULT):
+            self.add(**json.loads(line.removeprefix(RESULT)))
+
+
+def run_step(step: Step, seconds: float, record: Record) -> bool:
+    """Whether it succeeded within its time. Its last lines are part of its result."""
     environ = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160", **dict(step.environ)}
     environ.pop("ILLIA_EXT_JIT", None)  # or the tests would not see the library built here
-    with log.open("ab") as file:
-        file.write(f"\n$ {shown(step)}\n".encode())
-        file.flush()
-        start = file.tell()
-        command, streams = full_command(step), {"stdout": file, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True, **streams)
-        try:
-            code = process.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
-    lines = [line.rstrip() for line in lines if line.strip()]
-    if code in LATE:
-        return "FAILED, its time was up", lines
-    return f"FAILED, exit code {code}" if code else "ok", lines
+    record.output(f"$ {shlex.join([*(f'{name}={value}' for name, value in step.environ), *step.command])}")
+    started, lines, rest, late = time.monotonic(), [""], b"", False
+    try:
+        process = subprocess.Popen(
+            step.command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+    except OSError as error:
+        record.add(step=step.name, ended=str(error), seconds=0)
+        return False
+    ended = None
+    while ended is None:
+        ready = select.select([process.stdout], [], [], 0.1)[0]
+        chunk = os.read(process.stdout.fileno(), 1 << 16) if ready else b""  # type: ignore[union-attr]
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            lines.append(line.decode(errors="replace").rstrip())
+            record.output(lines[-1])
+        if not chunk and process.poll() is not None:
+            ended = "ok" if process.returncode == 0 else f"exit code {process.returncode}"
+            ended = f"stopped after {seconds:.0f} s" if late else ended
+        elif not late and time.monotonic() - started > seconds:
+            late = True
+            stop(process)
+    told = [line[:180] for line in lines if line.strip() and not line.startswith(RESULT)][-12:]
+    record.add(step=step.name, ended=ended, seconds=round(time.monotonic() - started, 1), output=told)
+    return ended == "ok"
 
 
-def run(steps: Sequence[Step], log: Path) -> int:
-    """Runs all of them, prints what matters, and returns the exit code."""
-    log.write_bytes(b"")
-    summary, failed = [], []
+def limits(steps: Sequence[Step], seconds: float) -> list[float]:
+    """Of each step, if all before it take theirs."""
+    found: list[float] = []
     for step in steps:
-        started = time.monotonic()
-        ended, lines = run_step(step, log)
-        head = f"{step.name}: {ended}, {time.monotonic() - started:.0f} s"
-        print(head, flush=True)
-        summary += [f"== {head}", *(line[:WIDTH] for line in lines[-step.num_lines :])]
-        failed += [step.name] * (ended != "ok")
-    print(f"\nsummary; all output is in {log}", *summary, sep="\n")
-    print(f"FAILED: {', '.join(failed)}" if failed else "every step is ok")
+        kept = 0 if step is steps[-1] else LAST
+        found.append(max(0, min(step.seconds, seconds - sum(found) - kept)))
+    return found
+
+
+def run(steps: Sequence[Step], out: Path, seconds: float = SECONDS) -> int:
+    """The exit code: 1 where a step failed."""
+    record, started, failed = Record(out), time.monotonic(), []
+    for i, step in enumerate(steps):
+        limit = limits(steps[i:], seconds - (time.monotonic() - started))[0]
+        if limit < 1:
+            record.add(step=step.name, ended="no time left")
+        elif not run_step(step, limit, record):
+            failed.append(step.name)
+            if step.name == "build":
+                break
+    record.add(step="all", ended=f"failed: {', '.join(failed)}" if failed else "ok")
     return 1 if failed else 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of JSON, picture and log")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of results and log")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan with its limits and run nothing")
     options = parser.parse_args()
-    out = options.out.resolve()
-    home = cuda_home()
+    out, home = options.out.resolve(), cuda_home()
     if options.dry_run:
-        for step in make_steps(out, "<of the GPU>", home or Path("/usr/local/cuda")):
-            print(f"# {step.name}\n{shown(step)}")
+        steps = make_steps(out, "<of the GPU>", home or Path("/usr/local/cuda"))
+        for step, limit in zip(steps, limits(steps, SECONDS)):
+            environ = [f"{name}={value}" for name, value in step.environ]
+            print(f"# {step.name}, at most {limit:.0f} s\n{shlex.join([*environ, *step.command])}")
         return 0
     try:
         arch = gpu_arch()
@@ -157,7 +205,11 @@ def main() -> int:
     except (RuntimeError, OSError) as error:
         print(f"tools/gpu.py: {error}", file=sys.stderr)
         return 2
-    return run(make_steps(out, arch, home), out / "gpu.log")
+    warming = subprocess.Popen([sys.executable, "-c", "import torch"])  # it reads torch's files from disk meanwhile
+    try:
+        return run(make_steps(out, arch, home), out)
+    finally:
+        warming.wait()
 
 
 if __name__ == "__main__":

@@ -81,8 +81,8 @@ def _require_torch() -> Path:
     return torch
 
 
-def compile_flags(auto: bool = True) -> list[str]:
-    """Flags of a C++ source, include folders too; `auto` as for `cuda`.
+def compile_flags() -> list[str]:
+    """Flags of a C++ source, include folders too.
 
     Raises ModuleNotFoundError without torch or pybind11.
     """
@@ -96,7 +96,7 @@ def compile_flags(auto: bool = True) -> list[str]:
     # messages of torch's headers name their file: without the folders of this machine
     anonymous = [f"-ffile-prefix-map={folder}/=" for folder in (CSRC, torch / "include", pybind11.get_include())]
     # torch bundles an older pybind11: behind -idirafter it is found after the one just imported
-    toolkit = cuda(auto)
+    toolkit = cuda()
     features = toolkit.features if toolkit else []
     return [
         *CXX_FLAGS,
@@ -108,9 +108,9 @@ def compile_flags(auto: bool = True) -> list[str]:
     ]
 
 
-def link_flags(auto: bool = True) -> list[str]:
-    """Flags of the link step, `auto` as for `cuda`; no rpath, because torch is always imported before the library."""
-    toolkit = cuda(auto)
+def link_flags() -> list[str]:
+    """Flags of the link step; no rpath, because torch is always imported before the library."""
+    toolkit = cuda()
     runtime = [f"-L{toolkit.libraries}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"] if toolkit else []
     return [f"-L{_require_torch() / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", *runtime]
 
@@ -135,8 +135,26 @@ def _find_nvcc() -> str | None:
     return shutil.which("nvcc", path=f"{path}{os.pathsep}/usr/local/cuda/bin")
 
 
+def _torch_has_cuda() -> bool:
+    """By its version.py on disk, where `cuda` is a version or None."""
+    torch = torch_dir()
+    text = (torch / "version.py").read_text() if torch else ""
+    return bool(re.search(r"^cuda\b[^=\n]*= *['\"]", text, re.MULTILINE))
+
+
+def _visible_architectures() -> list[str]:
+    """Of the GPUs that nvidia-smi shows, such as "90"; none on a login node or in a docker build."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = {match[1] + match[2] for match in re.finditer(r"^(\d+)\.(\d)$", answer.stdout, re.MULTILINE)}
+    return sorted(found, key=int)
+
+
 def cuda_targets(offered: list[str]) -> list[str]:
-    """What TORCH_CUDA_ARCH_LIST asks for, such as "8.0;9.0+PTX"; without it, CUDA_ARCHITECTURES and PTX.
+    """What TORCH_CUDA_ARCH_LIST asks for, such as "8.0;9.0+PTX"; else the GPUs here, else CUDA_ARCHITECTURES, and PTX.
 
     All machine code is made from the PTX of the oldest architecture, which is also what +PTX adds: we use nothing
     that a newer one has, its code came out the same, and nvcc takes half the time. Raises ValueError for an
@@ -144,7 +162,8 @@ def cuda_targets(offered: list[str]) -> list[str]:
     """
     asked = re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
     if asked == [""]:
-        numbers = [number for number in CUDA_ARCHITECTURES if number in offered] or offered[-1:]
+        wanted = _visible_architectures() or CUDA_ARCHITECTURES
+        numbers = [number for number in wanted if number in offered] or offered[-1:]
         return [*(f"sm_{number}" for number in numbers), f"compute_{numbers[0]}"]
     numbers, with_ptx = [], False
     for name in asked:
@@ -163,18 +182,18 @@ def cuda_targets(offered: list[str]) -> list[str]:
 
 
 @functools.cache
-def cuda(auto: bool = True) -> Toolkit | None:
+def cuda() -> Toolkit | None:
     """The CUDA toolkit to build with, or None.
 
-    ILLIA_EXT_CUDA decides: 0 never, 1 always, auto (the default) where nvcc is on PATH, in CUDA_HOME or in
-    /usr/local/cuda and the caller has a use for it, `auto`. Whether a GPU is visible plays no part. Raises ValueError
-    for another value, and RuntimeError when CUDA is asked for and cannot be had.
+    ILLIA_EXT_CUDA decides: 0 never, 1 always, auto (the default) beside a torch with CUDA where nvcc is on PATH, in
+    CUDA_HOME or in /usr/local/cuda. Whether a GPU is visible plays no part. Raises ValueError for another value, and
+    RuntimeError when CUDA is asked for and cannot be had.
     """
     switch = os.environ.get("ILLIA_EXT_CUDA", "auto")
     if switch not in ("0", "1", "auto"):
         raise ValueError(f"ILLIA_EXT_CUDA: expected 0, 1 or auto, got {switch!r}")
     nvcc = _find_nvcc()
-    if switch == "0" or (switch == "auto" and not (auto and nvcc)):
+    if switch == "0" or (switch == "auto" and not (nvcc and _torch_has_cuda())):
         return None
     if nvcc is None:
         raise RuntimeError(
@@ -205,9 +224,9 @@ def cuda(auto: bool = True) -> Toolkit | None:
     return Toolkit(nvcc, libraries[0], version[1] if version else "unknown", cuda_targets(offered))
 
 
-def nvcc_command(auto: bool = True) -> list[str]:
+def nvcc_command() -> list[str]:
     """The command that compiles a .cu, but for `-c SOURCE -o OBJECT`; empty in a build without CUDA: see `cuda`."""
-    toolkit = cuda(auto)
+    toolkit = cuda()
     if toolkit is None:
         return []
     oldest = toolkit.targets[0].replace("sm_", "compute_")
@@ -215,13 +234,13 @@ def nvcc_command(auto: bool = True) -> list[str]:
     return [toolkit.nvcc, *CUDA_FLAGS, f"-I{CSRC}", codes]
 
 
-def compile_cuda(folder: Path, auto: bool = True) -> list[str]:
+def compile_cuda(folder: Path) -> list[str]:
     """Compiles the .cu sources into `folder`, and returns the object files; none in a build without CUDA: see `cuda`.
 
     torch's builders refuse a .cu beside a torch without CUDA, which ours need not know of. An object is named after
     all that goes into it, so an existing one is up to date.
     """
-    command = nvcc_command(auto)
+    command = nvcc_command()
     if not command:
         return []
     parts = [path.read_bytes() for path in sorted(CSRC.rglob("*.*")) if path.suffix in (".h", ".cu", ".cuh")]
@@ -259,16 +278,13 @@ def _require_ninja_and_compiler() -> str:
 def load_jit() -> ModuleType:
     """Compiles the library for the running torch, seconds when nothing changed, and loads it.
 
-    Beside a torch without CUDA it leaves the CUDA kernels out, which nobody could call, unless ILLIA_EXT_CUDA=1.
-
     Raises ImportError when a tool is missing, the cache cannot be written or the operators are in this process already,
     and RuntimeError with the compiler's output when the compilation fails.
     """
     import torch
     from torch.utils import cpp_extension
 
-    auto = torch.version.cuda is not None
-    flags = [shlex.quote(flag) for flag in compile_flags(auto)]
+    flags = [shlex.quote(flag) for flag in compile_flags()]
     os.environ["PATH"] = _require_ninja_and_compiler()
 
     if hasattr(torch.ops.illia_ext, "standard_normal"):
@@ -286,7 +302,7 @@ def load_jit() -> ModuleType:
                 name="illia_ext_C",
                 sources=[str(CSRC / name) for name in sources(".cpp")],
                 extra_cflags=flags,
-                extra_ldflags=[shlex.quote(flag) for flag in [*compile_cuda(folder, auto), *link_flags(auto)]],
+                extra_ldflags=[shlex.quote(flag) for flag in [*compile_cuda(folder), *link_flags()]],
                 build_directory=str(folder),
             )
             return library

@@ -16,11 +16,41 @@ OFFERED = ["75", "80", "86", "90", "100"]
 
 
 @pytest.fixture
-def toolkit() -> build.Toolkit:
-    found = build.cuda()
-    if found is None:
-        pytest.skip("no nvcc here, or ILLIA_EXT_CUDA=0")
-    return found
+def toolkit(monkeypatch: pytest.MonkeyPatch) -> build.Toolkit:
+    """That of the loaded library."""
+    built = _C.build_info()["cuda"]
+    if not built:
+        pytest.skip("this library was built without CUDA")
+    monkeypatch.setenv("ILLIA_EXT_CUDA", "1")
+    found = build.cuda.__wrapped__()
+    assert found is not None
+    return found._replace(version=built["version"], targets=built["targets"])
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n", False),
+        ("__version__ = '2.13.0'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", True),
+        ('cuda = "12.8"\n', True),
+        ("cuda = None\nhip = '6.4'\n", False),
+    ],
+)
+def test_a_torch_with_cuda_is_known_from_its_folder(
+    version: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only beside one are CUDA kernels built that nobody asked for."""
+    (tmp_path / "version.py").write_text(version)
+    monkeypatch.setattr(build, "torch_dir", lambda: tmp_path)
+    assert build._torch_has_cuda() is expected
+    monkeypatch.setattr(build, "_find_nvcc", lambda: "/no/such/nvcc")
+    monkeypatch.setenv("ILLIA_EXT_CUDA", "auto")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    if expected:
+        with pytest.raises(FileNotFoundError, match="/no/such/nvcc"):
+            build.cuda.__wrapped__()
+    else:
+        assert build.cuda.__wrapped__() is None
 
 
 @pytest.mark.parametrize("switch", ["0", "auto"])
@@ -42,7 +72,7 @@ def test_switches_refused(
     variable: str, value: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, path: "nvcc" if variable == "CUDA_HOME" else None)
-    monkeypatch.delenv("ILLIA_EXT_CUDA", raising=False)
+    monkeypatch.setenv("ILLIA_EXT_CUDA", "1")
     monkeypatch.setenv(variable, value)
     with pytest.raises(error, match=message):
         build.cuda.__wrapped__()
@@ -55,7 +85,7 @@ def test_an_nvcc_that_fails_is_quoted_with_a_way_out(tmp_path: Path, monkeypatch
     nvcc.write_text("#!/bin/sh\necho no host compiler >&2\nexit 1\n")
     nvcc.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setenv("ILLIA_EXT_CUDA", "auto")
+    monkeypatch.setenv("ILLIA_EXT_CUDA", "1")
     with pytest.raises(RuntimeError, match=rf"^{nvcc} .* fails: no host compiler\nILLIA_EXT_CUDA=0 builds without"):
         build.cuda.__wrapped__()
 
@@ -71,7 +101,27 @@ def test_an_nvcc_that_fails_is_quoted_with_a_way_out(tmp_path: Path, monkeypatch
     ],
 )
 def test_architectures(asked: str, targets: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_visible_architectures", lambda: [])
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    assert build.cuda_targets(OFFERED) == targets
+
+
+@pytest.mark.parametrize(
+    ("shown", "targets"),
+    [
+        ("echo 9.0; echo 8.6; echo 9.0", ["sm_86", "sm_90", "compute_86"]),
+        ("echo 12.1", ["sm_100", "compute_100"]),  # newer than this nvcc: by its newest, and PTX
+        ("echo No devices were found; exit 6", ["sm_80", "sm_86", "sm_90", "sm_100", "compute_80"]),
+    ],
+)
+def test_without_a_list_the_gpus_that_are_there(
+    shown: str, targets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{shown}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     assert build.cuda_targets(OFFERED) == targets
 
 

@@ -1,22 +1,28 @@
-"""The GPU command without a GPU: what it would run, that the options exist, and what a failing step does to others."""
+"""The GPU command without a GPU: its plan, its steps' options, and what is left when they fail, hang or are cut."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = ["driver", "compiler", "gpu", "build", "library", "tests", "memcheck", "racecheck", "initcheck", "benchmark"]
+STEPS = ["gpu", "nvcc", "headers", "build", "smoke", "times", "cuda tests"]
+STEPS += ["memcheck", "racecheck", "initcheck", "other tests", "benchmark"]
 # Of a step, as far as its program goes without a GPU: further arguments, its exit code and what it says.
 PROGRAMS = {
-    "tests": (["tests/test_collection.py"], 4, r"^ERROR: --device: torch \S+ finds 0 CUDA devices, got 'cuda'$"),
-    "memcheck": (["cpu"], 0, r"^\d+ calls of ops on cpu$"),
+    "smoke": (["cpu"], 0, r'^RESULT {"smoke": "torch.bfloat16", "samples": 2, "ended": "the CPU\'s bits"}$'),
+    "times": (["cpu"], 0, r'^RESULT {"time": "gaussian_sample", "dtype": "torch.float16", "numel": 4096, '),
+    "cuda tests": ([], 4, r"^ERROR: --device: torch \S+ finds 0 CUDA devices, got 'cuda'$"),
+    "memcheck": (["calls", "cpu"], 0, r"^\d+ calls of ops on cpu$"),
     "benchmark": (["--help"], 0, "Usage: python -m bench"),  # an unknown option would come first
 }
 
@@ -27,42 +33,43 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def commands(cpu: object) -> dict[str, list[str]]:
+def plan(cpu: object) -> dict[str, tuple[int, list[str]]]:
+    """Of each step its limit and its command."""
     result = run(sys.executable, "tools/gpu.py", "--dry-run", "--out", "/no/such/folder")
     assert result.returncode == 0, result.stderr
-    names, lines = result.stdout.splitlines()[::2], result.stdout.splitlines()[1::2]
-    return {name.removeprefix("# "): shlex.split(line) for name, line in zip(names, lines, strict=True)}
+    heads = re.findall(r"^# (.+), at most (\d+) s\n(.+)$", result.stdout, re.MULTILINE)
+    return {name: (int(limit), shlex.split(command)) for name, limit, command in heads}
 
 
-def test_dry_run_prints_every_command(commands: dict[str, list[str]]) -> None:
-    assert list(commands) == STEPS
-    assert "ILLIA_EXT_CUDA=1" in commands["build"] and commands["build"][-2:] == ["build_ext", "--inplace"]
+def test_the_plan(plan: dict[str, tuple[int, list[str]]]) -> None:
+    assert list(plan) == STEPS and all(limit > 0 for limit, _ in plan.values())
+    assert sum(limit for limit, _ in plan.values()) <= 440
+    assert "ILLIA_EXT_CUDA=1" in plan["build"][1] and plan["build"][1][-2:] == ["build_ext", "--inplace"]
     for tool in ("memcheck", "racecheck", "initcheck"):
-        assert commands[tool][-1] == "tools/gpu_small.py" and f"--tool {tool}" in shlex.join(commands[tool])
-        assert "PYTORCH_NO_CUDA_MEMORY_CACHING=1" in commands[tool]
-    limits = [int(command[command.index("--kill-after=5") + 1]) for command in commands.values()]
-    assert sum(limits) <= 8 * 60
+        command = plan[tool][1]
+        assert command[-1] == "tools/gpu_small.py" and f"--tool {tool}" in shlex.join(command)
+        assert "PYTORCH_NO_CUDA_MEMORY_CACHING=1" in command
 
 
 @pytest.mark.parametrize("step", PROGRAMS)
-def test_options_exist(step: str, commands: dict[str, list[str]]) -> None:
+def test_options_exist(step: str, plan: dict[str, tuple[int, list[str]]]) -> None:
     if step == "benchmark":
         pytest.importorskip("typer")  # of the extra `bench`
-    program = commands[step][commands[step].index(sys.executable) :]
+    command = plan[step][1]
     more, code, said = PROGRAMS[step]
-    result = run(*program, *more)
+    result = run(*command[command.index(sys.executable) :], *more)
     assert result.returncode == code, result.stderr
-    assert re.search(said, result.stdout + result.stderr, re.MULTILINE), result.stderr
+    assert re.search(said, result.stdout + result.stderr, re.MULTILINE), result.stdout[-500:] + result.stderr
 
 
 def test_without_a_gpu_one_line_says_so(tmp_path: Path, cpu: object) -> None:
     result = run(sys.executable, "tools/gpu.py", "--out", str(tmp_path / "out"))
     assert result.returncode == 2 and result.stdout == "" and not (tmp_path / "out").exists()
-    assert re.fullmatch(r"tools/gpu.py: torch \S+ finds no GPU here .*\n", result.stderr)
+    assert re.fullmatch(r"tools/gpu.py: nvidia-smi shows no GPU: .*\n", result.stderr)
 
 
 @pytest.fixture(scope="module")
-def gpu() -> ModuleType:
+def gpu(cpu: object) -> ModuleType:
     spec = importlib.util.spec_from_file_location("gpu", ROOT / "tools" / "gpu.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -70,35 +77,74 @@ def gpu() -> ModuleType:
 
 
 def make_step(gpu: ModuleType, name: str, code: str, seconds: int = 30) -> tuple:
-    return gpu.Step(name, [sys.executable, "-c", code], seconds, 3)
+    return gpu.Step(name, [sys.executable, "-c", code], seconds)
 
 
-def test_a_failing_step_stops_no_other(
-    gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], cpu: object
-) -> None:
-    """Nor does one that takes too long, or one whose program does not exist."""
+def results(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_failing_and_late_steps_stop_no_other(gpu: ModuleType, tmp_path: Path) -> None:
+    """Nor does one whose program does not exist. What a step reports comes before its end."""
     steps = [
         make_step(gpu, "broken", "print('one'); raise SystemExit(3)"),
-        make_step(gpu, "late", "import time; time.sleep(60)", seconds=2),
-        gpu.Step("absent", ["no-such-command"], 5, 3),
-        make_step(gpu, "last", "print('two')"),
+        make_step(gpu, "late", "import time; print('two', flush=True); time.sleep(60)", seconds=2),
+        gpu.Step("absent", ["no-such-command"], 5),
+        make_step(gpu, "last", 'print(\'RESULT {"time": "copy"}\')'),
     ]
-    assert gpu.run(steps, tmp_path / "gpu.log") == 1
-    out = capsys.readouterr().out
-    summary = out[out.index("\nsummary") :].splitlines()
-    heads = [re.sub(r", \d+ s$", "", line) for line in summary if line.startswith("==")]
-    ends = ["FAILED, exit code 3", "FAILED, its time was up", "FAILED, exit code 127", "ok"]
-    assert heads == [f"== {step.name}: {end}" for step, end in zip(steps, ends)]
-    assert {"one", "KeyboardInterrupt", "two"} < set(summary) and summary[-1] == "FAILED: broken, late, absent"
+    assert gpu.run(steps, tmp_path, seconds=60) == 1
+    found = results(tmp_path)
+    ends = [(result.get("step"), re.sub("^.*No such file.*", "absent", result.get("ended", ""))) for result in found]
+    expected = [("broken", "exit code 3"), ("late", "stopped after 2 s"), ("absent", "absent"), (None, "")]
+    assert ends == [*expected, ("last", "ok"), ("all", "failed: broken, late, absent")]
+    assert found[0]["output"] == ["one"] and found[1]["output"][0] == "two" and found[3] == {"time": "copy"}
+    assert "KeyboardInterrupt" in found[1]["output"]
 
 
-def test_what_a_late_step_started_is_ended(gpu: ModuleType, tmp_path: Path, cpu: object) -> None:
+def test_nothing_follows_a_failed_build(gpu: ModuleType, tmp_path: Path) -> None:
+    steps = [make_step(gpu, "build", "raise SystemExit(1)"), make_step(gpu, "tests", "print('no')")]
+    assert gpu.run(steps, tmp_path) == 1
+    assert [result["step"] for result in results(tmp_path)] == ["build", "all"]
+
+
+def test_a_limit_is_a_steps_own_or_what_is_left(gpu: ModuleType) -> None:
+    steps = [make_step(gpu, name, "", seconds) for name, seconds in (("a", 30), ("b", 100), ("c", 50), ("last", 40))]
+    assert gpu.limits(steps, 440) == [30, 100, 50, 40]
+    assert gpu.limits(steps, 150) == [30, 80, 0, 40]
+    assert gpu.limits(steps, 20) == [0, 0, 0, 20]
+
+
+def test_what_a_late_step_started_is_ended(gpu: ModuleType, tmp_path: Path) -> None:
     """Such as a test that waits in a process of its own and ignores the interrupt: it would hold the GPU."""
-    started, log = tmp_path / "started", tmp_path / "gpu.log"
+    started = tmp_path / "started"
     deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-    child = f"{deaf}; open({str(started)!r}, 'w'); time.sleep(4); print('still here', flush=True)"
+    child = f"{deaf}; open({str(started)!r}, 'w'); time.sleep(9); print('still here', flush=True)"
     code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]).wait()"
-    gpu.run([make_step(gpu, "late", code, seconds=2)], log)
-    assert started.exists()
-    gpu.run_step(make_step(gpu, "wait", "import time; time.sleep(3)"), log)
-    assert "still here" not in log.read_text().splitlines()
+    steps = [make_step(gpu, "late", code, seconds=2), make_step(gpu, "wait", "import time; time.sleep(5)")]
+    gpu.run(steps, tmp_path, seconds=90)
+    assert started.exists() and "still here" not in (tmp_path / "gpu.log").read_text().splitlines()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_cut_leaves_what_it_had(number: int, gpu: ModuleType, tmp_path: Path) -> None:
+    """All of its processes are in its group."""
+    tell = "import time\nfor i in range(100): print('RESULT {\"time\":', i, '}', flush=True); time.sleep(0.2)"
+    code = (
+        "import gpu, sys; from pathlib import Path\nsteps = [gpu.Step('first', [sys.executable, '-c', 'print(1)'], 9)"
+    )
+    code += f", gpu.Step('times', [sys.executable, '-c', {tell!r}], 99)]\ngpu.run(steps, Path({str(tmp_path)!r}))"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environ, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "results.jsonl").exists() or len(results(tmp_path)) < 4:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    process.wait()
+    found = results(tmp_path)
+    assert found[0]["step"] == "first" and found[0]["ended"] == "ok"
+    assert found[1:4] == [{"time": i} for i in range(3)]
+    with pytest.raises(ProcessLookupError):
+        for _ in range(50):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)

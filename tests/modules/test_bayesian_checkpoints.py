@@ -290,10 +290,10 @@ def test_reentrant_parts_cost_one_backward(learned: bool, monkeypatch: pytest.Mo
     prior = nn.Parameter(torch.full((1,), 0.5, dtype=torch.float64)) if learned else 0.5
     bayesian = convert(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), mu_prior=0.0, std_prior=prior)
     sizes: list[int] = []
-    backward = foreach._apply_sample_and_log_prob_backward
+    backward = foreach._sample_and_log_prob_backward
     monkeypatch.setattr(
         foreach,
-        "_apply_sample_and_log_prob_backward",
+        "_sample_and_log_prob_backward",
         lambda grad_x, *args, **options: sizes.append(len(grad_x)) or backward(grad_x, *args, **options),
     )
     results = []

@@ -1,10 +1,6 @@
-"""Plain eager calls go past the dispatcher and give what it gives; whatever watches a call still sees it.
+"""Whatever watches a call of an op sees it, above autograd or below; torch.compile and torch.func: see their tests."""
 
-That torch.compile and torch.func see it is tested where they are."""
-
-import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -19,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from transform_cases import Count, assert_same_bits, with_gradients
 
 from illia_ext import GaussianDistribution, functional
-from illia_ext._ops import dispatch
 from illia_ext._ops.fake import NAMES, op
 
 parametrize = pytest.mark.parametrize
@@ -55,25 +50,6 @@ def make_inputs(device: torch.device, *frozen: str) -> list[Tensor]:
 
 
 @each_function
-@parametrize("frozen", [(), ("mu",), ("rho",), ("mu", "rho")])
-def test_same_as_through_the_dispatcher(name: str, frozen: tuple[str, ...], device: torch.device) -> None:
-    """Gradients that can be differentiated have the same bits as those that cannot."""
-    inputs = make_inputs(device, *frozen)
-    leaves = [leaf for leaf in inputs if leaf.requires_grad]
-    ours, expected = call(name, inputs), call_op(name, inputs)
-    for a, b in zip(ours, expected, strict=True):
-        assert same_bits(a, b) and a.requires_grad is b.requires_grad is bool(leaves)
-        assert type(a.grad_fn).__name__ == type(b.grad_fn).__name__
-    if leaves:
-        losses = [sum(output.square().sum() for output in outputs) for outputs in (ours, expected)]
-        gradients = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
-        recorded = torch.autograd.grad(losses[0], leaves, create_graph=True)
-        assert all(gradient.requires_grad for gradient in recorded)
-        assert_same_bits(recorded, gradients[0])
-        assert_same_bits(*gradients)
-
-
-@each_function
 @parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_nothing_recorded(name: str, mode: Callable[[], Any], device: torch.device) -> None:
     inputs = make_inputs(device)
@@ -82,21 +58,6 @@ def test_nothing_recorded(name: str, mode: Callable[[], Any], device: torch.devi
     assert_same_bits(outputs, call_op(name, inputs))
     for output in outputs:
         assert not output.requires_grad and output.is_inference() is (mode is torch.inference_mode)
-
-
-@each_function
-@parametrize("context", [nullcontext, torch.no_grad])
-def test_no_round_trip(name: str, context: Callable[[], Any], device: torch.device) -> None:
-    """The dispatcher would call the function that stands on the op's Autograd key."""
-    inputs, called = make_inputs(device), set()
-    with context():
-        sys.setprofile(lambda frame, event, arg: called.add(frame.f_code))
-        try:
-            call(name, inputs)
-        finally:
-            sys.setprofile(None)
-    names = {code.co_name for code in called if code.co_filename == dispatch.__file__}
-    assert "apply" in names and "kernel" not in names
 
 
 def test_the_profiler_names_the_op_and_its_backward(device: torch.device) -> None:
