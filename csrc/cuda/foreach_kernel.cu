@@ -36,7 +36,8 @@ struct Table {
 
   // Before a launch.
   void fill_buckets() {
-    for (bucket_bits = 0; num_tiles - 1 >= int64_t{kBuckets} << bucket_bits; ++bucket_bits) {}
+    for (bucket_bits = 0; num_tiles - 1 >= int64_t{kBuckets} << bucket_bits; ++bucket_bits) {
+    }
     int place = 0;
     for (int64_t bucket = 0; bucket << bucket_bits < num_tiles; ++bucket) {
       while (place + 1 < size && first_tiles[place + 1] <= bucket << bucket_bits) ++place;

@@ -78,14 +78,17 @@ const char* launch(const Launch& on, const SampleBackwardArgs& args, const Gener
   return dispatch(on.types, [&](auto tag, auto sample_tag) {
     using scalar_t = typename decltype(tag)::type;
     using sample_t = typename decltype(sample_tag)::type;
-    return dispatch_variant<scalar_t>(general, memory_aligned<scalar_t, sample_t>(args), [&](const auto& variant) {
-      using variant_t = std::decay_t<decltype(variant)>;
-      // of no sample grad_log_prob has no memory, and gradients to priors are 0
-      const bool with_log_prob = args.grad_log_prob || args.num_samples == 0;
-      const auto kernel = with_log_prob ? sample_backward_kernel<scalar_t, sample_t, true, variant_t>
-                                        : sample_backward_kernel<scalar_t, sample_t, false, variant_t>;
-      return start_tiles<BackwardTile, scalar_t>(on, kernel, args, variant);
-    }, args.num_samples > 0);
+    return dispatch_variant<scalar_t>(
+        general, memory_aligned<scalar_t, sample_t>(args),
+        [&](const auto& variant) {
+          using variant_t = std::decay_t<decltype(variant)>;
+          // of no sample grad_log_prob has no memory, and gradients to priors are 0
+          const bool with_log_prob = args.grad_log_prob || args.num_samples == 0;
+          const auto kernel = with_log_prob ? sample_backward_kernel<scalar_t, sample_t, true, variant_t>
+                                            : sample_backward_kernel<scalar_t, sample_t, false, variant_t>;
+          return start_tiles<BackwardTile, scalar_t>(on, kernel, args, variant);
+        },
+        args.num_samples > 0);
   });
 }
 

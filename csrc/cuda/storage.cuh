@@ -63,8 +63,8 @@ __device__ __forceinline__ uint32_t to_storage_pair(float low, float high) {
   }
 }
 
-// kWidth elements at `data`, which is aligned to their size; zeros where it is not `there`. Then the words are zero, not
-// the numbers: a branch over a load and its conversion would make the load behind it wait.
+// kWidth elements at `data`, which is aligned to their size; zeros where it is not `there`. Then the words are zero,
+// not the numbers: a branch over a load and its conversion would make the load behind it wait.
 template <typename scalar_t, int kWidth, typename acc_t>
 __device__ __forceinline__ void load_vector(const scalar_t* data, acc_t* values, bool there = true) {
   using access_t = typename Access<kWidth * sizeof(scalar_t)>::type;

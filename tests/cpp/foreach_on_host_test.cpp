@@ -147,7 +147,8 @@ void test_case(const Case& c, const char* type_names, Types types) {
   const auto check_grads = [&](const auto(&parts)[2], const char* what) {
     host_launches = 0;
     expect(launch(launch_on, parts[0]) == nullptr, name(what));
-    expect(!all_plain || num_samples == 0 || c.stick_the_landing || host_launches <= c.most_launches, name("launches of a backward"));
+    expect(!all_plain || num_samples == 0 || c.stick_the_landing || host_launches <= c.most_launches,
+           name("launches of a backward"));
     for (size_t k = 0; k < memory.size(); ++k) {
       launch(launch_on, parts[1][k].args, parts[1][k].general);
       for (Array(*pair)[2] : {&memory[k].grad_mu, &memory[k].grad_rho})
