@@ -148,8 +148,10 @@ def main_loop(lines: list[Instruction], access: str) -> list[str]:
     def once(first: int, last: int) -> bool:
         """What a block of a plain kernel does once, or one warp of it: quotients of the prior, constants, sums."""
         skipped = [text for at, text in code.items() if first < at < last]
-        return access == VECTOR and any(re.search(r"\bD(ADD|MUL|FMA)|RCP64H", text) for text in skipped) and not any(
-            re.search(VECTOR, text) for text in skipped
+        return (
+            access == VECTOR
+            and any(re.search(r"\bD(ADD|MUL|FMA)|RCP64H", text) for text in skipped)
+            and not any(re.search(VECTOR, text) for text in skipped)
         )
 
     for at, to in branches:  # over a next sample, or its Philox words, where there is none
