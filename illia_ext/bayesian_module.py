@@ -260,8 +260,8 @@ class BayesianModule(GuardedModule):
     ) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
         """(weights, log_prob) of each sample."""
         # One op for four samples takes a fifth less of a step; without gradients, memory for one is what counts.
-        at_once = torch.is_grad_enabled() and is_plain([*mus, *rhos, keys]) and not dispatch_modes()
-        for some in keys.split(4 if at_once else 1):
+        by_fours = torch.is_grad_enabled() and is_plain([*mus, *rhos, keys]) and not dispatch_modes()
+        for some in keys.split(4 if by_fours else 1):
             if len(some) == 1:
                 yield self._draw(mus, rhos, some[0])
                 continue

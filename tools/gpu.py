@@ -27,6 +27,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 440  # of all steps
 LAST = 40  # of these, kept for the last one
+PATIENCE = 4  # for a step that is interrupted, out of its own time
 CUDA_TESTS = ("execution", "foreach", "agreement", "memory", "modules")
 RESULT = "RESULT "  # begins a line of output that holds a result in JSON
 
@@ -96,16 +97,17 @@ def descendants(process: int) -> Iterator[int]:
     yield process
 
 
-def stop(process: subprocess.Popen[bytes], patience: float = 4) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     """By an interruption, so that pytest tells what failed; then what still runs is killed, for it holds the GPU."""
-    started = list(descendants(process.pid))
+    started = set(descendants(process.pid))
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(patience)
-    for each in started:
+        process.wait(PATIENCE)
+    for each in started | set(descendants(process.pid)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the driver does not end
+        process.wait(1)
 
 
 class Record:
@@ -126,7 +128,8 @@ class Record:
         with self.log.open("a") as file:
             print(line, file=file)
         if line.startswith(RESULT):
-            self.add(**json.loads(line.removeprefix(RESULT)))
+            with contextlib.suppress(json.JSONDecodeError):  # of a line that was cut off
+                self.add(**json.loads(line.removeprefix(RESULT)))
 
 
 def run_step(step: Step, seconds: float, record: Record) -> bool:
@@ -146,14 +149,15 @@ def run_step(step: Step, seconds: float, record: Record) -> bool:
     while ended is None:
         ready = select.select([process.stdout], [], [], 0.1)[0]
         chunk = os.read(process.stdout.fileno(), 1 << 16) if ready else b""  # type: ignore[union-attr]
-        *whole, rest = (rest + chunk).split(b"\n")
+        over = not chunk and (process.poll() is not None or late)
+        *whole, rest = (rest + chunk + (b"\n" if over and rest else b"")).split(b"\n")
         for line in whole:
             lines.append(line.decode(errors="replace").rstrip())
             record.output(lines[-1])
-        if not chunk and process.poll() is not None:
+        if over:
             ended = "ok" if process.returncode == 0 else f"exit code {process.returncode}"
             ended = f"stopped after {seconds:.0f} s" if late else ended
-        elif not late and time.monotonic() - started > seconds:
+        elif not late and time.monotonic() - started > max(1, seconds - PATIENCE):
             late = True
             stop(process)
     told = [line[:180] for line in lines if line.strip() and not line.startswith(RESULT)][-12:]

@@ -10,9 +10,9 @@ which knows the mathematics and not the digests, where the C library has functio
 beyond a tensor ends the process; Python's `-fwrapv` is taken back, and casts of floats beyond the integers count. Under
 `tsan`, which quick runs leave out, each parallel loop of a kernel runs in three threads that ThreadSanitizer sees,
 because it does not know OpenMP's barriers; sixteen Python threads call every op at once. torch and Python are not
-instrumented. The CUDA kernels run as C++ on emulated blocks where CUDA's headers are, in `gcc-O0` with sanitizers.
-valgrind, in `gcc-O2`, looks for memory that is read and was never written. Each has to report the faults that
-planted_faults.cpp and tests/cpp/read_unwritten.cpp plant.
+instrumented. The CUDA kernels run as C++ on emulated blocks where CUDA's headers are, in `gcc-O0` with sanitizers, in
+quick runs without them, in `gcc-O2`. valgrind, in `gcc-O2`, looks for memory that is read and was never written. Each
+has to report the faults that planted_faults.cpp and tests/cpp/read_unwritten.cpp plant.
 """
 
 import json

@@ -11,7 +11,7 @@ ILLIA_NAMESPACE_BEGIN
 
 constexpr int kLanes = 32;
 constexpr int kNormalsBatch = 128;  // normals drawn at once
-static_assert(kChunkSize % kNormalsBatch == 0 && kNormalsBatch % kLanes == 0 && kChunkSize / kLanes <= 64);
+static_assert(kChunkSize % kNormalsBatch == 0 && kNormalsBatch % kLanes == 0 && kChunkSize / kLanes <= 32);
 
 // Forward kernels work on whole chunks, whose sums they return; backward kernels, which read and write more arrays, on
 // tiles that fit into the first-level cache together.
@@ -74,7 +74,7 @@ struct LogSum {
   double total(int64_t count) const {
     double mantissa = 1;
     int64_t exponent = -count * FloatFormat<acc_t>::kExponentBias - 2 * FloatFormat<double>::kExponentBias;
-    // products of 16 of at most 2^32 stay in the range of a double
+    // a lane is a product of at most 32 mantissas below 2, and 16 lanes stay in the range of a double
     for (int64_t first = 0; first < kLanes; first += kLanes / 2) {
       for (int64_t lane = first; lane < first + kLanes / 2; ++lane) {
         mantissa *= static_cast<double>(mantissas[lane]);

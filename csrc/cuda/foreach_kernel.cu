@@ -7,9 +7,9 @@
 namespace illia {
 namespace cuda {
 
-// What a kernel's arguments may take: the large ones need a driver of CUDA 12.1. Each launch copies all of them, so few
-// tensors take the small ones.
-constexpr size_t kSmallBytes = 4096, kLargeBytes = 32764;
+// What a kernel's arguments may take: the large ones need nvcc and a driver of CUDA 12.1. Each launch copies all of
+// them, so few tensors take the small ones.
+constexpr size_t kSmallBytes = 4096, kLargeBytes = CUDART_VERSION >= 12010 ? 32764 : kSmallBytes;
 
 template <typename args_type, size_t kBytes>
 struct Table {

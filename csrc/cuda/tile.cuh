@@ -121,7 +121,7 @@ struct Tile {
   }
 };
 
-// Forward kernels keep 16 elements of a thread in registers over all samples (4 in double, which would spill) and add
+// Forward kernels keep 16 elements of a thread in registers over all samples (4 in double, where 8 would spill) and add
 // them up: enough that the sum over the block costs a few instructions an element. Backward kernels hold more of each
 // element, and fewer of them.
 template <typename scalar_t, bool kFull>

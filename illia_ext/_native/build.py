@@ -186,8 +186,8 @@ def cuda() -> Toolkit | None:
     """The CUDA toolkit to build with, or None.
 
     ILLIA_EXT_CUDA decides: 0 never, 1 always, auto (the default) beside a torch with CUDA where nvcc is on PATH, in
-    CUDA_HOME or in /usr/local/cuda. Whether a GPU is visible plays no part. Raises ValueError for another value, and
-    RuntimeError when CUDA is asked for and cannot be had.
+    CUDA_HOME or in /usr/local/cuda. A visible GPU plays a part in `cuda_targets` alone. Raises ValueError for another
+    value, and RuntimeError when CUDA is asked for and cannot be had.
     """
     switch = os.environ.get("ILLIA_EXT_CUDA", "auto")
     if switch not in ("0", "1", "auto"):
@@ -290,7 +290,9 @@ def load_jit() -> ModuleType:
     if hasattr(torch.ops.illia_ext, "standard_normal"):
         raise ImportError("illia_ext's operators are in this process already; a second copy would crash it")
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-    folder = Path(root) / f"illia_ext-{sys.implementation.cache_tag}-torch-{torch.__version__}"
+    toolkit = cuda()
+    targets = toolkit.targets if toolkit else []  # on a shared disk those of another machine's GPUs may stand beside
+    folder = Path(root) / "-".join([f"illia_ext-{sys.implementation.cache_tag}-torch-{torch.__version__}", *targets])
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what others write here would run
         print(f"illia_ext: compiling the C++ library in {folder}", file=sys.stderr, flush=True)

@@ -53,7 +53,8 @@ def _is_recorded(args: tuple[Any, ...]) -> bool:
 
 
 def is_plain(tensors: Sequence[Any]) -> bool:
-    """Whether an autograd.Function that is no op may have these: no subclass of Tensor, nothing but reverse mode."""
+    """Whether an autograd.Function that is no op may have these: no type with a __torch_function__ of its own, and
+    nothing but reverse mode. A mode for torch's functions does not see such a Function."""
     return _PLAIN_TYPES.issuperset(map(type, tensors)) and not is_traced()
 
 

@@ -1,6 +1,6 @@
 """CPU and CUDA agree: every op, forward and backward, in every dtype, size, number of samples, layout and alignment.
 
-All but sums has the same bits."""
+All but sums have the same bits."""
 
 from collections.abc import Callable
 from itertools import product
