@@ -1,14 +1,16 @@
 """What the pictures of the examples share: colours, a figure, and how it is saved."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
+from torch import Tensor
 
-__all__ = ["BLUE", "GREY", "INK", "ORANGE", "finish", "make_figure", "save"]
+__all__ = ["BLUE", "GREY", "INK", "ORANGE", "finish", "make_figure", "plot_means", "save"]
 
 BLUE, ORANGE, GREY, INK = "#2563a8", "#c8501e", "#9aa0a8", "#22262b"
 
@@ -22,6 +24,14 @@ def finish(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+
+
+def plot_means(axes: Axes, places: Sequence[float], values: dict[str, Tensor]) -> None:
+    """Means over seeds of values [seeds, places] by name, with one standard deviation."""
+    for (name, rows), colour in zip(values.items(), (BLUE, ORANGE, GREY)):
+        error = rows.std(0) if len(rows) > 1 else None
+        axes.errorbar(places, rows.mean(0), error, label=name, color=colour, linewidth=2.5, capsize=3)
+    finish(axes)
 
 
 def save(figure: Figure, path: Path, console: Console) -> int:

@@ -7,9 +7,10 @@ from textwrap import wrap
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from training import WARM_UP, Contender, Task, Training
 
-__all__ = ["levelling", "print_table"]
+__all__ = ["levelling", "print_means", "print_table"]
 
 DECIMALS = {"accuracy, %": 1, "rms error": 3, "nll, nats": 2, "calibration error, %": 1, "AUROC, %": 0}
 
@@ -87,3 +88,13 @@ def print_table(
         f"{ratios} times {names[-1]}'s.",
     ):
         console.print(line, highlight=False)
+
+
+def print_means(console: Console, title: str, columns: list[str], values: dict[str, Tensor], caption: str) -> None:
+    """Means over seeds of values [seeds, columns] by name, with one standard deviation."""
+    table = Table(title=title, title_justify="left", box=SIMPLE, caption=caption, caption_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left", no_wrap=True)
+    for name, rows in values.items():
+        table.add_row(name, *(spread(column.tolist(), 0) for column in rows.T))
+    console.print(table)

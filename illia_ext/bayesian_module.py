@@ -1,7 +1,7 @@
 """Any module made Bayesian: its parameters become Gaussians, all drawn in one launch."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from illia_ext import functional
 from illia_ext._checks import check_count, shown
-from illia_ext._module.guard import GuardedModule, with_signature
+from illia_ext._module.guard import with_signature
 from illia_ext._module.in_place import (
     Turns,
     Watch,
@@ -25,6 +25,7 @@ from illia_ext._module.in_place import (
     tree,
 )
 from illia_ext._module.outputs import Prediction, join_samples, mean, refuse_lazy
+from illia_ext._module.posterior import Posterior
 from illia_ext._module.vmap import at_once
 from illia_ext._ops.dispatch import dispatch_modes, is_plain
 from illia_ext._ops.foreach import Apart
@@ -49,7 +50,7 @@ __all__ = ["BayesianModule", "Prediction"]
 _TRANSFORM = "transform of predict"  # no argument of a module has this name
 
 
-class BayesianModule(GuardedModule):
+class BayesianModule(Posterior):
     """Any module with Gaussian weights, q = N(mu, softplus(rho)^2), and the prior p = N(mu_prior, std_prior^2).
 
     `self.module` is a copy of the module (itself with copy=False), whose selected parameters are the mus; `self.rho`
@@ -107,9 +108,6 @@ class BayesianModule(GuardedModule):
     Source: Graves, "Practical variational inference for neural networks" (2011); Blundell et al., "Weight uncertainty
     in neural networks" (2015).
     """
-
-    mu_prior: Tensor | nn.Module
-    std_prior: Tensor | nn.Module
 
     if TYPE_CHECKING:
 
@@ -444,37 +442,6 @@ class BayesianModule(GuardedModule):
             else:
                 parts.append(f"{name}={prior.item():g}")
         return ", ".join(parts)
-
-    def named_gaussians(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(name, mu, rho) of each weight; the name is the plain module's."""
-        mus, rhos = self._gaussians("named_gaussians")
-        return zip(self._names, mus, rhos)
-
-    def num_params(self) -> int:
-        """Number of Gaussian weights, without padding rows."""
-        mus, _ = self._gaussians("num_params")
-        return sum(mu.numel() - (mu[0].numel() if i in self._padding else 0) for i, mu in enumerate(mus))
-
-    def param_groups(
-        self,
-        mu: Mapping[str, Any] | None = None,
-        rho: Mapping[str, Any] | None = None,
-        rest: Mapping[str, Any] | None = None,
-    ) -> list[dict[str, Any]]:
-        """For an optimizer: mus, rhos, and the rest (parameters that are not Gaussian, learned priors).
-
-        Args:
-            mu, rho, rest: options of each group, such as {"lr": 1e-3}.
-
-        Returns:
-            The groups that have parameters.
-        """
-        mus, _ = self._gaussians("param_groups")
-        rhos = list(self.rho.parameters())  # of a parametrized rho, what it is computed from
-        known = {id(parameter) for parameter in [*mus, *rhos]}
-        others = [each for each in self.parameters() if id(each) not in known and each.requires_grad]
-        groups = ((mus, mu), (rhos, rho), (others, rest))
-        return [dict(params=parameters, **(options or {})) for parameters, options in groups if parameters]
 
     @torch.no_grad()
     def sample_module(self, key: Tensor | None = None) -> nn.Module:

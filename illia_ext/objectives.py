@@ -40,7 +40,9 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
         log_prob: sum over all weights of log q - log p, of the same samples: a scalar or [S]; or the KL divergence.
             If nll and log_prob are swapped, and both are scalars, no error is raised.
         num_data: how many data points the whole training set has, not the batch.
-        kl_weight: of the second term: 1 for the bound, less for a warm-up or a tempered posterior.
+        kl_weight: of the second term: 1 for the bound, less for a warm-up or a tempered posterior. Schedules:
+            min(1, step / 1000) is a linear warm-up; M * 2**-i / (1 - 2**-M) for batch i = 1, ..., M of each epoch are
+            Blundell's weights, most of the term in the first batches, M in all; 0.1 throughout is a cold posterior.
 
     Raises:
         TypeError, ValueError: an argument of a wrong kind, shape or range, or a log_prob that is NaN. Values on a GPU

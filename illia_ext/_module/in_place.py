@@ -20,6 +20,7 @@ from illia_ext._module.contents import reach
 
 __all__ = [
     "FLAT_WEIGHTS",
+    "Places",
     "Targets",
     "Turns",
     "Watch",

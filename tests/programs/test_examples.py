@@ -105,6 +105,36 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["continual", "pruning"])
+def test_what_follows_training(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example, picture = importlib.import_module(name), tmp_path / "picture.png"
+    options = ["--epochs", "1", "--seeds", "2", "--samples", "2", "--output", str(picture)]
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *options])
+    monkeypatch.setenv("COLUMNS", "80")
+    assert example.main() == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "±" in line]
+    columns = len(example.TASKS if name == "continual" else example.SHARES)
+    assert [line.count("±") for line in lines] == [columns] * 3 and not any("…" in line for line in lines)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_pruning_takes_the_least_first() -> None:
+    from pruning import pruned
+
+    growing = torch.linspace(-9, 3, 100).view(10, 10)
+    bnn = BayesianModule(nn.Linear(10, 10), rho_init=lambda name, w: growing if name == "weight" else -9.0)
+    with torch.no_grad():
+        bnn.module.weight.fill_(0.5)
+        bnn.module.bias.fill_(100.0)
+    assert torch.equal(pruned(bnn, "|mu| / sigma", 0.5).weight == 0, torch.arange(100).view(10, 10) >= 45)
+    with torch.no_grad():
+        bnn.module.weight[3, 4] = 0.1
+    assert (pruned(bnn, "|mu|", 0.005).weight == 0).nonzero().tolist() == [[3, 4]]
+    assert bnn.module.weight.count_nonzero() == 100
+
+
 @pytest.mark.parametrize("place", ["README.md", "illia_ext"])
 def test_code_that_users_read_first(place: str) -> None:
     """Of README the blocks up to a layer's own weights, with one epoch."""
