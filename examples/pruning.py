@@ -34,7 +34,8 @@ def pruned(bnn: BayesianModule, by: str, share: float) -> nn.Module:
         scores = {name: mu.detach().abs() for name, mu, _ in bnn.named_gaussians()}
     if by == "at random":
         scores = {name: torch.rand_like(score) for name, score in scores.items()}
-    least = torch.cat([score.flatten() for score in scores.values()]).quantile(share)
+    weights = torch.cat([score.flatten() for score in scores.values()]).sort().values
+    least = weights[int(share * len(weights))]  # the first that stays
     network = bnn.mean_module()
     for name, parameter in network.named_parameters():
         parameter.data[scores[name] < least] = 0.0

@@ -41,8 +41,8 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
             If nll and log_prob are swapped, and both are scalars, no error is raised.
         num_data: how many data points the whole training set has, not the batch.
         kl_weight: of the second term: 1 for the bound, less for a warm-up or a tempered posterior. Schedules:
-            min(1, step / 1000) is a linear warm-up; M * 2**-i / (1 - 2**-M) for batch i = 1, ..., M of each epoch are
-            Blundell's weights, most of the term in the first batches, M in all; 0.1 throughout is a cold posterior.
+            min(1, step / 1000), a linear warm-up; 0.1, a cold posterior; M * 2**-i / (1 - 2**-M) for batch i = 1, ...,
+            M of an epoch, by which Blundell et al. give the first batches most of the term (they sum to M, as M ones).
 
     Raises:
         TypeError, ValueError: an argument of a wrong kind, shape or range, or a log_prob that is NaN. Values on a GPU

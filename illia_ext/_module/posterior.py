@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from illia_ext._module.guard import GuardedModule
 from illia_ext._module.in_place import Places, look_up, tree
@@ -13,7 +14,7 @@ __all__ = ["Posterior"]
 
 
 class Posterior(GuardedModule):
-    """Gaussians by name: mu in `module`, rho beside it, and priors as one tensor for all or a tree of one for each."""
+    """Gaussians by name: mu in `module`, rho in a tree of the same names; a prior is one tensor, or such a tree."""
 
     rho: nn.Module
     mu_prior: Tensor | nn.Module
@@ -61,90 +62,136 @@ class Posterior(GuardedModule):
         """|mu| / sigma of each weight: by how many of its standard deviations it lies away from 0.
 
             ratios = bnn.signal_to_noise()
-            least = torch.cat([ratio.flatten() for ratio in ratios.values()]).quantile(0.75)
+            weights = torch.cat([ratio[ratio.isfinite()] for ratio in ratios.values()])
+            least = weights.kthvalue(int(0.75 * len(weights))).values
             for name, mu, _ in bnn.named_gaussians():
-                mu.data[ratios[name] < least] = 0.0  # of bnn.module, the network of the means, 75 % are gone
+                mu.data[ratios[name] <= least] = 0.0  # three of four weights of bnn.module, the network of the means
 
         Returns:
-            By the plain module's names, tensors of the weights' shapes without a graph; float32 for half types. A
-            padding row, which is no weight, has inf: it is not to be pruned.
+            By the plain module's names, tensors of the weights' shapes without a graph; float32 for half types. inf in
+            a padding row, which is no weight, and where sigma is too small for the type; 0 where mu is 0.
 
         Source: Graves, "Practical variational inference for neural networks" (2011); Blundell et al., "Weight
         uncertainty in neural networks" (2015).
         """
         mus, rhos = self._gaussians("signal_to_noise")
-        ratios = [mu.abs() / _sigma(rho) for mu, rho in zip(mus, rhos)]
+        ratios = [(mu.abs() / _sigma(rho)).masked_fill(mu == 0, 0.0) for mu, rho in zip(mus, rhos)]
         for i, row in self._padding.items():
             ratios[i][row] = torch.inf
         return dict(zip(self._names, ratios))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def posterior_to_prior(self) -> None:
-        """The prior becomes what the posterior is now, in place: the next task starts where this one ended.
+        """The prior becomes what the posterior is now: the next task starts where this one ended.
 
             for task in tasks:
                 train(bnn, task)
                 bnn.posterior_to_prior()
 
         mu and rho stay as they are, so that `kl_divergence()` is 0, but for roundings, until they are trained. From
-        then on each weight has a prior of its own: two more tensors of the weights' size, float32 for half types, which
-        the state_dict holds; `load_state_dict` takes states of both kinds.
+        then on each weight has a prior of its own: two more tensors of the weights' size, float32 for half types (`to`
+        narrows them with the rest), which the state_dict holds. `load_state_dict` takes states with one prior for all
+        weights or one for each. The first call replaces the prior's tensors: make averages of the model (EMA) and
+        captured CUDA graphs after it. Later calls write into them.
 
         Raises:
-            RuntimeError: a prior that is learned; parameters that are sharded: gather them, call this, and shard again.
+            RuntimeError: a prior that is learned or parametrized; a sigma of 0, or one that is not finite; parameters
+                that are sharded: gather them, call this, and shard again.
 
         Source: Nguyen et al., "Variational continual learning" (2018).
         """
         mus, rhos = self._gaussians("posterior_to_prior")
         for name, prior in self._priors():
-            if _is_learned(prior):
+            if not _is_fixed(prior):
                 raise RuntimeError(f"{name}: expected a fixed prior, which can become the posterior, got a learned one")
         if any(hasattr(tensor, "device_mesh") for tensor in [*mus, *rhos]):
             raise RuntimeError("posterior_to_prior: the parameters are sharded; gather them, call this and shard again")
         means = [mu.to(_arithmetic(mu.dtype), copy=True) for mu in mus]
         stds = [_sigma(rho) for rho in rhos]
-        for name, tensors in (("mu_prior", means), ("std_prior", stds)):
-            self._put_prior(name, tree(dict(zip(self._names, tensors))))
+        for name, std in zip(self._names, stds):
+            if not std.is_meta and not (std.isfinite() & (std >= torch.finfo(std.dtype).tiny)).all():
+                message = f"expected a sigma from {torch.finfo(std.dtype).tiny:.1e} on, for a std_prior"
+                raise RuntimeError(f"rho.{name}: {message}, got {std.min().item():.1e} to {std.max().item():.1e}")
+        self._put_priors({"mu_prior": means, "std_prior": stds})
 
     def _priors(self) -> list[tuple[str, Tensor | nn.Module]]:
         return [("mu_prior", self.mu_prior), ("std_prior", self.std_prior)]
 
-    def _put_prior(self, name: str, prior: Tensor | nn.Module) -> None:
-        delattr(self, name)
-        if isinstance(prior, nn.Module):
-            self.add_module(name, prior)
-        else:
-            self.register_buffer(name, prior)
+    def _each(self, prior: Tensor | nn.Module) -> list[Tensor]:
+        """The prior of each weight."""
+        return look_up(prior, self._weights) if isinstance(prior, nn.Module) else [prior] * len(self._names)
 
-    def _fit_prior(self, name: str, prior: Tensor | nn.Module, state_dict: Mapping[str, Any], key: str) -> None:
-        """Places of the shapes that the state has, for it to be copied into."""
-        own = look_up(prior, self._weights) if isinstance(prior, nn.Module) else [prior] * len(self._names)
-        given: list[Any] = [state_dict.get(f"{key}.{weight}") for weight in self._names]
-        if isinstance(prior, nn.Module) and key in state_dict:
-            self._put_prior(name, torch.empty_like(state_dict[key], dtype=own[0].dtype, device=own[0].device))
-        elif all(type(tensor) is Tensor for tensor in given):
-            if isinstance(prior, nn.Module) and all(mine.shape == tensor.shape for mine, tensor in zip(own, given)):
-                return
-            new = [
-                torch.empty_like(tensor, dtype=_arithmetic(mine.dtype), device=mine.device)
-                for tensor, mine in zip(given, own)
-            ]
-            self._put_prior(name, tree(dict(zip(self._names, new))))
+    def _put_priors(self, priors: Mapping[str, Tensor | list[Tensor]]) -> None:
+        """One for all weights or one for each; into the tensors that are there where these have that shape and type."""
+        for name, new in priors.items():
+            old = getattr(self, name)
+            if isinstance(new, list) and isinstance(old, nn.Module):
+                pairs = list(zip(self._each(old), new))
+                if all((mine.shape, mine.dtype) == (tensor.shape, tensor.dtype) for mine, tensor in pairs):
+                    for mine, tensor in pairs:
+                        mine.copy_(tensor)
+                    continue
+            delattr(self, name)
+            if isinstance(new, list):
+                self.add_module(name, tree(dict(zip(self._names, new))))
+            else:
+                self.register_buffer(name, new)
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
-        """Fixed priors take the form that the state has: one for all weights or one for each, with their values."""
-        for name, prior in self._priors():
-            if not _is_learned(prior):
-                self._fit_prior(name, prior, state_dict, prefix + name)
+        """Fixed priors take the form that the state has: one for all weights, or one for each."""
+        with self.mu_in_place("load_state_dict"), torch.no_grad():
+            self._put_priors(self._priors_of_form(state_dict, prefix))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
+    def _priors_of_form(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Tensor | list[Tensor]]:
+        """Our priors' values, in the shapes of the state's; those alone that must change for it to be copied into.
 
-def _is_learned(prior: Tensor | nn.Module) -> bool:
+        None where it will be refused: for another network's weights, or for a prior that is learned here.
+        """
+        shapes = [mu.shape for mu in look_up(self.module, self._weights)]
+        weights = [state_dict.get(f"{prefix}module.{name}") for name in self._names]
+        if not all(_is_fixed(prior) for _, prior in self._priors()) or any(
+            isinstance(weight, Tensor) and weight.shape != shape for weight, shape in zip(weights, shapes)
+        ):
+            return {}
+        found: dict[str, Tensor | list[Tensor]] = {}
+        for argument, prior in self._priors():
+            own, one = self._each(prior), state_dict.get(prefix + argument)
+            given: list[Any] = [state_dict.get(f"{prefix}{argument}.{name}") for name in self._names]
+            if isinstance(one, Tensor) and isinstance(prior, nn.Module):
+                found[argument] = _in_shape(torch.cat([mine.flatten() for mine in own]), one.shape).to(own[0].dtype)
+            elif any(map(_is_plain, given)) and all(map(_fits, given, shapes)):
+                shaped_as = [like if _is_plain(like) else mine for like, mine in zip(given, own)]
+                each = [_in_shape(mine, like.shape) for mine, like in zip(own, shaped_as)]
+                is_same = all((a.shape, a.dtype) == (b.shape, b.dtype) for a, b in zip(own, each))
+                if not isinstance(prior, nn.Module) or not is_same:
+                    found[argument] = each
+        return found
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and not hasattr(value, "device_mesh")
+
+
+def _fits(given: Any, shape: torch.Size) -> bool:
+    """Whether it may be the prior of a weight, or is absent."""
+    return not _is_plain(given) or given.numel() == 1 or given.shape == shape
+
+
+def _in_shape(prior: Tensor, shape: torch.Size) -> Tensor:
+    """Its values in that shape; its mean, where it has others."""
+    values = prior.to(_arithmetic(prior.dtype))
+    return values.clone() if values.shape == shape else values.mean().expand(shape).clone()
+
+
+def _is_fixed(prior: Tensor | nn.Module) -> bool:
     if isinstance(prior, nn.Module):
-        return next(prior.parameters(), None) is not None
-    return isinstance(prior, nn.Parameter)
+        is_computed = any(map(parametrize.is_parametrized, prior.modules()))
+        return next(prior.parameters(), None) is None and not is_computed
+    return not isinstance(prior, nn.Parameter)
 
 
 def _arithmetic(dtype: torch.dtype) -> torch.dtype:

@@ -117,6 +117,8 @@ def test_what_follows_training(
     lines = [line for line in capsys.readouterr().out.splitlines() if "±" in line]
     columns = len(example.TASKS if name == "continual" else example.SHARES)
     assert [line.count("±") for line in lines] == [columns] * 3 and not any("…" in line for line in lines)
+    if name == "continual":
+        assert lines[0].split("prior")[1] != lines[1].split("prior")[1]  # the posterior was carried on
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
