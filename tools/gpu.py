@@ -132,6 +132,11 @@ class Record:
                 self.add(**json.loads(line.removeprefix(RESULT)))
 
 
+def _hear() -> None:
+    """A shell lets what it starts in the background ignore interruptions."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_step(step: Step, seconds: float, record: Record) -> bool:
     """Whether it succeeded within its time. Its last lines are part of its result."""
     environ = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160", **dict(step.environ)}
@@ -140,7 +145,7 @@ def run_step(step: Step, seconds: float, record: Record) -> bool:
     started, lines, rest, late = time.monotonic(), [""], b"", False
     try:
         process = subprocess.Popen(
-            step.command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            step.command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_hear
         )
     except OSError as error:
         record.add(step=step.name, ended=str(error), seconds=0)

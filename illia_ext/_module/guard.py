@@ -5,7 +5,7 @@ import gc
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FunctionType
 from typing import Any
@@ -147,10 +147,14 @@ class GuardedModule(nn.Module):
         with self.mu_in_place("state_dict"):
             return super().state_dict(*args, **kwargs)
 
+    def _take_form_of(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Before a state is copied into this module."""
+
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
         with self.mu_in_place("load_state_dict"):
+            self._take_form_of(state_dict, prefix)
             super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
         parts = (self.named_parameters, self.named_buffers)
         own = {name for part in parts for name, _ in part(remove_duplicate=False)}

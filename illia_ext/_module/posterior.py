@@ -138,13 +138,10 @@ class Posterior(GuardedModule):
             else:
                 self.register_buffer(name, new)
 
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
-    ) -> None:
+    @torch.no_grad()
+    def _take_form_of(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """Fixed priors take the form that the state has: one for all weights, or one for each."""
-        with self.mu_in_place("load_state_dict"), torch.no_grad():
-            self._put_priors(self._priors_of_form(state_dict, prefix))
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        self._put_priors(self._priors_of_form(state_dict, prefix))
 
     def _priors_of_form(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Tensor | list[Tensor]]:
         """Our priors' values, in the shapes of the state's; those alone that must change for it to be copied into.

@@ -198,6 +198,7 @@ def test_jit_from_an_installed_package(package: Path, tmp_path: Path) -> None:
 def test_jit_refuses(module: object, name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a search does not find, and a second copy of the library."""
     monkeypatch.setenv("PATH", os.environ["PATH"])  # undoes what load_jit appends
+    monkeypatch.setenv("ILLIA_EXT_CUDA", "0")
     if module:
         monkeypatch.setattr(module, name, lambda *arguments, **options: None)
     with pytest.raises(ImportError, match=message):

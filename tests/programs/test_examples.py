@@ -133,7 +133,7 @@ def test_pruning_takes_the_least_first() -> None:
     assert torch.equal(pruned(bnn, "|mu| / sigma", 0.5).weight == 0, torch.arange(100).view(10, 10) >= 45)
     with torch.no_grad():
         bnn.module.weight[3, 4] = 0.1
-    assert (pruned(bnn, "|mu|", 0.005).weight == 0).nonzero().tolist() == [[3, 4]]
+    assert (pruned(bnn, "|mu|", 0.01).weight == 0).nonzero().tolist() == [[3, 4]]
     assert bnn.module.weight.count_nonzero() == 100
 
 
