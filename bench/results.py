@@ -8,9 +8,10 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["FORMAT", "Row", "Run", "write"]
 
@@ -40,12 +41,14 @@ class Row:
 @dataclass
 class Run:
     about: dict[str, Any]  # machine, settings, cases skipped and why, busy; from the last line seconds, and busy again
-    rows: pd.DataFrame  # a column for each field of Row
+    rows: "pd.DataFrame"  # a column for each field of Row
 
     @classmethod
     def of(cls, about: dict[str, Any], rows: list[Row]) -> "Run":
         names = [field.name for field in fields(Row)]
         measured = dict.fromkeys(names[names.index("median") :], float)  # also where all are None
+        import pandas as pd  # here: what measures needs no tables, as on a bare machine with a GPU
+
         return cls(about, pd.DataFrame([asdict(row) for row in rows], columns=names).astype(measured))
 
     @classmethod

@@ -174,24 +174,6 @@ class BayesianModule(Posterior):
             kind = parametrize.type_before_parametrizations(self.module)
             self.__class__ = with_signature(type(self), kind)  # type: ignore
 
-    def _gaussians(self, what: str) -> tuple[list[Tensor], list[Tensor]]:
-        """mu and rho as they are now: FSDP, torch.func or a user may have put other tensors in their places."""
-        try:
-            with self._turns():
-                self._check_turn(what)
-                mus = look_up(self.module, self._weights)
-                tied = [look_up(self.module, place)[0] for _, place, _ in self._ties]
-        except KeyError:
-            self._explain()
-            raise
-        for tensor, (alias, _, i) in zip(tied, self._ties):
-            if tensor is not mus[i]:
-                message = f"expected to be tied to module.{self._names[i]}, got another parameter"
-                raise RuntimeError(
-                    f"module.{alias}: {message}; tie them again, also after load_state_dict(assign=True)"
-                )
-        return mus, look_up(self.rho, self._weights, parametrized=True)
-
     def _call(self, args: Any, kwargs: Any, transform: Any, weights: Sequence[Tensor]) -> Any:
         if is_compiling():  # which computes nothing again
             with parameters_replaced(self.module, self._targets, weights):
@@ -219,25 +201,6 @@ class BayesianModule(Posterior):
             p if isinstance(p, Tensor) else leave_out(p, self._padding)[0] for p in (rhos, mu_prior, std_prior)
         )
         return (mu, rho, mu_prior, std_prior), rows
-
-    def _explain(self) -> None:
-        """After a failure: which weight has been changed since it became a Gaussian, if one has."""
-        for i, (name, rho) in enumerate(zip(self._names, look_up(self.rho, self._weights, parametrized=True))):
-            try:
-                (mu,) = look_up(self.module, places([name]))
-            except KeyError:
-                mu = None
-            if mu is None:
-                message = "expected the parameter that became a Gaussian, found none; convert the changed module"
-                raise RuntimeError(f"module.{name}: {message}") from None
-            if i in self._padding and hasattr(mu, "device_mesh"):
-                message = "its padding row cannot be left out of a DTensor; leave the weight out by select, or call "
-                message += "this where FSDP2 holds it whole: in forward, or by register_fsdp_forward_method"
-                raise RuntimeError(f"module.{name}: {message}")
-            for what in ("shape", "dtype", "device", "device_mesh"):  # the last: one is sharded, the other is not
-                ours, expected = (getattr(tensor, what, None) for tensor in (mu, rho))
-                if ours != expected:
-                    raise RuntimeError(f"module.{name}: expected the {what} of rho.{name}, {expected}, got {ours}")
 
     def _draw(
         self, mus: list[Tensor], rhos: list[Tensor], key: Tensor, is_repeatable: bool = False

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from illia_ext._module.guard import GuardedModule
-from illia_ext._module.in_place import Places, look_up, tree
+from illia_ext._module.in_place import Places, look_up, places, tree
 
 __all__ = ["Posterior"]
 
@@ -22,9 +22,44 @@ class Posterior(GuardedModule):
     _names: list[str]
     _weights: Places
     _padding: dict[int, int]
+    _ties: list[tuple[str, Places, int]]
 
     def _gaussians(self, what: str) -> tuple[list[Tensor], list[Tensor]]:
-        raise NotImplementedError
+        """mu and rho as they are now: FSDP, torch.func or a user may have put other tensors in their places."""
+        try:
+            with self._turns():
+                self._check_turn(what)
+                mus = look_up(self.module, self._weights)
+                tied = [look_up(self.module, place)[0] for _, place, _ in self._ties]
+        except KeyError:
+            self._explain()
+            raise
+        for tensor, (alias, _, i) in zip(tied, self._ties):
+            if tensor is not mus[i]:
+                message = f"expected to be tied to module.{self._names[i]}, got another parameter"
+                raise RuntimeError(
+                    f"module.{alias}: {message}; tie them again, also after load_state_dict(assign=True)"
+                )
+        return mus, look_up(self.rho, self._weights, parametrized=True)
+
+    def _explain(self) -> None:
+        """After a failure: which weight has been changed since it became a Gaussian, if one has."""
+        for i, (name, rho) in enumerate(zip(self._names, look_up(self.rho, self._weights, parametrized=True))):
+            try:
+                (mu,) = look_up(self.module, places([name]))
+            except KeyError:
+                mu = None
+            if mu is None:
+                message = "expected the parameter that became a Gaussian, found none; convert the changed module"
+                raise RuntimeError(f"module.{name}: {message}") from None
+            if i in self._padding and hasattr(mu, "device_mesh"):
+                message = "its padding row cannot be left out of a DTensor; leave the weight out by select, or call "
+                message += "this where FSDP2 holds it whole: in forward, or by register_fsdp_forward_method"
+                raise RuntimeError(f"module.{name}: {message}")
+            for what in ("shape", "dtype", "device", "device_mesh"):  # the last: one is sharded, the other is not
+                ours, expected = (getattr(tensor, what, None) for tensor in (mu, rho))
+                if ours != expected:
+                    raise RuntimeError(f"module.{name}: expected the {what} of rho.{name}, {expected}, got {ours}")
 
     def named_gaussians(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, mu, rho) of each weight; the name is the plain module's."""

@@ -100,7 +100,7 @@ class Signature:
 
 
 class EagerFunction(_SingleLevelFunction):
-    """A torch.autograd.Function for reverse mode alone, whose `apply` leaves out what torch.func needs."""
+    """A torch.autograd.Function whose `apply` leaves out what torch.func needs around it."""
 
     apply: ClassVar[Callable[..., Any]]
     _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)

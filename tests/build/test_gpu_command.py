@@ -62,6 +62,14 @@ def test_options_exist(step: str, plan: dict[str, tuple[int, list[str]]]) -> Non
     assert re.search(said, result.stdout + result.stderr, re.MULTILINE), result.stdout[-500:] + result.stderr
 
 
+def test_the_small_programs_need_torch_alone(cpu: object) -> None:
+    absent = ("hypothesis", "matplotlib", "pandas", "psutil", "rich", "scipy", "sklearn", "tabulate", "typer")
+    code = f"import runpy, sys; sys.modules.update(dict.fromkeys({absent}))\n"
+    code += "sys.argv = ['gpu_small.py', 'smoke', 'cpu']; runpy.run_path('tools/gpu_small.py', run_name='__main__')"
+    result = run(sys.executable, "-c", code)
+    assert result.returncode == 0 and result.stdout.count("the CPU's bits") == 8, result.stderr
+
+
 def test_without_a_gpu_one_line_says_so(tmp_path: Path, cpu: object) -> None:
     result = run(sys.executable, "tools/gpu.py", "--out", str(tmp_path / "out"))
     assert result.returncode == 2 and result.stdout == "" and not (tmp_path / "out").exists()
