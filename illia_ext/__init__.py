@@ -5,6 +5,7 @@
     bnn.predict(inputs)           outputs for many samples of the weights, and their mean
     predictive_entropy, mutual_information    how unsure these are, and how much of that is due to the weights
     relative_rho(0.1)             an initial rho for networks that are trained already
+    ScaleMixture(0.5, 1.0, 0.0025)    a prior, as others of torch.distributions are: BayesianModule(network, prior=...)
     GaussianDistribution(shape)   the weights of a layer of your own; replaces illia's class
 
 Training differs from a deterministic network's in two lines, the conversion and the loss:
@@ -34,6 +35,7 @@ from illia_ext import functional, random, reference
 from illia_ext.bayesian_module import BayesianModule, Prediction
 from illia_ext.distributions import DistributionModule, GaussianDistribution, Positive
 from illia_ext.objectives import elbo_loss, mutual_information, predictive_entropy
+from illia_ext.priors import ScaleMixture
 from illia_ext.replace import replace_distributions
 from illia_ext.selection import relative_rho
 
@@ -43,6 +45,7 @@ __all__ = [
     "GaussianDistribution",
     "Positive",
     "Prediction",
+    "ScaleMixture",
     "elbo_loss",
     "functional",
     "mutual_information",

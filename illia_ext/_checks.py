@@ -18,6 +18,7 @@ __all__ = [
     "check_int64",
     "check_key",
     "check_one_key",
+    "check_one_prior",
     "check_positive",
     "check_prior",
     "shown",
@@ -56,6 +57,13 @@ def check_positive(name: str, value: float) -> float:
 def check_prior(name: str, value: float) -> float:
     """mu_prior or std_prior, given as a number."""
     return check_positive(name, value) if name == "std_prior" else check_finite(name, value)
+
+
+def check_one_prior(**given_and_default: tuple[Any, Any]) -> None:
+    """Beside `prior`: mu_prior and std_prior are as they are by default."""
+    for name, (value, default) in given_and_default.items():
+        if value is not default and (isinstance(value, Tensor) or value != default):
+            raise ValueError(f"{name}: expected none beside prior, which takes its place, got {shown(value)}")
 
 
 def _check_integer(name: str, value: Any) -> int:

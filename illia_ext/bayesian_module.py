@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.distributions import Distribution
 from torch.nn.utils import parametrize
 
 from illia_ext import functional
-from illia_ext._checks import check_count, shown
+from illia_ext._checks import check_count, check_one_prior, shown
 from illia_ext._module.guard import with_signature
 from illia_ext._module.in_place import (
     Turns,
@@ -30,12 +31,14 @@ from illia_ext._module.vmap import at_once
 from illia_ext._ops.dispatch import dispatch_modes, is_plain
 from illia_ext._ops.foreach import Apart
 from illia_ext.distributions import DistributionModule
+from illia_ext.priors import arithmetic, closed_form_kl, log_density
 from illia_ext.selection import (
     Initial,
     Rows,
     Select,
     initial_rho,
     leave_out,
+    make_distributions,
     make_prior,
     mean_of_norms,
     padding_rows,
@@ -84,6 +87,12 @@ class BayesianModule(Posterior):
         copy: whether the module is deep-copied. With False its own parameters become mu and nothing is copied, so a
             frozen base of any size costs nothing. Make the optimizer after the conversion: one made before has no rho.
         reset_parameters: let the submodules that hold selected parameters start anew, by their reset_parameters().
+        prior: in place of mu_prior and std_prior, a torch.distributions.Distribution whose samples broadcast to each
+            weight; or an nn.Module whose forward() returns one at each call, from parameters that are learned; or a
+            function (name, parameter) that gives either, all kept in the state_dict. A Normal is the Gaussian prior of
+            mu_prior and std_prior. Normal, Laplace and `illia_ext.ScaleMixture` are computed in the pass that draws, if
+            all weights have the same of them; of others log_prob is evaluated for each weight, which takes more time
+            and memory (docs/posterior.md).
         chunk_size: how many of several samples run at once, by torch.vmap. 1: one after the other, each as a single
             call, which is right for every module. More may pay for small layers on a GPU; what vmap cannot do as single
             calls do is then refused: hooks, statistics to update, recurrent layers, changes in place.
@@ -102,8 +111,9 @@ class BayesianModule(Posterior):
         ValueError: a part that draws by itself (a distribution, another BayesianModule), selected or not; no parameter
             or an unknown one is selected, one of a lazy module, one of a Bayesian layer of another library, parameters
             of several dtypes or devices, or two in one memory; a module that holds a tensor with a graph, as pruning
-            leaves it; a prior or rho_init out of range or of another shape; reset_parameters=True with copy=False, or
-            where a submodule has no reset_parameters().
+            leaves it; a prior or rho_init out of range or of another shape; prior beside mu_prior or std_prior, or not
+            a density of all real numbers, or a fixed one with a tensor that requires a gradient;
+            reset_parameters=True with copy=False, or where a submodule has no reset_parameters().
 
     Source: Graves, "Practical variational inference for neural networks" (2011); Blundell et al., "Weight uncertainty
     in neural networks" (2015).
@@ -121,6 +131,7 @@ class BayesianModule(Posterior):
         rho_init: Initial = -5.0,
         select: Select = None,
         *,
+        prior: "Distribution | nn.Module | Callable[[str, Tensor], Distribution | nn.Module] | None" = None,
         copy: bool = True,
         reset_parameters: bool = False,
         chunk_size: int = 1,
@@ -160,16 +171,25 @@ class BayesianModule(Posterior):
         self.rho = tree(
             {name: nn.Parameter(initial_rho(name, mu.detach(), rho_init), mu.requires_grad) for name, mu in mus.items()}
         )
-        if mu_prior is None:
-            mu_prior = mean_of_norms(self.module, self._targets, self._names)
-        for argument, value in (("mu_prior", mu_prior), ("std_prior", std_prior)):
-            prior = make_prior(argument, value, mus)
-            if isinstance(prior, nn.Parameter):
-                self.register_parameter(argument, prior)
-            elif isinstance(prior, Tensor):
-                self.register_buffer(argument, prior)
+        self.prior = None
+        if prior is not None:
+            check_one_prior(mu_prior=(mu_prior, None), std_prior=(std_prior, 1.0))
+            made = make_distributions(prior, mus)
+            if isinstance(made, nn.Module):
+                self.prior, self.mu_prior, self.std_prior = made, None, None
             else:
-                self.add_module(argument, tree(prior))
+                mu_prior, std_prior = made
+        elif mu_prior is None:
+            mu_prior = mean_of_norms(self.module, self._targets, self._names)
+        if self.prior is None:
+            for argument, value in (("mu_prior", mu_prior), ("std_prior", std_prior)):
+                gaussian = make_prior(argument, value, mus)
+                if isinstance(gaussian, nn.Parameter):
+                    self.register_parameter(argument, gaussian)
+                elif isinstance(gaussian, Tensor):
+                    self.register_buffer(argument, gaussian)
+                else:
+                    self.add_module(argument, tree(gaussian))
         if type(self).forward is BayesianModule.forward and "forward" not in vars(self.module):
             kind = parametrize.type_before_parametrizations(self.module)
             self.__class__ = with_signature(type(self), kind)  # type: ignore
@@ -187,46 +207,61 @@ class BayesianModule(Posterior):
                 finally:
                     self._turns.take_away()
 
-    def _without_padding(self, mus: list[Tensor], rhos: list[Tensor]) -> tuple[tuple[Any, Any, Any, Any], Rows]:
+    def _without_padding(
+        self, mus: list[Tensor], rhos: list[Tensor], mu_prior: Any, std_prior: Any
+    ) -> tuple[tuple[Any, Any, Any, Any], Rows]:
         """mu, rho, mu_prior and std_prior as the ops take them, and the padding rows of mu, which are left out."""
-        mu_prior, std_prior = (
-            p if isinstance(p, Tensor) else look_up(p, self._weights, parametrized=True)
-            for p in (self.mu_prior, self.std_prior)
-        )
-        mu_prior, std_prior = (p if isinstance(p, Tensor) else shard_like(mus, p) for p in (mu_prior, std_prior))
+        mu_prior, std_prior = (shard_like(mus, p) if isinstance(p, list) else p for p in (mu_prior, std_prior))
         if not self._padding:
             return (mus, rhos, mu_prior, std_prior), {}
         mu, rows = leave_out(mus, self._padding)
         rho, mu_prior, std_prior = (
-            p if isinstance(p, Tensor) else leave_out(p, self._padding)[0] for p in (rhos, mu_prior, std_prior)
+            leave_out(p, self._padding)[0] if isinstance(p, list) else p for p in (rhos, mu_prior, std_prior)
         )
         return (mu, rho, mu_prior, std_prior), rows
 
     def _draw(
-        self, mus: list[Tensor], rhos: list[Tensor], key: Tensor, is_repeatable: bool = False
+        self,
+        mus: list[Tensor],
+        rhos: list[Tensor],
+        key: Tensor,
+        antithetic: bool = False,
+        is_repeatable: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
         """`is_repeatable`: by a draw whose backward may run several times."""
         try:
+            gaussian, family, others = self._prior_terms()
+            arguments, rows = self._without_padding(mus, rhos, *gaussian)
             # the dtype said: under autocast the weights of norms stay as they are, other ops narrow theirs
-            arguments, rows = self._without_padding(mus, rhos)
-            draw = functional.repeatable_draw if is_repeatable else functional.foreach_gaussian_sample_and_log_prob
-            x, log_prob = draw(*arguments, key, rhos[0].dtype, self.stick_the_landing)
-            return put_back(x, rows, len(mus)) if rows else x, log_prob
+            x, log_prob = functional.foreach_gaussian_sample_and_log_prob(
+                *arguments,
+                key,
+                rhos[0].dtype,
+                self.stick_the_landing,
+                **family,
+                antithetic=antithetic,
+                is_repeatable=is_repeatable,
+            )
+            if rows:
+                x = put_back(x, rows, len(mus))
+            if others:
+                log_prob = (log_prob - self._sum_over(log_density, others, x, mus)).to(log_prob.dtype)
+            return x, log_prob
         except (RuntimeError, TypeError, ValueError):
             self._explain()
             raise
 
     def _draw_each(
-        self, mus: list[Tensor], rhos: list[Tensor], keys: Tensor
+        self, mus: list[Tensor], rhos: list[Tensor], keys: Tensor, antithetic: bool
     ) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
         """(weights, log_prob) of each sample."""
         # One op for four samples takes a fifth less of a step; without gradients, memory for one is what counts.
         by_fours = torch.is_grad_enabled() and is_plain([*mus, *rhos, keys]) and not dispatch_modes()
-        for some in keys.split(4 if by_fours else 1):
-            if len(some) == 1:
+        for some in keys.split((2 if antithetic else 4) if by_fours else 1):
+            if len(some) == 1 and not antithetic:
                 yield self._draw(mus, rhos, some[0])
                 continue
-            samples, log_prob = self._draw(mus, rhos, some)
+            samples, log_prob = self._draw(mus, rhos, some, antithetic)
             apart = Apart.apply(*samples)
             weights = [apart[start : start + len(mus)] for start in range(0, len(apart), len(mus))]
             yield from zip(weights, log_prob.unbind())
@@ -289,16 +324,23 @@ class BayesianModule(Posterior):
             )
 
     def forward(
-        self, *args: Any, num_samples: int | None = None, key: Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        num_samples: int | None = None,
+        key: Tensor | None = None,
+        antithetic: bool = False,
+        **kwargs: Any,
     ) -> tuple[Any, Tensor]:
         """The module's output for weights that are drawn for this call, and their log_prob.
 
         Args:
-            args, kwargs: of the module; arguments named num_samples and key by position alone.
+            args, kwargs: of the module; arguments named num_samples, key and antithetic by position alone.
             num_samples: how many samples of all weights; None for one, without a dimension of its own. They equal
                 single calls with the same keys: an input that the module changes in place, such as a cache, is
                 changed once per sample.
             key: [2] or [S, 2] (see `illia_ext.random`), in place of num_samples; None draws from torch's generator.
+            antithetic: draw pairs, mu + sigma eps and then mu - sigma eps for all weights, whose errors partly cancel:
+                an even num_samples, or two samples for each key of [k, 2].
 
         Returns:
             output: what the module gives. Of several samples, its tensors are stacked to [num_samples, ...]: a loss
@@ -312,7 +354,7 @@ class BayesianModule(Posterior):
             RuntimeError: a checkpointed part reads a Gaussian weight.
         """
         mus, rhos = self._gaussians("bnn(x)")
-        key = self._choose_key(num_samples, key, rhos[0])
+        key = self._choose_key(num_samples, key, rhos[0], antithetic)
         call = partial(self._call, args, kwargs, kwargs.pop(_TRANSFORM, lambda output: output))
         if key.dim() != 2:
             weights, log_prob = self._draw(mus, rhos, key)
@@ -321,13 +363,13 @@ class BayesianModule(Posterior):
             return output, log_prob
         outputs, log_probs = [], []
         if self.chunk_size == 1:
-            for each, log_prob in self._draw_each(mus, rhos, key):
+            for each, log_prob in self._draw_each(mus, rhos, key, antithetic):
                 outputs.append(call(each))
                 refuse_lazy(outputs[-1], mus)
                 log_probs.append(log_prob)
             return join_samples(torch.stack, outputs), torch.stack(log_probs)
-        for keys in key.split(self.chunk_size):
-            weights, log_prob = self._draw(mus, rhos, keys)
+        for keys in key.split(max(self.chunk_size // 2, 1) if antithetic else self.chunk_size):
+            weights, log_prob = self._draw(mus, rhos, keys, antithetic)
             outputs.append(at_once(call, weights, self.module, (args, kwargs)))
             log_probs.append(log_prob)
         return join_samples(torch.cat, outputs), torch.cat(log_probs)
@@ -338,6 +380,7 @@ class BayesianModule(Posterior):
         *args: Any,
         num_samples: int | None = None,
         key: Tensor | None = None,
+        antithetic: bool = False,
         transform: Callable[[Any], Any] | None = None,
         **kwargs: Any,
     ) -> Prediction:
@@ -354,6 +397,7 @@ class BayesianModule(Posterior):
             args, kwargs: as of `forward`.
             num_samples: None for 20, or as many as key has.
             key: [S, 2].
+            antithetic: as of `forward`.
             transform: applied to the module's output for each sample, while the weights are that sample's. Its results
                 are what is averaged and stacked: `lambda logits: logits.softmax(-1)`, `lambda output: output.logits` of
                 a language model, `lambda flow: flow.log_prob(y)`.
@@ -375,7 +419,7 @@ class BayesianModule(Posterior):
             raise TypeError(f"transform: expected a function of the module's output, got {transform!r}")
         if transform is not None:
             kwargs[_TRANSFORM] = transform
-        samples, _ = self(*args, num_samples=num_samples, key=key, **kwargs)
+        samples, _ = self(*args, num_samples=num_samples, key=key, antithetic=antithetic, **kwargs)
         return Prediction(mean(samples), samples)
 
     def mean_forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -385,11 +429,18 @@ class BayesianModule(Posterior):
             return self.module(*args, **kwargs)
 
     def kl_divergence(self) -> Tensor:
-        """KL(q || p) of all weights in closed form: scalar, in nats."""
+        """KL(q || p) of all weights in closed form: scalar, in nats.
+
+        Raises:
+            NotImplementedError: torch.distributions has no closed form for the prior.
+        """
+        mus, rhos = self._gaussians("kl_divergence")
         try:
-            return functional.foreach_gaussian_kl_divergence(
-                *self._without_padding(*self._gaussians("kl_divergence"))[0]
-            )
+            gaussian, family, others = self._prior_terms()
+            if family or others:
+                distributions = others or self._distributions()
+                return self._sum_over(closed_form_kl, distributions, mus, rhos).to(arithmetic(rhos[0].dtype))
+            return functional.foreach_gaussian_kl_divergence(*self._without_padding(mus, rhos, *gaussian)[0])
         except (RuntimeError, TypeError, ValueError):
             self._explain()
             raise
@@ -399,6 +450,8 @@ class BayesianModule(Posterior):
         num_weights = sum(rho.numel() - (rho[0].numel() if i in self._padding else 0) for i, rho in enumerate(rhos))
         parts = [f"{len(self._names)} tensors of {num_weights:,} weights are Gaussian"]
         for name, prior in (("mu_prior", self.mu_prior), ("std_prior", self.std_prior)):
+            if prior is None:
+                continue
             if isinstance(prior, nn.Module) or prior.requires_grad or prior.is_meta:
                 kind = "one for each weight" if isinstance(prior, nn.Module) else "learned"
                 parts.append(f"{name}: {'unknown' if getattr(prior, 'is_meta', False) else kind}")

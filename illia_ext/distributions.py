@@ -7,11 +7,12 @@ from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Distribution, Independent, Normal
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from illia_ext import functional
-from illia_ext._checks import broadcasts, check_count, check_dtype, check_finite, check_prior
+from illia_ext._checks import broadcasts, check_count, check_dtype, check_finite, check_one_prior, check_prior
+from illia_ext.priors import as_prior, closed_form_kl, fixed_gaussian, fused, log_density
 from illia_ext.random import draw_key
 
 __all__ = ["DistributionModule", "GaussianDistribution", "Positive"]
@@ -126,12 +127,13 @@ class GaussianDistribution(DistributionModule):
             buffers; or nn.Parameters, which are learned with the weights (empirical Bayes) and may be shared by
             modules. An optimizer may make a learned std_prior negative, and all that depends on it NaN: see `Positive`.
         mu_init, rho_init: means of the initial values.
+        prior: in place of mu_prior and std_prior, as of `BayesianModule`.
         device, dtype: as in every module of torch.nn; the dtype is a floating one.
 
     Raises:
         TypeError: an unknown argument, a dtype that is not floating, or a prior that is no number and no tensor.
-        ValueError: a negative size, a prior whose shape does not fit, one with a graph of its own, or a std_prior
-            that is not positive and finite in this dtype.
+        ValueError: a negative size, a prior whose shape does not fit, one with a graph of its own, a std_prior that is
+            not positive and finite in this dtype, or what `BayesianModule` says of `prior`.
     """
 
     mu_prior: Tensor
@@ -144,6 +146,8 @@ class GaussianDistribution(DistributionModule):
         std_prior: float | Tensor = 0.1,
         mu_init: float = 0.0,
         rho_init: float = -7.0,
+        *,
+        prior: "Distribution | nn.Module | None" = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -156,26 +160,42 @@ class GaussianDistribution(DistributionModule):
         self.mu_init = check_finite("mu_init", mu_init)
         self.rho_init = check_finite("rho_init", rho_init)
         device = torch.empty(0, device=factory["device"]).device
+        if prior is not None:
+            check_one_prior(mu_prior=(mu_prior, 0.0), std_prior=(std_prior, 0.1))
+        gaussian = fixed_gaussian(prior) or (mu_prior, std_prior)
         priors = {
             name: make_prior(name, value, self.shape, dtype, device)
-            for name, value in (("mu_prior", mu_prior), ("std_prior", std_prior))
+            for name, value in zip(("mu_prior", "std_prior"), gaussian)
         }
         # illia draws a standard normal that it then overwrites; so do we, or later draws would differ
         self.mu = nn.Parameter(torch.randn(self.shape, **factory).normal_(mu_init, 0.1))
         self.rho = nn.Parameter(torch.randn(self.shape, **factory).normal_(rho_init, 0.1))
-        for name, prior in priors.items():
-            if isinstance(prior, nn.Parameter):
-                self.register_parameter(name, prior)
+        self.prior = None if prior is None or fixed_gaussian(prior) else as_prior(prior, {"mu": self.mu})
+        for name, value in priors.items():
+            if self.prior is not None:
+                self.register_buffer(name, None)
+            elif isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
             else:
-                self.register_buffer(name, prior)
+                self.register_buffer(name, value)
 
-    def _choose_key(self, num_samples: Optional[int], key: Optional[Tensor]) -> Tensor:
+    def __prepare_scriptable__(self) -> "GaussianDistribution":
+        if self.prior is not None:
+            raise RuntimeError("prior: TorchScript takes a Gaussian prior alone; use torch.compile or torch.export")
+        return self
+
+    def _choose_key(self, num_samples: Optional[int], key: Optional[Tensor], antithetic: bool) -> Tensor:
+        """[2], or [S, 2]; of antithetic samples [S / 2, 2]."""
         if key is not None:
             if not isinstance(key, Tensor):
                 raise TypeError(f"key: expected a tensor, got {key}")
             if num_samples is not None:
                 raise ValueError(f"num_samples: a key says how many samples to draw, got num_samples={num_samples} too")
             return key
+        if antithetic:
+            if num_samples is None or num_samples % 2 != 0:
+                raise ValueError(f"num_samples: expected an even number of antithetic samples, got {num_samples}")
+            num_samples = num_samples // 2
         if is_scripting():  # TorchScript has no place for the generator that draw_key takes
             if num_samples is None:
                 return torch.randint(9223372036854775807, [2], generator=None, device=self.mu.device)
@@ -187,22 +207,28 @@ class GaussianDistribution(DistributionModule):
             return draw_key(num_keys, device=self.mu.device, mesh=getattr(self.mu, "device_mesh", None))
 
     @torch.jit.export
-    def sample(self, num_samples: Optional[int] = None, key: Optional[Tensor] = None) -> Tensor:
+    def sample(
+        self, num_samples: Optional[int] = None, key: Optional[Tensor] = None, antithetic: bool = False
+    ) -> Tensor:
         """A reparameterised sample x = mu + softplus(rho) * eps.
 
         Args:
             num_samples: how many; None for one without a dimension of its own.
             key: [2] or [S, 2] (see `illia_ext.random`), in place of num_samples; None draws from torch's generator.
+            antithetic: draw pairs, mu + sigma eps and then mu - sigma eps: an even num_samples, or two samples for each
+                key of [k, 2].
 
         Returns:
             [*shape], or [num_samples, *shape].
         """
-        key = self._choose_key(num_samples, key)
+        key = self._choose_key(num_samples, key, antithetic)
         if is_scripting():
-            x: Tensor = torch.ops.illia_ext.gaussian_sample(self.mu, self.rho, key)
+            if antithetic:
+                key = torch.stack([key, key], 1).flatten(0, 1)
+            x: Tensor = torch.ops.illia_ext.gaussian_sample(self.mu, self.rho, key, antithetic=antithetic)
             return x
         else:
-            return functional.gaussian_sample(self.mu, self.rho, key)
+            return functional.gaussian_sample(self.mu, self.rho, key, antithetic=antithetic)
 
     @torch.jit.export
     def log_prob(self, x: Optional[Tensor] = None) -> Tensor:
@@ -217,56 +243,95 @@ class GaussianDistribution(DistributionModule):
             Scalar, or [S].
         """
         if x is None:
-            return self.sample_and_log_prob(None, None, False)[1]  # TorchScript fills in no defaults here
+            return self.sample_and_log_prob(None, None, False, False)[1]  # TorchScript fills in no defaults here
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor, got {x}")
         mu: Tensor = self.mu
         rho: Tensor = self.rho
-        mu_prior, std_prior = self.mu_prior, self.std_prior
         if x.dtype != mu.dtype and not x.is_complex():
             dtype = torch.promote_types(x.dtype, mu.dtype)
-            mu, rho, mu_prior, std_prior = mu.to(dtype), rho.to(dtype), mu_prior.to(dtype), std_prior.to(dtype)
+            mu, rho = mu.to(dtype), rho.to(dtype)
             if dtype != torch.float32 or not x.is_floating_point():  # which the op takes half types beside
                 x = x.to(dtype)
         x = _broadcast(x, mu)
         if is_scripting():
-            log_prob: Tensor = torch.ops.illia_ext.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
+            log_prob: Tensor = torch.ops.illia_ext.gaussian_log_prob(x, mu, rho, self.mu_prior, self.std_prior)
             return log_prob
         else:
-            return functional.gaussian_log_prob(x, mu, rho, mu_prior, std_prior)
+            return self._log_prob(x, mu, rho)
 
     @torch.jit.export
     def sample_and_log_prob(
-        self, num_samples: Optional[int] = None, key: Optional[Tensor] = None, stick_the_landing: bool = False
+        self,
+        num_samples: Optional[int] = None,
+        key: Optional[Tensor] = None,
+        stick_the_landing: bool = False,
+        antithetic: bool = False,
     ) -> Tuple[Tensor, Tensor]:
         """`sample` and the `log_prob` of that sample, in one pass.
 
         Args:
-            num_samples, key: as of `sample`.
+            num_samples, key, antithetic: as of `sample`.
             stick_the_landing: as of `illia_ext.functional.gaussian_sample_and_log_prob`.
 
         Returns:
             x: [*shape], or [num_samples, *shape].
             log_prob: scalar, or [num_samples]; in nats.
         """
-        key = self._choose_key(num_samples, key)
+        key = self._choose_key(num_samples, key, antithetic)
         if is_scripting():
+            if antithetic:
+                key = torch.stack([key, key], 1).flatten(0, 1)
             both: Tuple[Tensor, Tensor] = torch.ops.illia_ext.gaussian_sample_and_log_prob(
-                self.mu, self.rho, self.mu_prior, self.std_prior, key, stick_the_landing=stick_the_landing
+                self.mu,
+                self.rho,
+                self.mu_prior,
+                self.std_prior,
+                key,
+                stick_the_landing=stick_the_landing,
+                antithetic=antithetic,
             )
             return both
         else:
-            return functional.gaussian_sample_and_log_prob(
-                self.mu, self.rho, self.mu_prior, self.std_prior, key, None, stick_the_landing
-            )
+            return self._sample_and_log_prob(key, stick_the_landing, antithetic)
+
+    # What TorchScript does not read.
+
+    def _log_prob(self, x: Tensor, mu: Tensor, rho: Tensor) -> Tensor:
+        distribution, priors, family = self._prior()
+        log_q = functional.gaussian_log_prob(x, mu, rho, *priors, **family)
+        return log_q if distribution is None else log_q - log_density(distribution, x, mu)
+
+    def _sample_and_log_prob(self, key: Tensor, stick_the_landing: bool, antithetic: bool) -> Tuple[Tensor, Tensor]:
+        distribution, priors, family = self._prior()
+        x, log_q = functional.gaussian_sample_and_log_prob(
+            self.mu, self.rho, *priors, key, None, stick_the_landing, **family, antithetic=antithetic
+        )
+        return x, log_q if distribution is None else log_q - log_density(distribution, x, self.mu)
+
+    def _prior(self) -> Tuple[Any, Tuple[Any, Any], dict[str, Any]]:
+        """A distribution that the kernels do not know, or None; mu_prior and std_prior; and options for the kernels."""
+        if self.prior is None:
+            return None, (self.mu_prior, self.std_prior), {}
+        distribution = self.prior()
+        known = fused(distribution)
+        if known is None:
+            return distribution, (None, None), {}
+        return None, (known.mu_prior, known.std_prior), known.options
 
     @torch.jit.export
     def kl_divergence(self) -> Tensor:
-        """KL(q || p) in closed form: scalar, in nats."""
+        """KL(q || p) in closed form: scalar, in nats.
+
+        Raises:
+            NotImplementedError: torch.distributions has no closed form for the prior.
+        """
         if is_scripting():
             kl: Tensor = torch.ops.illia_ext.gaussian_kl_divergence(self.mu, self.rho, self.mu_prior, self.std_prior)
             return kl
         else:
+            if self.prior is not None:
+                return closed_form_kl(self.prior(), self.mu, self.rho)
             return functional.gaussian_kl_divergence(self.mu, self.rho, self.mu_prior, self.std_prior)
 
     def to_distribution(self) -> "Independent[Normal]":
@@ -285,7 +350,8 @@ class GaussianDistribution(DistributionModule):
 
     def extra_repr(self) -> str:
         parts = [str(tuple(self.shape))]
-        for name, prior in (("mu_prior", self.mu_prior), ("std_prior", self.std_prior)):
+        gaussian = (("mu_prior", self.mu_prior), ("std_prior", self.std_prior)) if self.prior is None else ()
+        for name, prior in gaussian:
             if prior.numel() != 1:
                 parts.append(f"{name}={type(prior).__name__}{list(prior.shape)}")
             elif not prior.is_meta:

@@ -3,8 +3,15 @@
 sigma = softplus(rho). mu_prior and std_prior are each a number, a 0-dim tensor on the CPU, or a tensor on mu's device
 with one element or of a shape that broadcasts to mu's; they may require a gradient (empirical Bayes), but for a CPU's
 beside parameters on a GPU. A tensor std_prior is never read by Python (that would make a GPU wait): a value <= 0 in it
-makes log_prob NaN, while gradients may be finite. The dtype is one of float32, float64, float16 and bfloat16, and
+makes log_prob NaN, while gradients may be finite. Both are None to leave the prior out: log_prob is then the sum of
+log q(x). The dtype is one of float32, float64, float16 and bfloat16, and
 priors may have another of them; log_prob is float32 for half types, else the parameters' type.
+
+`family` says which density the prior has: None is the Gaussian; "laplace" has location mu_prior and scale std_prior;
+"scale_mixture" is a mixture of N(mu_prior, std_prior^2) and of N(mu_prior, (ratio std_prior)^2), with
+family_parameters = (weight of the first, ratio), 0 < weight < 1 and 1e-9 <= ratio <= 1.
+
+With `antithetic` each of k keys [k, 2] gives two samples, mu + sigma eps and then mu - sigma eps: S = 2 k.
 
 The functions `foreach_*` take sequences of tensors, such as all weights of a network, and do in one call what their
 namesakes do in one for each tensor.
@@ -40,6 +47,7 @@ __all__ = [
 
 # What C++ refuses by a RuntimeError, and Python has another exception for.
 _KINDS = (
+    (ValueError, re.compile(r"(family|family_parameters|antithetic): expected")),
     (TypeError, re.compile(r"(tensor \d+: )?(mu|rho|key): expected (float32|int64|the dtype|a dtype)")),
     (ValueError, re.compile(r"(tensor \d+: )?(rho|key): expected (the |a )?shape")),
     (ValueError, re.compile(r"(mu|rho|mu_prior|std_prior): expected (at least one|one|as many) tensor")),
@@ -61,12 +69,19 @@ def _raise(error: RuntimeError, lists: dict[str, list[Any]] | None = None, **ten
 def _prior(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
+    if value is None:  # both are, and neither is read
+        value = 1.0
     return torch.scalar_tensor(check_prior(name, value), dtype=torch.float64, device="cpu")
 
 
 def _priors(name: str, value: Any) -> list[Tensor]:
     """One for all tensors, or one for each."""
-    if isinstance(value, (Tensor, Real)) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
+    if (
+        value is None
+        or isinstance(value, (Tensor, Real))
+        or not isinstance(value, Iterable)
+        or getattr(value, "ndim", 1) == 0
+    ):
         return [_prior(name, value)]
     priors = []
     for k, each in enumerate(value):
@@ -77,13 +92,34 @@ def _priors(name: str, value: Any) -> list[Tensor]:
     return priors
 
 
+def _options(mu_prior: Any, std_prior: Any, family: str | None, **others: Any) -> dict[str, Any]:
+    """What an op is told by keyword, which takes time: of most calls nothing."""
+    if (mu_prior is None) != (std_prior is None):
+        raise ValueError("mu_prior, std_prior: expected both or neither to be None, got one")
+    if mu_prior is None and family is not None:
+        raise ValueError(f"family: expected None without mu_prior and std_prior, got {family}")
+    others["family"] = "flat" if mu_prior is None else family
+    return {name: value for name, value in others.items() if value is not None and value is not False}
+
+
+def _pairs(key: Any, antithetic: bool) -> Any:
+    """Each key twice, as the ops take those of antithetic samples."""
+    if not antithetic or not isinstance(key, Tensor):
+        return key
+    if key.dim() != 2:
+        raise ValueError(f"antithetic: expected keys [k, 2], of which each gives two samples, got {list(key.shape)}")
+    return torch.stack([key, key], 1).flatten(0, 1)
+
+
 def _tensors(name: str, value: Any) -> list[Any]:
     if isinstance(value, Tensor) or not isinstance(value, Iterable):
         raise TypeError(f"{name}: expected a sequence of tensors, got {value!r}")
     return list(value)
 
 
-def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def gaussian_sample(
+    mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | None = None, *, antithetic: bool = False
+) -> Tensor:
     """x = mu + softplus(rho) * eps, with eps drawn from the stream of `key`.
 
     Args:
@@ -91,35 +127,46 @@ def gaussian_sample(mu: Tensor, rho: Tensor, key: Tensor, dtype: torch.dtype | N
         key: [2] or [S, 2], int64 or uint64, on mu's device.
         dtype: of the sample: mu's, or float16 or bfloat16 beside float32 parameters. None is mu's, and under autocast
             autocast's for float32 parameters.
+        antithetic: as above.
 
     Returns:
         [*shape] or [S, *shape], contiguous.
 
     Source: Blundell et al., "Weight uncertainty in neural networks" (2015); Kingma & Welling (2014).
     """
+    options = {"antithetic": True} if antithetic else {}
     try:
-        x: Tensor = op("gaussian_sample")(mu, rho, key, dtype=dtype)
+        x: Tensor = op("gaussian_sample")(mu, rho, _pairs(key, antithetic), dtype=dtype, **options)
         return x
     except RuntimeError as error:
         _raise(error, mu=mu, rho=rho, key=key)
 
 
 def gaussian_log_prob(
-    x: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float
+    x: Tensor,
+    mu: Tensor,
+    rho: Tensor,
+    mu_prior: Tensor | float | None,
+    std_prior: Tensor | float | None,
+    *,
+    family: str | None = None,
+    family_parameters: Sequence[float] | None = None,
 ) -> Tensor:
     """Sum over all elements of log q(x) - log p(x), q = N(mu, softplus(rho)^2), p = N(mu_prior, std_prior^2).
 
     Args:
         x: [*shape], or [S, *shape] for S samples.
         mu, rho: [*shape].
-        mu_prior, std_prior: numbers, or tensors with one element or broadcastable to [*shape].
+        mu_prior, std_prior: numbers, or tensors with one element or broadcastable to [*shape]; or both None.
+        family, family_parameters: of the prior, as above.
 
     Returns:
         Scalar, or [S]; in nats.
     """
+    options = _options(mu_prior, std_prior, family, family_parameters=family_parameters)
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
-        log_prob: Tensor = op("gaussian_log_prob")(x, mu, rho, mu_prior, std_prior)
+        log_prob: Tensor = op("gaussian_log_prob")(x, mu, rho, mu_prior, std_prior, **options)
         return log_prob
     except RuntimeError as error:
         _raise(error, x=x, mu=mu, rho=rho)
@@ -128,17 +175,21 @@ def gaussian_log_prob(
 def gaussian_sample_and_log_prob(
     mu: Tensor,
     rho: Tensor,
-    mu_prior: Tensor | float,
-    std_prior: Tensor | float,
+    mu_prior: Tensor | float | None,
+    std_prior: Tensor | float | None,
     key: Tensor,
     dtype: torch.dtype | None = None,
     stick_the_landing: bool = False,
+    *,
+    family: str | None = None,
+    family_parameters: Sequence[float] | None = None,
+    antithetic: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`gaussian_sample` and the `gaussian_log_prob` of that sample, in one pass.
 
     Args:
-        mu, rho, key, dtype: as of `gaussian_sample`.
-        mu_prior, std_prior: as of `gaussian_log_prob`.
+        mu, rho, key, dtype, antithetic: as of `gaussian_sample`.
+        mu_prior, std_prior, family, family_parameters: as of `gaussian_log_prob`.
         stick_the_landing: hold log q's own mu and rho fixed in the gradient, which drops the score term. Its mean is
             zero, and its variance rules where q is close to the posterior. The values stay the same; there are no
             second derivatives.
@@ -150,11 +201,19 @@ def gaussian_sample_and_log_prob(
     Source of stick_the_landing: Roeder, Wu & Duvenaud, "Sticking the landing: simple, lower-variance gradient
     estimators for variational inference" (2017).
     """
+    options = _options(
+        mu_prior,
+        std_prior,
+        family,
+        family_parameters=family_parameters,
+        dtype=dtype,
+        stick_the_landing=stick_the_landing,
+        antithetic=antithetic,
+    )
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
+    key = _pairs(key, antithetic)
     try:
-        x, log_prob = op("gaussian_sample_and_log_prob")(
-            mu, rho, mu_prior, std_prior, key, dtype=dtype, stick_the_landing=stick_the_landing
-        )
+        x, log_prob = op("gaussian_sample_and_log_prob")(mu, rho, mu_prior, std_prior, key, **options)
         return x, log_prob
     except RuntimeError as error:
         _raise(error, mu=mu, rho=rho, key=key)
@@ -177,11 +236,16 @@ def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, st
 def foreach_gaussian_sample_and_log_prob(
     mu: Sequence[Tensor],
     rho: Sequence[Tensor],
-    mu_prior: Tensor | float | Sequence[Tensor | float],
-    std_prior: Tensor | float | Sequence[Tensor | float],
+    mu_prior: Tensor | float | Sequence[Tensor | float] | None,
+    std_prior: Tensor | float | Sequence[Tensor | float] | None,
     key: Tensor,
     dtype: torch.dtype | None = None,
     stick_the_landing: bool = False,
+    *,
+    family: str | None = None,
+    family_parameters: Sequence[float] | None = None,
+    antithetic: bool = False,
+    is_repeatable: bool = False,
 ) -> tuple[list[Tensor], Tensor]:
     """`gaussian_sample_and_log_prob` of many tensors, all of one dtype and on one device, in one pass.
 
@@ -193,49 +257,37 @@ def foreach_gaussian_sample_and_log_prob(
     Args:
         mu, rho: of each tensor [*shape], at least one.
         mu_prior, std_prior: as of `gaussian_log_prob`; one for all tensors, or a sequence with one for each.
-        key, dtype, stick_the_landing: as of `gaussian_sample_and_log_prob`.
+        family, family_parameters: of all priors.
+        key, dtype, stick_the_landing, antithetic: as of `gaussian_sample_and_log_prob`.
+        is_repeatable: whether backward may run several times, which a compiled program, a transform of torch.func and
+            forward mode allow in their own ways.
 
     Returns:
         x: of each tensor [*shape] or [S, *shape], contiguous.
         log_prob: scalar or [S], in nats: the sum over all tensors.
     """
     mu, rho = _tensors("mu", mu), _tensors("rho", rho)
+    options = _options(
+        mu_prior,
+        std_prior,
+        family,
+        family_parameters=family_parameters,
+        dtype=dtype,
+        stick_the_landing=stick_the_landing,
+        antithetic=antithetic,
+    )
     mu_prior, std_prior = _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)
+    key = _pairs(key, antithetic)
     try:
-        x, log_prob = op("foreach_gaussian_sample_and_log_prob")(
-            mu, rho, mu_prior, std_prior, key, dtype=dtype, stick_the_landing=stick_the_landing
-        )
+        if is_repeatable and torch.is_grad_enabled() and not is_traced():
+            lists = [mu, rho, mu_prior, std_prior]
+            tensors = [tensor for tensors in lists for tensor in tensors]
+            *x, log_prob = foreach.RepeatableDraw.apply(lists, key, options, *tensors)
+        else:
+            x, log_prob = op("foreach_gaussian_sample_and_log_prob")(mu, rho, mu_prior, std_prior, key, **options)
         return x, log_prob
     except RuntimeError as error:
         _raise(error, {"mu": mu, "rho": rho}, key=key)
-
-
-def repeatable_draw(
-    mu: Sequence[Tensor],
-    rho: Sequence[Tensor],
-    mu_prior: Tensor | Sequence[Tensor],
-    std_prior: Tensor | Sequence[Tensor],
-    key: Tensor,
-    dtype: torch.dtype,
-    stick_the_landing: bool,
-) -> tuple[list[Tensor], Tensor]:
-    """`foreach_gaussian_sample_and_log_prob` whose backward may run several times.
-
-    A compiled program, a transform of torch.func and forward mode have the op itself.
-    """
-    if not torch.is_grad_enabled() or is_traced():
-        return foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing)
-    lists = [list(mu), list(rho), _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)]
-    try:
-        *x, log_prob = foreach.RepeatableDraw.apply(
-            lists,
-            key,
-            {"dtype": dtype, "stick_the_landing": stick_the_landing},
-            *[tensor for tensors in lists for tensor in tensors],
-        )
-    except RuntimeError as error:
-        _raise(error, {"mu": lists[0], "rho": lists[1]}, key=key)
-    return x, log_prob
 
 
 def foreach_gaussian_kl_divergence(

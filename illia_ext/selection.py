@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.parameter import is_lazy
 
 from illia_ext import distributions
@@ -18,6 +19,7 @@ from illia_ext._checks import check_dtype, check_finite, check_positive, shown
 from illia_ext._module.contents import reach
 from illia_ext._module.in_place import FLAT_WEIGHTS, Targets
 from illia_ext._ops.dispatch import dense, is_plain
+from illia_ext.priors import EachPrior, as_prior, fixed_gaussian
 
 __all__ = [
     "Initial",
@@ -25,6 +27,7 @@ __all__ = [
     "Select",
     "initial_rho",
     "leave_out",
+    "make_distributions",
     "make_prior",
     "mean_of_norms",
     "padding_rows",
@@ -310,6 +313,20 @@ def make_prior(argument: str, value: Any, mus: Mapping[str, Tensor]) -> Tensor |
     if _is_function(argument, value):
         return {name: of(value(name, mu.detach()), name, mu, mu.shape) for name, mu in mus.items()}
     return of(value, "all weights", next(iter(mus.values())), torch.Size())
+
+
+def make_distributions(prior: Any, mus: Mapping[str, Tensor]) -> nn.Module | tuple[Initial, Initial]:
+    """A module that gives the priors; or mu_prior and std_prior, where all are Gaussians of constants."""
+    if isinstance(prior, (Distribution, nn.Module, type)) or not _is_function("prior", prior):
+        gaussian = fixed_gaussian(prior)
+        if gaussian is not None and all(each.numel() == 1 for each in gaussian):
+            return gaussian
+        return as_prior(prior, mus)
+    given = {name: prior(name, mu.detach()) for name, mu in mus.items()}
+    gaussians = {name: fixed_gaussian(each) for name, each in given.items()}
+    if all(gaussians.values()):
+        return tuple(lambda name, weight, i=i: gaussians[name][i] for i in range(2))  # type: ignore
+    return EachPrior({name: as_prior(each, {name: mus[name]}) for name, each in given.items()})
 
 
 def shard_like(mus: Sequence[Any], priors: Sequence[Tensor]) -> list[Tensor]:

@@ -2,9 +2,11 @@
 // element by element. Every kernel, on every device, is a loop over these lines.
 //
 // Densities come without their constants: log q = -log sigma - z^2 / 2 and log p = -log std_prior - z_p^2 / 2 up to
-// the same -log(2 pi) / 2, where z = (x - mu) / sigma and z_p = (x - mu_prior) / std_prior.
+// the same -log(2 pi) / 2, where z = (x - mu) / sigma and z_p = (x - mu_prior) / std_prior. A prior of another family
+// has another energy(z_p) in place of z_p^2 / 2.
 #pragma once
 
+#include "core/family.h"
 #include "core/softplus.h"
 
 ILLIA_NAMESPACE_BEGIN
@@ -87,6 +89,81 @@ struct ElementPriorGrads {
   acc_t mu, std;
 };
 
+// The families of priors: twice the energy, added to a sum, and the energy's derivative. The Gaussian's:
+template <typename acc_t>
+struct NormalFamily {
+  ILLIA_FUNCTION acc_t add_twice(acc_t z, acc_t sum) const { return std::fma(z, z, sum); }
+  ILLIA_FUNCTION acc_t slope(acc_t z) const { return z; }
+};
+
+// The prior left out.
+template <typename acc_t>
+struct FlatFamily {
+  ILLIA_FUNCTION acc_t add_twice(acc_t, acc_t sum) const { return sum; }
+  ILLIA_FUNCTION acc_t slope(acc_t) const { return 0; }
+};
+
+// |z|; its slope at 0 is 0.
+template <typename acc_t>
+struct LaplaceFamily {
+  ILLIA_FUNCTION acc_t add_twice(acc_t z, acc_t sum) const { return std::fma(acc_t{2}, std::fabs(z), sum); }
+  ILLIA_FUNCTION acc_t slope(acc_t z) const { return z > 0 ? acc_t{1} : z < 0 ? acc_t{-1} : z; }
+};
+
+// z^2 / 2 - softplus(log_odds - decay z^2): two Gaussians about one mean, of which std_prior is the wide one's. Both
+// tails are finite, for softplus is.
+template <typename acc_t>
+struct ScaleMixtureFamily {
+  acc_t log_odds, decay;
+
+  // Below -80 the narrow component adds nothing, and subnormal numbers would take ten times as long.
+  ILLIA_FUNCTION acc_t odds(acc_t z) const { return at_least(acc_t{-80}, std::fma(-decay * z, z, log_odds)); }
+
+  ILLIA_FUNCTION acc_t add_twice(acc_t z, acc_t sum) const {
+    return std::fma(acc_t{-2}, softplus(odds(z)).sigma, std::fma(z, z, sum));
+  }
+
+  // z (1 + 2 decay sigmoid(odds))
+  ILLIA_FUNCTION acc_t slope(acc_t z) const {
+    const acc_t log_odds_z = odds(z), t = exp_nonpositive(-std::fabs(log_odds_z));
+    const acc_t sigmoid = (log_odds_z < 0 ? t : acc_t{1}) * reciprocal(acc_t{1} + t);
+    return std::fma(acc_t{2} * decay * sigmoid, z, z);
+  }
+};
+
+// A family that is known at run time alone.
+template <typename acc_t>
+struct AnyFamily {
+  Family family;
+  ScaleMixtureFamily<acc_t> mixture;
+
+  ILLIA_FUNCTION static AnyFamily make(const PriorFamily& prior) {
+    return {prior.family, {static_cast<acc_t>(prior.log_odds), static_cast<acc_t>(prior.decay)}};
+  }
+
+  // function(one of the above)
+  template <typename function_t>
+  ILLIA_FUNCTION auto visit(function_t function) const {
+    switch (family) {
+      case Family::kFlat:
+        return function(FlatFamily<acc_t>{});
+      case Family::kLaplace:
+        return function(LaplaceFamily<acc_t>{});
+      case Family::kScaleMixture:
+        return function(mixture);
+      default:
+        return function(NormalFamily<acc_t>{});
+    }
+  }
+
+  ILLIA_FUNCTION acc_t add_twice(acc_t z, acc_t sum) const {
+    return visit([&](const auto& one) { return one.add_twice(z, sum); });
+  }
+  ILLIA_FUNCTION acc_t slope(acc_t z) const {
+    return visit([&](const auto& one) { return one.slope(z); });
+  }
+};
+
 // What stick_the_landing changes in those of one element and sample.
 template <typename acc_t>
 struct HeldFixedGrads {
@@ -112,6 +189,19 @@ ILLIA_FUNCTION acc_t gaussian_sample_grad(acc_t grad_x, acc_t x, const prior_t& 
   return std::fma((x - prior.mu) * prior_scale, prior.inverse_std, grad_x);
 }
 
+// The same for a prior of any family. The Gaussian's rounds as it always has.
+template <typename acc_t, typename prior_t, typename family_t>
+ILLIA_FUNCTION acc_t sample_grad(acc_t grad_x, acc_t x, const prior_t& prior, acc_t prior_scale,
+                                 const family_t& family) {
+  return std::fma(family.slope(prior_score(x, prior)), prior_scale, grad_x);
+}
+
+template <typename acc_t, typename prior_t>
+ILLIA_FUNCTION acc_t sample_grad(acc_t grad_x, acc_t x, const prior_t& prior, acc_t prior_scale,
+                                 const NormalFamily<acc_t>&) {
+  return gaussian_sample_grad(grad_x, x, prior, prior_scale);
+}
+
 // log q(x) with mu and rho held fixed (Roeder, Wu and Duvenaud, "Sticking the landing: simple, lower-variance gradient
 // estimators for variational inference", 2017). Where sigma has become 0 a grad_log_prob of 0 still gives 0.
 template <typename acc_t>
@@ -119,10 +209,11 @@ ILLIA_FUNCTION HeldFixedGrads<acc_t> held_fixed_grads(acc_t grad_log_prob, acc_t
   return {grad_log_prob * limit(eps / sigma), grad_log_prob * eps * eps};
 }
 
-// Gradients of -grad log p for z_p^2 or, of a KL divergence, for (sigma^2 + (mu - mu_prior)^2) / std_prior^2.
+// Gradients of -grad log p for z_p times its slope or, of a KL divergence, for z_p itself and
+// (sigma^2 + (mu - mu_prior)^2) / std_prior^2.
 template <typename acc_t>
-ILLIA_FUNCTION ElementPriorGrads<acc_t> element_prior_grads(acc_t grad, acc_t z_p, acc_t squares) {
-  return {-grad * z_p, grad * (acc_t{1} - squares)};
+ILLIA_FUNCTION ElementPriorGrads<acc_t> element_prior_grads(acc_t grad, acc_t slope, acc_t squares) {
+  return {-grad * slope, grad * (acc_t{1} - squares)};
 }
 
 // z = (x - mu) / sigma
@@ -132,12 +223,13 @@ ILLIA_FUNCTION acc_t posterior_score(acc_t x, acc_t mu, acc_t sigma) {
 }
 
 // Gradients of grad_log_prob (log q(x) - log p(x)) for a given x; `rho` lacks its factor h.
-template <typename acc_t, typename prior_t>
+template <typename acc_t, typename prior_t, typename family_t>
 ILLIA_FUNCTION GaussianGrads<acc_t> gaussian_log_prob_grads(acc_t grad_log_prob, acc_t x, acc_t mu, acc_t sigma,
-                                                            const prior_t& prior, acc_t prior_scale) {
+                                                            const prior_t& prior, acc_t prior_scale,
+                                                            const family_t& family) {
   const acc_t z = posterior_score(x, mu, sigma);
   const acc_t grad_mu = grad_log_prob * (z / sigma);
-  return {gaussian_sample_grad(-grad_mu, x, prior, prior_scale), grad_mu, grad_log_prob * std::fma(z, z, acc_t{-1})};
+  return {sample_grad(-grad_mu, x, prior, prior_scale, family), grad_mu, grad_log_prob * std::fma(z, z, acc_t{-1})};
 }
 
 // Gradients of grad KL(q || p).

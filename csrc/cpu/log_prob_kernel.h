@@ -5,20 +5,20 @@
 
 ILLIA_NAMESPACE_BEGIN
 
-// Sum of (z_p^2 - z^2) / 2.
+// Sum of energy(z_p) - z^2 / 2.
 template <typename acc_t, typename prior_t>
 double log_prob_piece(const acc_t* __restrict x, const acc_t* __restrict mu, const acc_t* __restrict sigma,
                       int64_t count, const prior_t& prior) {
-  LaneSum<acc_t> prior_squares, posterior_squares;
+  LaneSum<acc_t> prior_energies, posterior_squares;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const int64_t i = first + lane;
       const acc_t z_p = prior_score(x[i], prior.at(i)), z = posterior_score(x[i], mu[i], sigma[i]);
-      prior_squares.lanes[lane] = std::fma(z_p, z_p, prior_squares.lanes[lane]);
+      prior_energies.lanes[lane] = prior.family.add_twice(z_p, prior_energies.lanes[lane]);
       posterior_squares.lanes[lane] = std::fma(z, z, posterior_squares.lanes[lane]);
     }
   });
-  return 0.5 * (prior_squares.total() - posterior_squares.total());
+  return 0.5 * (prior_energies.total() - posterior_squares.total());
 }
 
 template <typename acc_t>
@@ -48,7 +48,7 @@ void log_prob_backward_piece(acc_t grad_log_prob, const acc_t* __restrict x, con
                              acc_t* __restrict grad_x, acc_t* __restrict grad_mu, acc_t* __restrict rho_sum) {
   for (int64_t i = 0; i < count; ++i) {
     const GaussianGrads<acc_t> grads =
-        gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], prior.at(i), prior.scale(i));
+        gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], prior.at(i), prior.scale(i), prior.family);
     grad_x[i] = grads.x;
     grad_mu[i] += grads.mu;
     rho_sum[i] += grads.rho;
@@ -117,7 +117,7 @@ void kl_divergence_kernel(const KlDivergenceArgs& args, const General& general, 
     const acc_t* rho = load(args.rho, types.parameters, piece.first, piece.count, rho_buffer);
     const double log_sigma = softplus_piece<acc_t, true>(rho, piece.count, sigma);
     priors.move_to(piece);
-    const double squares = priors.visit(0, [&](const auto& prior) __attribute__((always_inline)) {
+    const double squares = priors.visit_normal(0, [&](const auto& prior) __attribute__((always_inline)) {
       return kl_divergence_piece(mu, sigma, piece.count, prior);
     });
     hand_on<acc_t>(squares - log_sigma + priors.log_std_sum(-0.5), 0, piece, args.kl_divergence);
@@ -150,7 +150,7 @@ void kl_divergence_backward_kernel(const KlDivergenceBackwardArgs& args, const G
     acc_t* grad_rho = destination(args.grad_rho, types.parameters, piece.first, grad_rho_buffer);
     softplus_backward_piece(rho, piece.count, sigma, dsigma, h);
     priors.move_to(piece);
-    priors.visit(grad, [&](const auto& prior) __attribute__((always_inline)) {
+    priors.visit_normal(grad, [&](const auto& prior) __attribute__((always_inline)) {
       kl_divergence_backward_piece(grad, mu, sigma, dsigma, h, piece.count, prior, grad_mu, grad_rho);
     });
     store(args.grad_mu, types.parameters, piece.first, piece.count, grad_mu);

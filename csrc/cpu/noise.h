@@ -52,8 +52,12 @@ class Noise {
     if (!block_.is_one_row()) collect();
   }
 
-  // eps of the piece, until the next draw.
-  const acc_t* draw(const Key& key) { return block_.is_one_row() ? draw_row(key) : draw_collected(key); }
+  // eps of the piece for sample s, until the next draw. Antithetic samples come in pairs, in their order: what is there
+  // changes its sign for the second.
+  const acc_t* draw(const Key* keys, int64_t s, bool antithetic = false) {
+    if (antithetic && s % 2) return negate();
+    return drawn_ = block_.is_one_row() ? draw_row(keys[s]) : draw_collected(keys[s]);
+  }
 
  private:
   static constexpr int kNormals = kNormalsPerBlock<acc_t>, kBlocks = kBatchBlocks<acc_t>;
@@ -64,11 +68,16 @@ class Noise {
     int64_t source, count;
   };
 
-  const acc_t* draw_row(const Key& key) {
+  acc_t* draw_row(const Key& key) {
     const int64_t place = block_.first + piece_.first, skipped = place % kNormals;
     const int64_t num_blocks = (skipped + piece_.count + kNormals - 1) / kNormals;
     draw_consecutive(key.seed, key.offset + static_cast<uint64_t>(place / kNormals), num_blocks, normals_);
     return normals_ + skipped;
+  }
+
+  ILLIA_APART acc_t* negate() {
+    for (int64_t i = 0; i < piece_.count; ++i) drawn_[i] = -drawn_[i];
+    return drawn_;
   }
 
   // Lists the Philox blocks that the piece's rows need, each once where neighbours share it: never more than elements.
@@ -91,7 +100,7 @@ class Noise {
     for (int64_t i = num_blocks_; i % kBlocks; ++i) counters_[i] = 0;  // drawn too, to fill the last batch
   }
 
-  ILLIA_APART const acc_t* draw_collected(const Key& key) {
+  ILLIA_APART acc_t* draw_collected(const Key& key) {
     draw_listed(key, counters_, num_blocks_, normals_);
     acc_t* eps = eps_;
     for (int64_t run = 0; run < num_runs_; ++run) {
@@ -103,6 +112,7 @@ class Noise {
 
   const Block& block_;
   Piece piece_;
+  acc_t* drawn_ = nullptr;
   alignas(64) Buffer<acc_t, kChunkSize * kNormals> normals_;
 
   // of a block of several rows

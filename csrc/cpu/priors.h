@@ -7,20 +7,23 @@ ILLIA_NAMESPACE_BEGIN
 
 // What a piece reads of its priors: element i's, and grad / std_prior of element i for the grad of one sample. Both
 // kinds have the same members; the first is constant in a loop.
-template <typename acc_t>
+template <typename acc_t, typename family_t>
 struct SamePrior {
   Prior<acc_t> prior;
   acc_t prior_scale;
+  family_t family;
 
-  SamePrior(const Prior<acc_t>& prior, double grad) : prior(prior), prior_scale(prior.scale(grad)) {}
+  SamePrior(const Prior<acc_t>& prior, double grad, const family_t& family)
+      : prior(prior), prior_scale(prior.scale(grad)), family(family) {}
   ILLIA_FUNCTION const Prior<acc_t>& at(int64_t) const { return prior; }
   ILLIA_FUNCTION acc_t scale(int64_t) const { return prior_scale; }
 };
 
-template <typename acc_t>
+template <typename acc_t, typename family_t>
 struct EachPrior {
   const acc_t *mu, *inverse_std;  // [count]
   acc_t grad;
+  family_t family;
 
   ILLIA_FUNCTION ElementPrior<acc_t> at(int64_t i) const { return {mu[i], inverse_std[i]}; }
   ILLIA_FUNCTION acc_t scale(int64_t i) const { return at(i).scale(grad); }
@@ -46,6 +49,8 @@ class Priors {
   // Scalars lie in `value`: whoever launches on a CPU can read them.
   Priors(const PriorScalars& one, const General& general)
       : same_(Prior<acc_t>::make(one.mu.value, one.std.value)),
+        family_(AnyFamily<acc_t>::make(general.family)),
+        constant_(general.family.constant),
         each_mu_(static_cast<const acc_t*>(general.mu_prior)),
         each_std_(static_cast<const acc_t*>(general.std_prior)) {}
 
@@ -54,16 +59,24 @@ class Priors {
     if (each_std_) invert();
   }
 
-  // function(prior), where prior is a SamePrior or an EachPrior, the latter only for a function that reads its prior.
+  // function(prior), where prior is a SamePrior or an EachPrior of a Gaussian, the latter only for a function that reads
+  // its prior.
   template <bool kReads = true, typename function_t>
-  ILLIA_FUNCTION auto visit(double grad, function_t function) const {
-    if (kReads && each_std_)
-      return function(EachPrior<acc_t>{each_mu_ + piece_.first, inverse_std_, static_cast<acc_t>(grad)});
-    return function(SamePrior<acc_t>(same_, grad));
+  ILLIA_FUNCTION auto visit_normal(double grad, function_t function) const {
+    return visit_kind<kReads>(NormalFamily<acc_t>{}, grad, function);
   }
 
-  // Sum of log std_prior + constant.
+  // The same of any family.
+  template <bool kReads = true, typename function_t>
+  ILLIA_FUNCTION auto visit(double grad, function_t function) const {
+    if constexpr (kReads)
+      if (family_.family != Family::kNormal) return visit_other(grad, function);
+    return visit_normal<kReads>(grad, function);
+  }
+
+  // Sum of log std_prior + constant, beside the family's.
   double log_std_sum(double constant = 0) const {
+    constant += constant_;
     if (each_std_) return log_std_piece(each_std_ + piece_.first, piece_.count) + piece_.count * constant;
     return piece_.count * (same_.log_std + constant);
   }
@@ -77,12 +90,28 @@ class Priors {
   }
 
  private:
+  template <bool kReads, typename family_t, typename function_t>
+  ILLIA_FUNCTION auto visit_kind(const family_t& family, double grad, function_t function) const {
+    if (kReads && each_std_)
+      return function(EachPrior<acc_t, family_t>{each_mu_ + piece_.first, inverse_std_, static_cast<acc_t>(grad), family});
+    return function(SamePrior<acc_t, family_t>(same_, grad, family));
+  }
+
+  template <typename function_t>
+  ILLIA_APART auto visit_other(double grad, function_t function) const {
+    return family_.visit([&](const auto& family) __attribute__((always_inline)) {
+      return visit_kind<true>(family, grad, function);
+    });
+  }
+
   ILLIA_APART void invert() {
     const acc_t* __restrict std = each_std_ + piece_.first;
     for (int64_t i = 0; i < piece_.count; ++i) inverse_std_[i] = ElementPrior<acc_t>::make(0, std[i]).inverse_std;
   }
 
   const Prior<acc_t> same_;
+  const AnyFamily<acc_t> family_;
+  const double constant_;
   const acc_t *each_mu_, *each_std_;  // [numel], or nullptr
   Piece piece_;
   alignas(64) Buffer<acc_t, kSize> inverse_std_;
@@ -94,6 +123,7 @@ class PriorGradSums {
  public:
   PriorGradSums(const General& general, int64_t numel)
       : general_(general),
+        family_(AnyFamily<acc_t>::make(general.family)),
         num_chunks_(count_chunks(numel)),
         asked_(general.mu_prior_grad.asked() || general.std_prior_grad.asked()) {}
 
@@ -107,12 +137,12 @@ class PriorGradSums {
     if (asked_) hand_on();
   }
 
-  // Those of -grad log p(x), or with sigma of grad KL(N(x, sigma^2) || p).
+  // Those of -grad log p(x), or with sigma of grad KL(N(x, sigma^2) || p) for a Gaussian p.
   ILLIA_APART void add(acc_t grad, const acc_t* __restrict x, const acc_t* __restrict sigma) {
     for (int64_t i = 0; i < piece_.count; ++i) {
       const acc_t z_p = prior_score(x[i], ElementPrior<acc_t>{mu_prior_[i], inverse_std_[i]});
-      const acc_t z_sigma = sigma ? sigma[i] * inverse_std_[i] : acc_t{0};
-      const ElementPriorGrads<acc_t> grads = element_prior_grads(grad, z_p, std::fma(z_p, z_p, z_sigma * z_sigma));
+      const acc_t z_sigma = sigma ? sigma[i] * inverse_std_[i] : acc_t{0}, slope = family_.slope(z_p);
+      const ElementPriorGrads<acc_t> grads = element_prior_grads(grad, slope, std::fma(z_p, slope, z_sigma * z_sigma));
       mu_[i] += grads.mu;
       std_[i] += grads.std;
     }
@@ -146,6 +176,7 @@ class PriorGradSums {
   }
 
   const General& general_;
+  const AnyFamily<acc_t> family_;
   const int64_t num_chunks_;
   const bool asked_;
   Piece piece_;

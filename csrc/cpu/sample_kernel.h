@@ -13,15 +13,15 @@ void standard_normal_kernel(const StandardNormalArgs& args, const General& gener
   for_each_piece<kChunkSize>(begin, end, args.numel, [&](const Piece& piece) {
     noise.move_to(piece);
     for (int64_t s = 0; s < args.num_samples; ++s)
-      store(args.eps, types.sample, s * args.numel + piece.first, piece.count, noise.draw(args.keys[s]));
+      store(args.eps, types.sample, s * args.numel + piece.first, piece.count, noise.draw(args.keys, s));
   });
 }
 
-// x, and with kLogProb the sum of (z_p^2 - eps^2) / 2: the quadratic term of log q(x) is exactly -eps^2 / 2.
+// x, and with kLogProb the sum of energy(z_p) - eps^2 / 2: the quadratic term of log q(x) is exactly -eps^2 / 2.
 template <typename acc_t, bool kLogProb, typename prior_t>
 double sample_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, const acc_t* __restrict eps,
                     int64_t count, const prior_t& prior, acc_t* __restrict x) {
-  LaneSum<acc_t> prior_squares, eps_squares;
+  LaneSum<acc_t> prior_energies, eps_squares;
   for_each_row(count, [&](int64_t first, int64_t lanes) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const int64_t i = first + lane;
@@ -29,12 +29,12 @@ double sample_piece(const acc_t* __restrict mu, const acc_t* __restrict sigma, c
       x[i] = x_i;
       if constexpr (kLogProb) {
         const acc_t z_p = prior_score(x_i, prior.at(i));
-        prior_squares.lanes[lane] = std::fma(z_p, z_p, prior_squares.lanes[lane]);
+        prior_energies.lanes[lane] = prior.family.add_twice(z_p, prior_energies.lanes[lane]);
         eps_squares.lanes[lane] = std::fma(eps[i], eps[i], eps_squares.lanes[lane]);
       }
     }
   });
-  return 0.5 * (prior_squares.total() - eps_squares.total());
+  return 0.5 * (prior_energies.total() - eps_squares.total());
 }
 
 template <typename acc_t, bool kLogProb>
@@ -52,7 +52,7 @@ void sample_pieces(const SampleArgs& args, const General& general, Types types, 
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const int64_t first = s * args.numel + piece.first;
       acc_t* x = destination(args.x, types.sample, first, x_buffer);
-      const acc_t* eps = noise.draw(args.keys[s]);
+      const acc_t* eps = noise.draw(args.keys, s, general.antithetic);
       const double squares = priors.template visit<kLogProb>(0, [&](const auto& prior) __attribute__((always_inline)) {
         return sample_piece<acc_t, kLogProb>(mu, sigma, eps, piece.count, prior, x);
       });
@@ -75,7 +75,7 @@ void sample_backward_piece(const acc_t* __restrict grad_x, const acc_t* __restri
   for (int64_t i = 0; i < count; ++i) {
     acc_t g = grad_x[i];
     if constexpr (kLogProb)
-      g = gaussian_sample_grad(g, gaussian_sample(mu[i], sigma[i], eps[i]), prior.at(i), prior.scale(i));
+      g = sample_grad(g, gaussian_sample(mu[i], sigma[i], eps[i]), prior.at(i), prior.scale(i), prior.family);
     grad_mu[i] += g;
     rho_sum[i] = std::fma(g, eps[i], rho_sum[i]);
   }
@@ -130,7 +130,7 @@ void sample_backward_pieces(const SampleBackwardArgs& args, const General& gener
     for (int64_t s = 0; s < args.num_samples; ++s) {
       const acc_t* grad_x =
           load_or_zeros(args.grad_x, types.sample, s * args.numel + piece.first, count, grad_x_buffer);
-      const acc_t* eps = noise.draw(args.keys[s]);
+      const acc_t* eps = noise.draw(args.keys, s, general.antithetic);
       const acc_t grad = kLogProb ? grad_log_prob[s] : 0;
       priors.template visit<kLogProb>(grad, [&](const auto& prior) __attribute__((always_inline)) {
         sample_backward_piece<acc_t, kLogProb>(grad_x, mu, sigma, eps, count, prior, grad_mu, rho_sum);

@@ -141,7 +141,7 @@ const char* start_tables(const Launch& on, function_t kernel_of, const Parts<typ
     const char* error = nullptr;
     if (plain && is_plain<scalar_t>(general)) {
       if (table.size == table.kCapacity) error = flush();
-      table.add({args, {memory_aligned<scalar_t, sample_t>(args), first_block<scalar_t>(general)}},
+      table.add({args, {memory_aligned<scalar_t, sample_t>(args), general.antithetic, first_block<scalar_t>(general)}},
                 tile_t<scalar_t, true>::cover(args.numel));
     } else {
       error = launch(on, args, general);

@@ -10,11 +10,23 @@ namespace cuda {
 
 struct Plain {
   bool aligned;              // all memory may be accessed by vectors
+  bool antithetic = false;   // as General has it
   uint64_t first_block = 0;  // of the tensor, in the stream of a key
 };
 
 template <typename variant_t>
 constexpr bool kIsGeneral = std::is_same_v<variant_t, General>;
+
+// Of sample s. Antithetic samples are pairs: the second has the first one's key, and -eps.
+template <typename variant_t>
+__device__ __forceinline__ bool is_negated(const variant_t& variant, int64_t s) {
+  return variant.antithetic && s % 2;
+}
+
+template <typename args_t, typename variant_t>
+__device__ __forceinline__ const Key& key_of(const args_t& args, const variant_t& variant, int64_t s) {
+  return args.keys[is_negated(variant, s) ? s - 1 : s];
+}
 
 // A thread's elements are as many as the normals of a Philox block, and follow each other.
 template <typename scalar_t>
@@ -96,6 +108,7 @@ __device__ __forceinline__ void for_each_tile(int64_t numel, const General& gene
 template <typename acc_t>
 struct OnePrior {
   const Prior<acc_t>& prior;
+  NormalFamily<acc_t> family{};
 
   __device__ __forceinline__ const Prior<acc_t>& operator[](int) const { return prior; }
 
@@ -113,6 +126,7 @@ template <typename acc_t, int kCount>
 struct Priors {
   ElementPrior<acc_t> priors[kCount];
   bool each;
+  AnyFamily<acc_t> family;
 
   __device__ __forceinline__ const ElementPrior<acc_t>& operator[](int i) const { return priors[i]; }
 
@@ -126,6 +140,7 @@ __device__ __forceinline__ auto priors_of(const tile_t& tile, const General& gen
   constexpr int kCount = tile_t::kCount;
   Priors<acc_t, kCount> result;
   result.each = general.std_prior != nullptr;
+  result.family = AnyFamily<acc_t>::make(general.family);
   acc_t mu[kCount], std[kCount];
   tile.load(static_cast<const acc_t*>(general.mu_prior), mu, result.each);
   tile.load(static_cast<const acc_t*>(general.std_prior), std, result.each);
@@ -136,7 +151,7 @@ __device__ __forceinline__ auto priors_of(const tile_t& tile, const General& gen
   return result;
 }
 
-// A thread's sum of log std_prior, where each element has its own.
+// A thread's sum of what the family adds for each element and, where each element has its own, of log std_prior.
 template <typename tile_t>
 __device__ __forceinline__ double log_std_sum(const tile_t&, const Plain&) {
   return 0;
@@ -145,14 +160,15 @@ __device__ __forceinline__ double log_std_sum(const tile_t&, const Plain&) {
 template <typename tile_t>
 __device__ __forceinline__ double log_std_sum(const tile_t& tile, const General& general) {
   using acc_t = typename tile_t::acc_t;
-  if (general.std_prior == nullptr) return 0;
+  const double constants = tile.count() * general.family.constant;
+  if (general.std_prior == nullptr) return constants;
   acc_t std[tile_t::kCount];
   tile.load(static_cast<const acc_t*>(general.std_prior), std);
   LogSum<acc_t> sum;
   ILLIA_UNROLL
   for (int i = 0; i < tile_t::kCount; ++i)
     if (tile.holds(i)) sum.add(log_std_parts(std[i]));
-  return sum.total(tile.count());
+  return sum.total(tile.count()) + constants;
 }
 
 // Gradients to the priors of a thread's elements, summed over the samples.
@@ -161,8 +177,8 @@ struct PriorGradSums {
   using acc_t = typename tile_t::acc_t;
   acc_t mu[tile_t::kCount] = {}, std[tile_t::kCount] = {};
 
-  __device__ __forceinline__ void add(int i, acc_t grad, acc_t z_p, acc_t squares) {
-    const ElementPriorGrads<acc_t> grads = element_prior_grads(grad, z_p, squares);
+  __device__ __forceinline__ void add(int i, acc_t grad, acc_t slope, acc_t squares) {
+    const ElementPriorGrads<acc_t> grads = element_prior_grads(grad, slope, squares);
     mu[i] += grads.mu;
     std[i] += grads.std;
   }

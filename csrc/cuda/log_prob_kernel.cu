@@ -5,7 +5,7 @@
 namespace illia {
 namespace cuda {
 
-// Each tile's sum of (z_p^2 - z^2) / 2 - log sigma.
+// Each tile's sum of energy(z_p) - z^2 / 2 - log sigma.
 template <typename scalar_t, typename sample_t, typename variant_t>
 __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs args, const variant_t variant) {
   using acc_t = AccType<scalar_t>;
@@ -34,17 +34,17 @@ __global__ void __launch_bounds__(kThreads, 2) log_prob_kernel(const LogProbArgs
 
     for (int64_t s = blockIdx.y; s < args.num_samples; s += gridDim.y) {
       // 2. One sample.
-      acc_t x[kCount], prior_squares = 0, posterior_squares = 0;
+      acc_t x[kCount], prior_energies = 0, posterior_squares = 0;
       tile.load(static_cast<const sample_t*>(args.x) + s * args.numel, x);
       ILLIA_UNROLL
       for (int i = 0; i < kCount; ++i) {
         if (!tile.holds(i)) continue;
         const acc_t z_p = prior_score(x[i], priors[i]), z = posterior_score(x[i], mu[i], sigma[i]);
-        prior_squares = std::fma(z_p, z_p, prior_squares);
+        prior_energies = priors.family.add_twice(z_p, prior_energies);
         posterior_squares = std::fma(z, z, posterior_squares);
       }
       // 3. Its sum over the tile.
-      const double squares = static_cast<double>(prior_squares) - static_cast<double>(posterior_squares);
+      const double squares = static_cast<double>(prior_energies) - static_cast<double>(posterior_squares);
       const double sum = block_sum(0.5 * squares - logs);
       hand_on<acc_t>(sum, s, index, &constants, args.log_prob);
     }
@@ -88,11 +88,12 @@ __global__ void __launch_bounds__(kThreads, 2)
       const acc_t prior_scale = one.scale(static_cast<double>(grad_log_prob));
       ILLIA_UNROLL
       for (int i = 0; i < kCount; ++i) {
-        const GaussianGrads<acc_t> grads = gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], priors[i],
-                                                                   priors.scale(i, grad_log_prob, prior_scale));
+        const GaussianGrads<acc_t> grads =
+            gaussian_log_prob_grads(grad_log_prob, x[i], mu[i], sigma[i], priors[i],
+                                    priors.scale(i, grad_log_prob, prior_scale), priors.family);
         if constexpr (kIsGeneral<variant_t>) {
-          const acc_t z_p = prior_score(x[i], priors[i]);
-          prior_sums.add(i, grad_log_prob, z_p, z_p * z_p);
+          const acc_t z_p = prior_score(x[i], priors[i]), slope = priors.family.slope(z_p);
+          prior_sums.add(i, grad_log_prob, slope, z_p * slope);
         }
         grad_x[i] = grads.x;
         grad_mu[i] += grads.mu;

@@ -11,7 +11,7 @@ namespace cuda {
 template <typename tile_t>
 constexpr bool kDrawsFirst = sizeof(typename tile_t::acc_t) == sizeof(float);
 
-// x, and with kLogProb the tile's sum of (z_p^2 - eps^2) / 2 - log sigma: the quadratic term of log q(x) is exactly
+// x, and with kLogProb the tile's sum of energy(z_p) - eps^2 / 2 - log sigma: the quadratic term of log q(x) is exactly
 // -eps^2 / 2.
 template <typename sample_t, bool kLogProb, typename tile_t, typename variant_t>
 __device__ __forceinline__ void sample_tile(const tile_t& tile, [[maybe_unused]] int64_t index, const SampleArgs& args,
@@ -26,7 +26,7 @@ __device__ __forceinline__ void sample_tile(const tile_t& tile, [[maybe_unused]]
   acc_t mu[kCount], rho[kCount], sigma[kCount];
   tile.load(static_cast<const scalar_t*>(args.rho), rho);
   tile.load(static_cast<const scalar_t*>(args.mu), mu);
-  const Key key = args.keys[blockIdx.y];
+  const Key key = key_of(args, variant, blockIdx.y);
   Prior<acc_t> prior{};
   if constexpr (kLogProb) {
     prior = lazy_prior.read();
@@ -48,18 +48,20 @@ __device__ __forceinline__ void sample_tile(const tile_t& tile, [[maybe_unused]]
   int64_t s = blockIdx.y;
   do {
     // 2. One sample.
-    if constexpr (!kWordsFirst) words = tile.words(args.keys[s]);
-    acc_t prior_squares = 0, eps_squares = 0;
+    if constexpr (!kWordsFirst) words = tile.words(key_of(args, variant, s));
+    acc_t prior_energies = 0, eps_squares = 0;
+    const bool negated = is_negated(variant, s);
     ILLIA_UNROLL
     for (int j = 0; j < tile_t::kVectors; ++j) {
       acc_t eps[kWidth], x[kWidth];
       tile.normals(words, j, eps);
       ILLIA_UNROLL
       for (int k = 0; k < kWidth; ++k) {
+        if (negated) eps[k] = -eps[k];
         x[k] = gaussian_sample(mu[j * kWidth + k], sigma[j * kWidth + k], eps[k]);
         if (kLogProb && tile.holds(j, k)) {
           const acc_t z_p = prior_score(x[k], priors[j * kWidth + k]);
-          prior_squares = std::fma(z_p, z_p, prior_squares);
+          prior_energies = priors.family.add_twice(z_p, prior_energies);
           eps_squares = std::fma(eps[k], eps[k], eps_squares);
         }
       }
@@ -67,10 +69,10 @@ __device__ __forceinline__ void sample_tile(const tile_t& tile, [[maybe_unused]]
     }
     const int64_t next = s + gridDim.y;
     if constexpr (kWordsFirst)
-      if (next < args.num_samples) words = tile.words(args.keys[next]);
+      if (next < args.num_samples) words = tile.words(key_of(args, variant, next));
     // 3. Its sum over the tile.
     if constexpr (kLogProb) {
-      const double squares = static_cast<double>(prior_squares) - static_cast<double>(eps_squares);
+      const double squares = static_cast<double>(prior_energies) - static_cast<double>(eps_squares);
       const double sum = block_sum(0.5 * squares - logs);
       hand_on<acc_t>(sum, s, index, constants, args.log_prob);
     }
@@ -127,7 +129,8 @@ __device__ __forceinline__ void sample_backward_tile(const tile_t& tile, [[maybe
 
   for (int64_t s = 0; (kWordsFirst && s == 0) || s < args.num_samples; ++s) {
     // 2. One sample's share.
-    if constexpr (!kWordsFirst) words = tile.words(args.keys[s]);
+    if constexpr (!kWordsFirst) words = tile.words(key_of(args, variant, s));
+    const bool negated = is_negated(variant, s);
     [[maybe_unused]] const acc_t prior_scale = kLogProb ? prior.scale(static_cast<double>(grad_log_prob[s])) : 0;
     ILLIA_UNROLL
     for (int j = 0; j < tile_t::kVectors; ++j) {
@@ -136,14 +139,15 @@ __device__ __forceinline__ void sample_backward_tile(const tile_t& tile, [[maybe
       ILLIA_UNROLL
       for (int k = 0; k < kWidth; ++k) {
         const int i = j * kWidth + k;
+        if (negated) eps[k] = -eps[k];
         [[maybe_unused]] const acc_t x = kLogProb ? gaussian_sample(mu[i], sigma[i], eps[k]) : 0;
         if constexpr (kLogProb)
-          g[i] = gaussian_sample_grad(g[i], x, priors[i], priors.scale(i, grad_log_prob[s], prior_scale));
+          g[i] = sample_grad(g[i], x, priors[i], priors.scale(i, grad_log_prob[s], prior_scale), priors.family);
         grad_mu[i] += g[i];
         rho_sum[i] = std::fma(g[i], eps[k], rho_sum[i]);
         if constexpr (kLogProb && kGeneral) {
-          const acc_t z_p = prior_score(x, priors[i]);
-          prior_sums.add(i, grad_log_prob[s], z_p, z_p * z_p);
+          const acc_t z_p = prior_score(x, priors[i]), slope = priors.family.slope(z_p);
+          prior_sums.add(i, grad_log_prob[s], slope, z_p * slope);
           if (variant.stick_the_landing) {
             const HeldFixedGrads<acc_t> held = held_fixed_grads(grad_log_prob[s], eps[k], sigma[i]);
             grad_mu[i] -= held.mu;
@@ -154,7 +158,7 @@ __device__ __forceinline__ void sample_backward_tile(const tile_t& tile, [[maybe
     }
     if (s + 1 < args.num_samples) {
       tile.load(grad_x + (s + 1) * args.numel, g, grad_x != nullptr);
-      if constexpr (kWordsFirst) words = tile.words(args.keys[s + 1]);
+      if constexpr (kWordsFirst) words = tile.words(key_of(args, variant, s + 1));
     }
   }
 

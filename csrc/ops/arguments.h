@@ -19,6 +19,36 @@ inline Sizes log_prob_sizes(const Tensor& x, const Tensor& mu) {
   return log_prob_sizes(is_batch_of_samples(x, mu), count_samples(x, mu));
 }
 
+using FamilyName = std::optional<std::string>;
+using FamilyParameters = std::optional<std::vector<double>>;
+
+// The family of a prior, from its name and its parameters: those of a scale mixture are the weight of the wide
+// component, whose standard deviation std_prior is, and the narrow one's ratio to it.
+inline PriorFamily check_family(const FamilyName& name, const FamilyParameters& parameters, bool prior_grads = false) {
+  if (!name && !parameters) return {};
+  const std::string family = name.value_or("None");
+  const bool mixes = family == "scale_mixture";
+  check(!name || mixes || family == "flat" || family == "laplace",
+        "family: expected None, flat, laplace or scale_mixture, got ", family);
+  const size_t expected = mixes ? 2 : 0, given = parameters ? parameters->size() : 0;
+  check(given == expected, "family_parameters: expected ", expected, " numbers for ", family, ", got ", given);
+  const double half_log_two_pi = 0.91893853320467274;  // log q lacks it, so that a Gaussian's constant is 0
+  check(!prior_grads || family != "flat", "family: expected a prior, whose gradients are asked for, got flat");
+  if (family == "flat") return {Family::kFlat, -half_log_two_pi};
+  if (family == "laplace") return {Family::kLaplace, base::Constants<double>::kLn2 - half_log_two_pi};
+  if (!mixes) return {};
+  const double weight = (*parameters)[0], ratio = (*parameters)[1];
+  check(weight > 0 && weight < 1, "family_parameters: expected a weight between 0 and 1, got ", weight);
+  check(ratio >= 1e-9 && ratio <= 1, "family_parameters: expected a ratio from 1e-9 to 1, got ", ratio);
+  return {Family::kScaleMixture, -base::log_any(weight), base::log_any((1 - weight) / (weight * ratio)),
+          (1 / (ratio * ratio) - 1) / 2};
+}
+
+inline void check_antithetic(const Tensor& key, bool antithetic) {
+  check(!antithetic || (is_batch_of_keys(key) && key.size(0) % 2 == 0),
+        "antithetic: expected an even number of keys, [2 k, 2], got shape ", shape_of(key));
+}
+
 inline Block check_standard_normal(const Tensor& key, const Sizes& size, ScalarType dtype,
                                    const std::optional<Sizes>& full_size, const std::optional<Sizes>& origin) {
   check_key(key);
@@ -30,18 +60,21 @@ inline Block check_standard_normal(const Tensor& key, const Sizes& size, ScalarT
 
 inline Block check_gaussian_sample(const Tensor& mu, const Tensor& rho, const Tensor& key,
                                    std::optional<ScalarType> dtype, const std::optional<Sizes>& full_size,
-                                   const std::optional<Sizes>& origin) {
+                                   const std::optional<Sizes>& origin, bool antithetic) {
   check_parameters(mu, rho);
   check_key(key);
+  check_antithetic(key, antithetic);
   check_same_device("key", key, "mu", mu);
   if (dtype) check_sample_dtype("dtype", *dtype, mu.scalar_type());
   return check_block("mu", mu.sizes(), full_size, origin);
 }
 
 inline Block check_gaussian_sample_backward(const Tensor& grad_x, const Tensor& rho, const Tensor& key,
-                                            const std::optional<Sizes>& full_size, const std::optional<Sizes>& origin) {
+                                            const std::optional<Sizes>& full_size, const std::optional<Sizes>& origin,
+                                            bool antithetic) {
   check_floating("rho", dtype_of("rho", rho));
   check_key(key);
+  check_antithetic(key, antithetic);
   check_same_device("key", key, "rho", rho);
   check_sample_gradient(grad_x, key, rho);
   return check_block("rho", rho.sizes(), full_size, origin);
@@ -50,8 +83,8 @@ inline Block check_gaussian_sample_backward(const Tensor& grad_x, const Tensor& 
 inline Block check_gaussian_sample_and_log_prob(const Tensor& mu, const Tensor& rho, const Tensor& mu_prior,
                                                 const Tensor& std_prior, const Tensor& key,
                                                 std::optional<ScalarType> dtype, const std::optional<Sizes>& full_size,
-                                                const std::optional<Sizes>& origin) {
-  const Block block = check_gaussian_sample(mu, rho, key, dtype, full_size, origin);
+                                                const std::optional<Sizes>& origin, bool antithetic) {
+  const Block block = check_gaussian_sample(mu, rho, key, dtype, full_size, origin, antithetic);
   check_priors(mu_prior, std_prior, mu);
   return block;
 }
@@ -61,9 +94,10 @@ inline Block check_gaussian_sample_and_log_prob_backward(const std::optional<Ten
                                                          const Tensor& rho, const Tensor& mu_prior,
                                                          const Tensor& std_prior, const Tensor& key,
                                                          const std::optional<Sizes>& full_size,
-                                                         const std::optional<Sizes>& origin, bool prior_grads) {
-  const Block block =
-      check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, std::nullopt, full_size, origin);
+                                                         const std::optional<Sizes>& origin, bool prior_grads,
+                                                         bool antithetic) {
+  const Block block = check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, std::nullopt, full_size,
+                                                         origin, antithetic);
   if (grad_x) check_sample_gradient(*grad_x, key, rho);
   if (grad_log_prob) check_log_prob_gradient("grad_log_prob", *grad_log_prob, log_prob_sizes(key), mu);
   check_prior_gradient(prior_grads, "mu_prior", mu_prior, mu);
@@ -141,9 +175,10 @@ inline void check_foreach_parameters(const Tensors& mu, const Tensors& rho, cons
 
 inline void check_foreach_gaussian_sample_and_log_prob(const Tensors& mu, const Tensors& rho, const Tensors& mu_prior,
                                                        const Tensors& std_prior, const Tensor& key,
-                                                       std::optional<ScalarType> dtype) {
+                                                       std::optional<ScalarType> dtype, bool antithetic) {
   check_foreach_parameters(mu, rho, mu_prior, std_prior);
   check_key(key);
+  check_antithetic(key, antithetic);
   check_same_device("key", key, "mu", mu[0]);
   if (dtype) check_sample_dtype("dtype", *dtype, mu[0].scalar_type());
 }
@@ -158,8 +193,8 @@ inline void check_foreach_gaussian_sample_and_log_prob_backward(const OptionalTe
                                                                 const std::optional<Tensor>& grad_log_prob,
                                                                 const Tensors& mu, const Tensors& rho,
                                                                 const Tensors& mu_prior, const Tensors& std_prior,
-                                                                const Tensor& key) {
-  check_foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, std::nullopt);
+                                                                const Tensor& key, bool antithetic) {
+  check_foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, std::nullopt, antithetic);
   check(grad_x.size() == mu.size(), "grad_x: expected as many gradients as mu has tensors, ", mu.size(), ", got ",
         grad_x.size());
   const ScalarType dtype = sample_grad_dtype(grad_x, mu[0].scalar_type());

@@ -25,7 +25,7 @@ Tensor standard_normal(Tensor key, Sizes size, ScalarType dtype, std::optional<S
 // A sample of each tensor, and their log_prob where it is to be written.
 template <typename device_t>
 Tensors draw(const device_t& device, const Inputs& inputs, const Tensor& key, std::optional<ScalarType> dtype,
-             const std::vector<Block>& blocks, std::optional<Tensor>* log_prob = nullptr) {
+             const std::vector<Block>& blocks, bool antithetic, std::optional<Tensor>* log_prob = nullptr) {
   const Tensor keys = as_contiguous(key);
   const ScalarType sample_dtype = dtype.value_or(inputs.dtype());
   const Types types = types_of(inputs.dtype(), sample_dtype);
@@ -39,6 +39,7 @@ Tensors draw(const device_t& device, const Inputs& inputs, const Tensor& key, st
     args.num_samples = count_samples(key);
     args.x = x[k].mutable_data_ptr();
     general.block = blocks[k];
+    general.antithetic = antithetic;
   }
   if (!log_prob) {
     device.launch(types, parts);
@@ -52,24 +53,27 @@ Tensors draw(const device_t& device, const Inputs& inputs, const Tensor& key, st
 
 template <typename device_t>
 Tensor gaussian_sample(Tensor mu, Tensor rho, Tensor key, std::optional<ScalarType> dtype,
-                       std::optional<Sizes> full_size, std::optional<Sizes> origin) {
-  const Block block = check_gaussian_sample(mu, rho, key, dtype, full_size, origin);
+                       std::optional<Sizes> full_size, std::optional<Sizes> origin, bool antithetic) {
+  const Block block = check_gaussian_sample(mu, rho, key, dtype, full_size, origin, antithetic);
 
   const device_t device("gaussian_sample", mu);
-  return draw(device, Inputs({mu}, {rho}), key, dtype, {block})[0];
+  return draw(device, Inputs({mu}, {rho}), key, dtype, {block}, antithetic)[0];
 }
 
 template <typename device_t>
 std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior,
                                                         Tensor key, std::optional<ScalarType> dtype,
                                                         bool /*stick_the_landing*/, std::optional<Sizes> full_size,
-                                                        std::optional<Sizes> origin) {
-  const Block block = check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, full_size, origin);
+                                                        std::optional<Sizes> origin, FamilyName family,
+                                                        FamilyParameters family_parameters, bool antithetic) {
+  const PriorFamily of_prior = check_family(family, family_parameters);
+  const Block block =
+      check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, full_size, origin, antithetic);
 
   const device_t device("gaussian_sample_and_log_prob", mu);
   std::optional<Tensor> log_prob;
-  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior});
-  const Tensors x = draw(device, inputs, key, dtype, {block}, &log_prob);
+  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, of_prior);
+  const Tensors x = draw(device, inputs, key, dtype, {block}, antithetic, &log_prob);
   return {x[0], *log_prob};
 }
 
@@ -77,13 +81,15 @@ template <typename device_t>
 std::tuple<Tensors, Tensor> foreach_gaussian_sample_and_log_prob(Tensors mu, Tensors rho, Tensors mu_prior,
                                                                  Tensors std_prior, Tensor key,
                                                                  std::optional<ScalarType> dtype,
-                                                                 bool /*stick_the_landing*/) {
-  check_foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype);
+                                                                 bool /*stick_the_landing*/, FamilyName family,
+                                                                 FamilyParameters family_parameters, bool antithetic) {
+  const PriorFamily of_prior = check_family(family, family_parameters);
+  check_foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, antithetic);
 
   const device_t device("foreach_gaussian_sample_and_log_prob", mu[0]);
   std::optional<Tensor> log_prob;
-  const Inputs inputs(device, mu, rho, mu_prior, std_prior);
-  const Tensors x = draw(device, inputs, key, dtype, share_stream(mu), &log_prob);
+  const Inputs inputs(device, mu, rho, mu_prior, std_prior, of_prior);
+  const Tensors x = draw(device, inputs, key, dtype, share_stream(mu), antithetic, &log_prob);
   return {x, *log_prob};
 }
 
@@ -92,7 +98,8 @@ std::tuple<Tensors, Tensor> foreach_gaussian_sample_and_log_prob(Tensors mu, Ten
 template <typename device_t>
 std::tuple<Tensors, Tensors> draw_backward(const device_t& device, const Inputs& inputs, const OptionalTensors& grad_x,
                                            const std::optional<Tensor>& grad_log_prob, const Tensor& key,
-                                           const std::vector<Block>& blocks, bool stick_the_landing,
+                                           const std::vector<Block>& blocks, bool antithetic,
+                                           bool stick_the_landing = false,
                                            PriorGrads<device_t>* prior_grads = nullptr) {
   const ScalarType parameters = inputs.dtype();
   const Types types = types_of(parameters, sample_grad_dtype(grad_x, parameters));
@@ -113,6 +120,7 @@ std::tuple<Tensors, Tensors> draw_backward(const device_t& device, const Inputs&
       args.grad_mu = grad_mu.emplace_back(device.empty(inputs.like(k).sizes(), parameters)).mutable_data_ptr();
     args.grad_rho = grad_rho.emplace_back(device.empty(inputs.like(k).sizes(), parameters)).mutable_data_ptr();
     general.block = blocks[k];
+    general.antithetic = antithetic;
     general.stick_the_landing = stick_the_landing && grad_log_prob;
   }
   if (prior_grads) prior_grads->ask(types, parts[0].general);
@@ -123,23 +131,24 @@ std::tuple<Tensors, Tensors> draw_backward(const device_t& device, const Inputs&
 
 template <typename device_t>
 Tensor gaussian_sample_backward(Tensor grad_x, Tensor rho, Tensor key, std::optional<Sizes> full_size,
-                                std::optional<Sizes> origin) {
-  const Block block = check_gaussian_sample_backward(grad_x, rho, key, full_size, origin);
+                                std::optional<Sizes> origin, bool antithetic) {
+  const Block block = check_gaussian_sample_backward(grad_x, rho, key, full_size, origin, antithetic);
 
   const device_t device("gaussian_sample_backward", rho);
-  return std::get<1>(draw_backward(device, Inputs({}, {rho}), {grad_x}, std::nullopt, key, {block}, false))[0];
+  return std::get<1>(draw_backward(device, Inputs({}, {rho}), {grad_x}, std::nullopt, key, {block}, antithetic))[0];
 }
 
 template <typename device_t>
 std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward(
     std::optional<Tensor> grad_x, std::optional<Tensor> grad_log_prob, Tensor mu, Tensor rho, Tensor mu_prior,
     Tensor std_prior, Tensor key, bool stick_the_landing, std::optional<Sizes> full_size, std::optional<Sizes> origin,
-    bool prior_grads) {
+    bool prior_grads, FamilyName family, FamilyParameters family_parameters, bool antithetic) {
+  const PriorFamily of_prior = check_family(family, family_parameters, prior_grads);
   const Block block = check_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior,
-                                                                  key, full_size, origin, prior_grads);
+                                                                  key, full_size, origin, prior_grads, antithetic);
 
   const device_t device("gaussian_sample_and_log_prob_backward", mu);
-  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior});
+  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, of_prior);
   PriorGrads to_priors(device, prior_grads, prior_grads, mu_prior, std_prior, mu);
   // a kernel gives gradients to the priors with those of log_prob alone
   if (prior_grads && !grad_log_prob) {
@@ -147,7 +156,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
     grad_log_prob = torch::stable::zero_(zeros);
   }
   const auto [grad_mu, grad_rho] =
-      draw_backward(device, inputs, {grad_x}, grad_log_prob, key, {block}, stick_the_landing, &to_priors);
+      draw_backward(device, inputs, {grad_x}, grad_log_prob, key, {block}, antithetic, stick_the_landing, &to_priors);
   return {grad_mu[0], grad_rho[0], to_priors.mu(), to_priors.std()};
 }
 
@@ -156,21 +165,27 @@ std::tuple<Tensors, Tensors> foreach_gaussian_sample_and_log_prob_backward(Optio
                                                                            std::optional<Tensor> grad_log_prob,
                                                                            Tensors mu, Tensors rho, Tensors mu_prior,
                                                                            Tensors std_prior, Tensor key,
-                                                                           bool stick_the_landing) {
-  check_foreach_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key);
+                                                                           bool stick_the_landing, FamilyName family,
+                                                                           FamilyParameters family_parameters,
+                                                                           bool antithetic) {
+  const PriorFamily of_prior = check_family(family, family_parameters);
+  check_foreach_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key,
+                                                      antithetic);
 
   const device_t device("foreach_gaussian_sample_and_log_prob_backward", mu[0]);
-  const Inputs inputs(device, mu, rho, mu_prior, std_prior);
-  return draw_backward(device, inputs, grad_x, grad_log_prob, key, share_stream(mu), stick_the_landing);
+  const Inputs inputs(device, mu, rho, mu_prior, std_prior, of_prior);
+  return draw_backward(device, inputs, grad_x, grad_log_prob, key, share_stream(mu), antithetic, stick_the_landing);
 }
 
 template <typename device_t>
-Tensor gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) {
+Tensor gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, FamilyName family,
+                         FamilyParameters family_parameters) {
+  const PriorFamily of_prior = check_family(family, family_parameters);
   check_gaussian_log_prob(x, mu, rho, mu_prior, std_prior);
 
   const device_t device("gaussian_log_prob", mu);
   const Tensor x_input = as_contiguous(x);
-  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior});
+  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, of_prior);
   const Types types = types_of(mu.scalar_type(), x.scalar_type());
   Parts<LogProbArgs> parts{inputs.part<LogProbArgs>(0)};
   parts[0].args.x = x_input.const_data_ptr();
@@ -184,12 +199,15 @@ template <typename device_t>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward(Tensor grad_log_prob, Tensor x, Tensor mu,
                                                                               Tensor rho, Tensor mu_prior,
                                                                               Tensor std_prior,
-                                                                              std::vector<bool> output_mask) {
+                                                                              std::vector<bool> output_mask,
+                                                                              FamilyName family,
+                                                                              FamilyParameters family_parameters) {
   check_gaussian_log_prob_backward(grad_log_prob, x, mu, rho, mu_prior, std_prior, output_mask);
+  const PriorFamily of_prior = check_family(family, family_parameters, output_mask[3] || output_mask[4]);
 
   const device_t device("gaussian_log_prob_backward", mu);
   const Tensor x_input = as_contiguous(x), grad_log_prob_input = as_contiguous(grad_log_prob);
-  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior});
+  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, of_prior);
   PriorGrads to_priors(device, output_mask[3], output_mask[4], mu_prior, std_prior, mu);
   const auto output = [&](bool asked, const Tensor& like) {
     return asked ? std::optional<Tensor>(device.empty(like.sizes(), like.scalar_type())) : std::nullopt;

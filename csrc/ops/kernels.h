@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/family.h"
 #include "ops/block.h"
 
 namespace illia {
@@ -44,14 +45,17 @@ struct PriorGrad {
 struct General {
   Block block{};
   const void *mu_prior = nullptr, *std_prior = nullptr;  // [numel]: for each element, or neither
+  PriorFamily family{};                                  // of either kind of prior
+  bool antithetic = false;                               // each odd sample is drawn with -eps of the one before
   bool stick_the_landing = false;                        // of a backward that has grad_log_prob
   PriorGrad mu_prior_grad{}, std_prior_grad{};           // of a backward that has grad_log_prob
   double* prior_partials = nullptr;                      // [2, num_tiles]; nullptr without their sums
 
   bool sums_prior_grads() const { return mu_prior_grad.sum || std_prior_grad.sum; }
-  // Whether it asks for nothing but perhaps another place in the stream.
+  // Whether it asks for nothing but perhaps another place in the stream, and antithetic samples.
   bool is_plain_row() const {
-    return block.is_one_row() && !std_prior && !stick_the_landing && !mu_prior_grad.asked() && !std_prior_grad.asked();
+    return block.is_one_row() && !std_prior && family.family == Family::kNormal && !stick_the_landing &&
+           !mu_prior_grad.asked() && !std_prior_grad.asked();
   }
 };
 

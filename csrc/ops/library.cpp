@@ -6,6 +6,11 @@
 //
 // A foreach op draws its tensors as one stream: each begins at the first Philox block that those before it left unused,
 // which the key's offset of a single op would say. Its lists of priors hold one for all tensors, or one for each.
+//
+// A prior's family is None, a Gaussian; "flat", which leaves the prior out; "laplace"; or "scale_mixture", with the parameters
+// [weight of the component whose standard deviation is std_prior, ratio of the other one's to it].
+//
+// With antithetic there is an even number of keys: each second sample is drawn by the key before its own, with -eps.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(illia_ext, m) {
@@ -14,22 +19,26 @@ STABLE_TORCH_LIBRARY(illia_ext, m) {
       "SymInt[]? origin=None) -> Tensor");
   m.def(
       "gaussian_sample(Tensor mu, Tensor rho, Tensor key, *, ScalarType? dtype=None, SymInt[]? full_size=None, "
-      "SymInt[]? origin=None) -> Tensor");
+      "SymInt[]? origin=None, bool antithetic=False) -> Tensor");
   m.def(
       "gaussian_sample_backward(Tensor grad_x, Tensor rho, Tensor key, *, SymInt[]? full_size=None, "
-      "SymInt[]? origin=None) -> Tensor");
-  m.def("gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor");
+      "SymInt[]? origin=None, bool antithetic=False) -> Tensor");
+  m.def(
+      "gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, *, "
+      "str? family=None, float[]? family_parameters=None) -> Tensor");
   m.def(
       "gaussian_log_prob_backward(Tensor grad_log_prob, Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, "
-      "Tensor std_prior, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor std_prior, bool[5] output_mask, *, str? family=None, float[]? family_parameters=None) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "gaussian_sample_and_log_prob(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, Tensor key, *, "
-      "ScalarType? dtype=None, bool stick_the_landing=False, SymInt[]? full_size=None, SymInt[]? origin=None) "
-      "-> (Tensor, Tensor)");
+      "ScalarType? dtype=None, bool stick_the_landing=False, SymInt[]? full_size=None, SymInt[]? origin=None, "
+      "str? family=None, float[]? family_parameters=None, bool antithetic=False) -> (Tensor, Tensor)");
   m.def(
       "gaussian_sample_and_log_prob_backward(Tensor? grad_x, Tensor? grad_log_prob, Tensor mu, Tensor rho, "
       "Tensor mu_prior, Tensor std_prior, Tensor key, *, bool stick_the_landing=False, SymInt[]? full_size=None, "
-      "SymInt[]? origin=None, bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)");
+      "SymInt[]? origin=None, bool prior_grads=False, str? family=None, float[]? family_parameters=None, "
+      "bool antithetic=False) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("gaussian_kl_divergence(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor");
   m.def(
       "gaussian_kl_divergence_backward(Tensor grad, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, "
@@ -37,11 +46,12 @@ STABLE_TORCH_LIBRARY(illia_ext, m) {
 
   m.def(
       "foreach_gaussian_sample_and_log_prob(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, "
-      "Tensor key, *, ScalarType? dtype=None, bool stick_the_landing=False) -> (Tensor[], Tensor)");
+      "Tensor key, *, ScalarType? dtype=None, bool stick_the_landing=False, str? family=None, "
+      "float[]? family_parameters=None, bool antithetic=False) -> (Tensor[], Tensor)");
   m.def(
       "foreach_gaussian_sample_and_log_prob_backward(Tensor?[] grad_x, Tensor? grad_log_prob, Tensor[] mu, "
-      "Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, Tensor key, *, bool stick_the_landing=False) "
-      "-> (Tensor[], Tensor[])");
+      "Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, Tensor key, *, bool stick_the_landing=False, "
+      "str? family=None, float[]? family_parameters=None, bool antithetic=False) -> (Tensor[], Tensor[])");
   m.def("foreach_gaussian_kl_divergence(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior) -> Tensor");
   m.def(
       "foreach_gaussian_kl_divergence_backward(Tensor grad, Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, "

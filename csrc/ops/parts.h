@@ -65,8 +65,10 @@ class Inputs {
 
   template <typename device_t>
   Inputs(const device_t& device, const Tensors& mu, const Tensors& rho, const Tensors& mu_prior,
-         const Tensors& std_prior)
+         const Tensors& std_prior, const PriorFamily& family = {})
       : Inputs(mu, rho) {
+    family_ = family;
+    if (family.family == Family::kFlat) return;
     for (size_t k = 0; k < mu.size(); ++k) {
       const Tensor &mean = prior_of(mu_prior, k), &std = prior_of(std_prior, k);
       if (mean.numel() == 1 && std.numel() == 1) {
@@ -93,6 +95,7 @@ class Inputs {
     part.args.prior = priors_[k].one;
     part.general.mu_prior = data_of(priors_[k].each_mu);
     part.general.std_prior = data_of(priors_[k].each_std);
+    part.general.family = family_;
     return part;
   }
 
@@ -111,6 +114,7 @@ class Inputs {
 
   Tensors mu_, rho_;
   std::vector<PriorOf> priors_;
+  PriorFamily family_{};
 };
 
 // Sums over the elements of all parts, one a sample.

@@ -15,13 +15,14 @@ from torch import Tensor, distributed, nn
 from torch.compiler import is_compiling
 from torch.nn.parallel import DistributedDataParallel
 
-from illia_ext._checks import check_count, check_key, check_one_key
+from illia_ext._checks import check_count, check_key, check_one_key, shown
 from illia_ext._module.in_place import Turns, are_taken, kept_tensors
 from illia_ext.random import draw_key
 
 __all__ = ["GuardedModule", "with_signature"]
 
-_BY_POSITION = "an argument `key` or `num_samples` of the module's own goes by position"
+_OPTIONS = ("num_samples", "key", "antithetic")
+_BY_POSITION = "an argument of this name that is the module's own goes by position"
 
 
 @functools.cache
@@ -34,7 +35,7 @@ def with_signature(base: type, module: type) -> Any:
     if not isinstance(wrapped, FunctionType):
         return base
     own, shown = inspect.signature(plain).parameters, inspect.signature(wrapped).parameters
-    options = [own[name] for name in ("num_samples", "key") if name not in shown]
+    options = [own[name] for name in _OPTIONS if name not in shown]
     rest = [p for p in shown.values() if p.kind is p.VAR_KEYWORD]
     arguments = [*(p for p in shown.values() if p not in rest), *options, *rest]
     forward = FunctionType(plain.__code__, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__)
@@ -181,9 +182,12 @@ class GuardedModule(nn.Module):
             self.frozen_key.copy_(key)
         return self
 
-    def _choose_key(self, num_samples: int | None, key: Tensor | None, rho: Tensor) -> Tensor:
+    def _choose_key(self, num_samples: int | None, key: Tensor | None, rho: Tensor, antithetic: bool = False) -> Tensor:
+        """[2] or [S, 2]; of antithetic samples [S / 2, 2]."""
+        if not isinstance(antithetic, bool):
+            raise TypeError(f"antithetic: expected True or False, got {shown(antithetic)}; {_BY_POSITION}")
         if self.frozen:
-            for argument, value in (("num_samples", num_samples), ("key", key)):
+            for argument, value in (("num_samples", num_samples), ("key", key), ("antithetic", antithetic or None)):
                 if value is not None:
                     raise ValueError(f"{argument}: the weights are frozen; unfreeze() them first, got {value}")
             if self.training and rho.requires_grad and torch.is_grad_enabled() and not is_compiling():
@@ -194,12 +198,17 @@ class GuardedModule(nn.Module):
             return self.frozen_key.to(rho.device)  # elsewhere after load_state_dict(assign=True)
         if key is None:
             num_keys = None if num_samples is None else check_count("num_samples", num_samples, least=1)
+            if antithetic:
+                if num_keys is None or num_keys % 2:
+                    raise ValueError(f"num_samples: expected an even number with antithetic=True, got {num_samples}")
+                num_keys //= 2
             key = draw_key(num_keys, device=rho.device, mesh=getattr(rho, "device_mesh", None))
         elif num_samples is not None:
             message = f"a key says how many samples to draw, got num_samples={num_samples} too"
             raise ValueError(f"num_samples: {message}; {_BY_POSITION}")
         else:
-            check_key(key, f"; {_BY_POSITION}", (1, 2), "[2] or [num_samples, 2]")
+            dims, shape = ((2,), "[k, 2] with antithetic=True") if antithetic else ((1, 2), "[2] or [num_samples, 2]")
+            check_key(key, f"; {_BY_POSITION}", dims, shape)
         if key.dim() == 2 and len(key) == 0:
             raise ValueError(f"key: expected at least one, got shape {list(key.shape)}")
         return key

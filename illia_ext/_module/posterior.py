@@ -1,24 +1,31 @@
 """What one reads from a posterior, and what one does with it: groups for an optimizer, weights that matter, a prior."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.utils import parametrize
 
 from illia_ext._module.guard import GuardedModule
 from illia_ext._module.in_place import Places, look_up, places, tree
+from illia_ext.priors import EachPrior, arithmetic, fused, is_constant
 
 __all__ = ["Posterior"]
 
 
 class Posterior(GuardedModule):
-    """Gaussians by name: mu in `module`, rho in a tree of the same names; a prior is one tensor, or such a tree."""
+    """Gaussians by name: mu in `module`, rho in a tree of the same names.
+
+    The prior is Gaussian, with mu_prior and std_prior, each one tensor or such a tree; or `prior`, a module that
+    returns a distribution, or such a tree of them.
+    """
 
     rho: nn.Module
-    mu_prior: Tensor | nn.Module
-    std_prior: Tensor | nn.Module
+    mu_prior: Tensor | nn.Module | None
+    std_prior: Tensor | nn.Module | None
+    prior: nn.Module | None
     _names: list[str]
     _weights: Places
     _padding: dict[int, int]
@@ -60,6 +67,46 @@ class Posterior(GuardedModule):
                 ours, expected = (getattr(tensor, what, None) for tensor in (mu, rho))
                 if ours != expected:
                     raise RuntimeError(f"module.{name}: expected the {what} of rho.{name}, {expected}, got {ours}")
+
+    def _distributions(self) -> list[Distribution]:
+        """What `prior` returns now: one for all weights, or one for each."""
+        prior: Any = self.prior
+        if isinstance(prior, EachPrior):
+            return [prior.get_submodule(name)() for name in self._names]
+        return [prior()]
+
+    def _prior_terms(self) -> tuple[tuple[Any, Any], dict[str, Any], list[Distribution]]:
+        """mu_prior and std_prior as the functions `foreach_*` take them, their other keywords, and the distributions
+        that they do not know, whose log density is to be subtracted."""
+        if self.prior is None:
+            mu_prior, std_prior = (
+                look_up(p, self._weights, parametrized=True) if isinstance(p, nn.Module) else p
+                for p in (self.mu_prior, self.std_prior)
+            )
+            return (mu_prior, std_prior), {}, []
+        distributions = self._distributions()
+        known = [each for each in map(fused, distributions) if each is not None]
+        if len(known) < len(distributions) or any(each.options != known[0].options for each in known):
+            return (None, None), {}, distributions
+        mu_prior, std_prior = ([getattr(each, name) for each in known] for name in ("mu_prior", "std_prior"))
+        if len(known) == 1 and len(self._names) > 1:
+            if mu_prior[0].numel() == std_prior[0].numel() == 1:
+                return (mu_prior[0], std_prior[0]), known[0].options, []
+            mu_prior, std_prior = mu_prior * len(self._names), std_prior * len(self._names)
+        return (mu_prior, std_prior), known[0].options, []
+
+    def _sum_over(
+        self,
+        function: Callable[..., Tensor],
+        distributions: Sequence[Distribution],
+        first: Sequence[Tensor],
+        second: Sequence[Tensor],
+    ) -> Tensor:
+        """The sum in double of function(distribution, first, second, padding row) over all weights."""
+        if len(distributions) == 1:
+            distributions = list(distributions) * len(first)
+        each = enumerate(zip(distributions, first, second))
+        return torch.stack([function(*one, self._padding.get(i)).double() for i, one in each]).sum(0)
 
     def named_gaussians(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, mu, rho) of each weight; the name is the plain module's."""
@@ -137,20 +184,23 @@ class Posterior(GuardedModule):
         Source: Nguyen et al., "Variational continual learning" (2018).
         """
         mus, rhos = self._gaussians("posterior_to_prior")
+        if self.prior is not None and not is_constant(self.prior):
+            raise RuntimeError("prior: expected a fixed one, which can become the posterior, got a module that learns")
         for name, prior in self._priors():
-            if not _is_fixed(prior):
+            if prior is not None and not _is_fixed(prior):
                 raise RuntimeError(f"{name}: expected a fixed prior, which can become the posterior, got a learned one")
         if any(hasattr(tensor, "device_mesh") for tensor in [*mus, *rhos]):
             raise RuntimeError("posterior_to_prior: the parameters are sharded; gather them, call this and shard again")
-        means = [mu.to(_arithmetic(mu.dtype), copy=True) for mu in mus]
+        means = [mu.to(arithmetic(mu.dtype), copy=True) for mu in mus]
         stds = [_sigma(rho) for rho in rhos]
         for name, std in zip(self._names, stds):
             if not std.is_meta and not (std.isfinite() & (std >= torch.finfo(std.dtype).tiny)).all():
                 message = f"expected a sigma from {torch.finfo(std.dtype).tiny:.1e} on, for a std_prior"
                 raise RuntimeError(f"rho.{name}: {message}, got {std.min().item():.1e} to {std.max().item():.1e}")
+        self.prior = None
         self._put_priors({"mu_prior": means, "std_prior": stds})
 
-    def _priors(self) -> list[tuple[str, Tensor | nn.Module]]:
+    def _priors(self) -> list[tuple[str, Any]]:
         return [("mu_prior", self.mu_prior), ("std_prior", self.std_prior)]
 
     def _each(self, prior: Tensor | nn.Module) -> list[Tensor]:
@@ -175,7 +225,15 @@ class Posterior(GuardedModule):
 
     @torch.no_grad()
     def _take_form_of(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Fixed priors take the form that the state has: one for all weights, or one for each."""
+        """Fixed priors take the form that the state has: one for all weights, one for each, or the Gaussians that
+        `posterior_to_prior` put in the place of a distribution."""
+        if self.prior is not None:
+            is_gaussian = any(name.startswith((f"{prefix}mu_prior", f"{prefix}std_prior")) for name in state_dict)
+            if not is_gaussian or not is_constant(self.prior):
+                return
+            rho = look_up(self.rho, self._weights, parametrized=True)[0]
+            self.prior = None
+            self._put_priors({"mu_prior": rho.new_zeros(1), "std_prior": rho.new_ones(1)})
         self._put_priors(self._priors_of_form(state_dict, prefix))
 
     def _priors_of_form(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Tensor | list[Tensor]]:
@@ -215,7 +273,7 @@ def _fits(given: Any, shape: torch.Size) -> bool:
 
 def _in_shape(prior: Tensor, shape: torch.Size) -> Tensor:
     """Its values in that shape; its mean, where it has others."""
-    values = prior.to(_arithmetic(prior.dtype))
+    values = prior.to(arithmetic(prior.dtype))
     return values.clone() if values.shape == shape else values.mean().expand(shape).clone()
 
 
@@ -226,9 +284,5 @@ def _is_fixed(prior: Tensor | nn.Module) -> bool:
     return not isinstance(prior, nn.Parameter)
 
 
-def _arithmetic(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _sigma(rho: Tensor) -> Tensor:
-    return nn.functional.softplus(rho.to(_arithmetic(rho.dtype)))
+    return nn.functional.softplus(rho.to(arithmetic(rho.dtype)))

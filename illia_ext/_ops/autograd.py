@@ -4,7 +4,7 @@ Nothing is kept for backward but the inputs and the key; the noise is drawn agai
 `formulas.py`:
 
     sigma = softplus(rho)    p = d sigma / d rho = sigmoid(rho)    h = d log sigma / d rho = p / sigma
-    z = (x - mu) / sigma     w = (x - mu_prior) / std_prior^2
+    z = (x - mu) / sigma     w = -d log p(x) / d x, for a Gaussian (x - mu_prior) / std_prior^2
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,20 +37,20 @@ def _only(grads: Sequence[Tensor], asked: Sequence[bool]) -> list[Tensor | None]
 
 
 def _stick_the_landing_tangent(
-    inputs: Sequence[Tensor], key: Tensor, direction: Sequence[Tensor | None], block: Mapping[str, Any]
+    inputs: Sequence[Tensor], key: Tensor, direction: Sequence[Tensor | None], options: Mapping[str, Any]
 ) -> Tensor:
-    """Of log_prob. By the backward op, which refuses the derivatives that this one must not have, a key at a time."""
+    """Of log_prob. By the backward op, which refuses the derivatives that this must not have, a sample at a time."""
     mu, rho, *priors = inputs
     asked = (direction[2] is not None, direction[3] is not None)
-    options = {"stick_the_landing": True, "prior_grads": asked != _NO_PRIOR, **block}
+    options = {**options, "stick_the_landing": True, "prior_grads": asked != _NO_PRIOR}
     if options["prior_grads"]:
         priors = _beside(mu, priors, asked)
     tangents = [mu.new_zeros(())]
-    for sample_key in key.reshape(-1, 2):
-        grads = op("gaussian_sample_and_log_prob_backward")(
-            None, mu.new_ones(()), mu, rho, *priors, sample_key, **options
-        )
-        tangents.append(sum(((grad * t).sum() for grad, t in zip(grads, direction) if t is not None), tangents[0]))
+    together = 2 if options["antithetic"] else 1
+    for keys in key.reshape(-1, together, 2):
+        for one_of_them in torch.eye(together, dtype=mu.dtype, device=mu.device):
+            grads = op("gaussian_sample_and_log_prob_backward")(None, one_of_them, mu, rho, *priors, keys, **options)
+            tangents.append(sum(((grad * t).sum() for grad, t in zip(grads, direction) if t is not None), tangents[0]))
     return torch.stack(tangents)[1:].reshape(key.shape[:-1])
 
 
@@ -61,9 +61,9 @@ class GaussianSample(OpFunction):
 
     @staticmethod
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        mu, rho, key, dtype, full_size, origin = inputs
+        mu, rho, key, dtype, full_size, origin, antithetic = inputs
         save(ctx, rho, key)
-        ctx.dtype, ctx.block = output.dtype, {"full_size": full_size, "origin": origin}
+        ctx.dtype, ctx.options = output.dtype, {"full_size": full_size, "origin": origin, "antithetic": antithetic}
 
     @staticmethod
     def gradients(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
@@ -73,13 +73,13 @@ class GaussianSample(OpFunction):
             grad_mu = grad_x.sum(0, dtype=rho.dtype) if key.dim() == 2 else grad_x.to(rho.dtype)
             grad_mu = grad_mu.contiguous()
         if ctx.needs_input_grad[1]:
-            grad_rho = op("gaussian_sample_backward")(grad_x, rho, key, **ctx.block)
-        return grad_mu, grad_rho, None, None, None, None
+            grad_rho = op("gaussian_sample_backward")(grad_x, rho, key, **ctx.options)
+        return grad_mu, grad_rho, *[None] * 5
 
     @staticmethod
     def tangents(ctx: Any, mu: Tensor | None, rho: Tensor | None, *_: Any) -> Tensor:
         rho_value, key = saved_primals(ctx)
-        return Terms(rho_value, key, **ctx.block).sample_tangent(mu, rho).to(ctx.dtype)
+        return Terms(rho_value, key, **ctx.options).sample_tangent(mu, rho).to(ctx.dtype)
 
 
 class GaussianLogProb(OpFunction):
@@ -89,17 +89,20 @@ class GaussianLogProb(OpFunction):
 
     @staticmethod
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        save(ctx, *inputs)
+        *tensors, family, family_parameters = inputs
+        save(ctx, *tensors)
+        ctx.options = {"family": family, "family_parameters": family_parameters}
 
     @staticmethod
     def gradients(ctx: Any, grad_log_prob: Tensor) -> tuple[Tensor | None, ...]:
         mask = list(ctx.needs_input_grad[:5])
-        return tuple(_only(op("gaussian_log_prob_backward")(grad_log_prob, *ctx.saved_tensors, mask), mask))
+        grads = op("gaussian_log_prob_backward")(grad_log_prob, *ctx.saved_tensors, mask, **ctx.options)
+        return *_only(grads, mask), None, None
 
     @staticmethod
-    def tangents(ctx: Any, *direction: Tensor | None) -> Tensor:
+    def tangents(ctx: Any, *direction_and_options: Any) -> Tensor:
         x, mu, rho, mu_prior, std_prior = saved_primals(ctx)
-        return Terms(rho, None, mu, mu_prior, std_prior).log_prob_tangent(x, *direction)
+        return Terms(rho, None, mu, mu_prior, std_prior, **ctx.options).log_prob_tangent(x, *direction_and_options[:5])
 
 
 class GaussianSampleAndLogProb(OpFunction):
@@ -109,10 +112,10 @@ class GaussianSampleAndLogProb(OpFunction):
 
     @staticmethod
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        mu, rho, mu_prior, std_prior, key, dtype, stick_the_landing, full_size, origin = inputs
-        save(ctx, mu, rho, mu_prior, std_prior, key)
-        ctx.dtype, ctx.block = output[0].dtype, {"full_size": full_size, "origin": origin}
-        ctx.stick_the_landing = stick_the_landing
+        *tensors, dtype, ctx.stick_the_landing, full_size, origin, family, family_parameters, antithetic = inputs
+        save(ctx, *tensors)
+        ctx.dtype, ctx.options = output[0].dtype, {"full_size": full_size, "origin": origin, "antithetic": antithetic}
+        ctx.options.update(family=family, family_parameters=family_parameters)
 
     @staticmethod
     def gradients(ctx: Any, grad_x: Tensor | None, grad_log_prob: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -120,18 +123,18 @@ class GaussianSampleAndLogProb(OpFunction):
         asked = ctx.needs_input_grad[2:4]
         if asked != _NO_PRIOR:
             priors = _beside(mu, priors, asked)
-        options = {"stick_the_landing": ctx.stick_the_landing, "prior_grads": asked != _NO_PRIOR, **ctx.block}
+        options = {"stick_the_landing": ctx.stick_the_landing, "prior_grads": asked != _NO_PRIOR, **ctx.options}
         grads = op("gaussian_sample_and_log_prob_backward")(grad_x, grad_log_prob, mu, rho, *priors, key, **options)
-        return *grads[:2], *_only(grads[2:], asked), None, None, None, None, None
+        return *grads[:2], *_only(grads[2:], asked), *[None] * 8
 
     @staticmethod
     def tangents(ctx: Any, mu: Any, rho: Any, mu_prior: Any, std_prior: Any, *_: Any) -> tuple[Tensor, Tensor]:
         mu_value, rho_value, mu_prior_value, std_prior_value, key = saved_primals(ctx)
-        terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value, **ctx.block)
+        terms = Terms(rho_value, key, mu_value, mu_prior_value, std_prior_value, **ctx.options)
         x_tangent = terms.sample_tangent(mu, rho)
         if ctx.stick_the_landing:
             inputs, direction = (terms.mu, terms.rho, mu_prior_value, std_prior_value), (mu, rho, mu_prior, std_prior)
-            log_prob_tangent = _stick_the_landing_tangent(inputs, key, direction, ctx.block)
+            log_prob_tangent = _stick_the_landing_tangent(inputs, key, direction, ctx.options)
         else:
             log_prob_tangent = terms.sampled_log_prob_tangent(x_tangent, rho, mu_prior, std_prior)
         return x_tangent.to(ctx.dtype), log_prob_tangent

@@ -100,22 +100,22 @@ def _(key: Tensor, size: Sequence[int], *, dtype: torch.dtype, full_size: Any = 
 
 
 @_fake("gaussian_sample")
-def _(mu: Tensor, rho: Tensor, key: Tensor, *, dtype: Any = None, full_size: Any = None, origin: Any = None) -> Tensor:
+def _(mu: Tensor, rho: Tensor, key: Tensor, *, dtype: Any = None, **options: Any) -> Tensor:
     return _empty(mu, [*_samples(key), *mu.shape], dtype)
 
 
 @_fake("gaussian_sample_backward")
-def _(grad_x: Tensor, rho: Tensor, key: Tensor, *, full_size: Any = None, origin: Any = None) -> Tensor:
+def _(grad_x: Tensor, rho: Tensor, key: Tensor, **options: Any) -> Tensor:
     return _empty(rho)
 
 
 @_fake("gaussian_log_prob")
-def _(x: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> Tensor:
+def _(x: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, **options: Any) -> Tensor:
     return _sums(mu, x.shape[: x.dim() - mu.dim()])
 
 
 @_fake("gaussian_log_prob_backward")
-def _(grad_log_prob: Tensor, *tensors_and_mask: Any) -> tuple[Tensor, ...]:
+def _(grad_log_prob: Tensor, *tensors_and_mask: Any, **options: Any) -> tuple[Tensor, ...]:
     *tensors, output_mask = tensors_and_mask
     if len(output_mask) != 5:
         raise RuntimeError(f"output_mask: expected 5 values, got {len(output_mask)}")
@@ -192,7 +192,10 @@ def _member(value: Any, dim: Any, index: int) -> Any:
 
 
 def _register_vmap(name: str) -> None:
-    """Members are called one by one, but for keys: an op whose only batched argument is its key takes them all."""
+    """Members are called one by one, but for keys: an op whose only batched argument is its key takes them all.
+
+    An antithetic member's keys are an even number, which those of all members may be without it.
+    """
     overload = op(name)
     names = [argument.name for argument in overload._schema.arguments]
     # a backward sums over its keys: one call would mix the members
@@ -200,7 +203,8 @@ def _register_vmap(name: str) -> None:
 
     def batch(info: Any, in_dims: tuple[Any, ...], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         batched = [i for i, dims in enumerate(in_dims) if any(dim is not None for dim in tree_leaves(dims))]
-        if batched == [key_place] and args[key_place].dim() <= 3:  # else the loop, whose calls refuse it
+        takes_all = batched == [key_place] and not kwargs.get("antithetic")
+        if takes_all and args[key_place].dim() <= 3:  # else the loop, whose calls refuse it
             keys = args[key_place].movedim(in_dims[key_place], 0)
             flat = (*args[:key_place], keys.reshape(-1, 2), *args[key_place + 1 :])
             output = tree_map(lambda out: out.unflatten(0, keys.shape[:-1]), overload(*flat, **kwargs))

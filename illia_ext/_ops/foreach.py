@@ -46,6 +46,9 @@ def _split_lists(mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Te
     return zip(mu, rho, *(list(priors) * (len(mu) // len(priors)) for priors in (mu_prior, std_prior)))
 
 
+_SHARED = ("key:", "dtype:", "grad:", "grad_log_prob:", "family:", "family_parameters:", "antithetic:")
+
+
 def _call_each(single: Any, arguments: Iterable[Sequence[Any]], **options: Any) -> list[Any]:
     """The single op on each tensor. Its errors get the tensor's number, unless they are about what all share."""
     results = []
@@ -53,7 +56,7 @@ def _call_each(single: Any, arguments: Iterable[Sequence[Any]], **options: Any) 
         try:
             results.append(single(*each, **options))
         except RuntimeError as error:
-            if type(error) is RuntimeError and not str(error).startswith(("key:", "dtype:", "grad:", "grad_log_prob:")):
+            if type(error) is RuntimeError and not str(error).startswith(_SHARED):
                 error.args = (f"tensor {k}: {error}",)
             raise
     return results
@@ -137,6 +140,11 @@ def _input_gradients(ctx: Any, grad_mu: _Tensors, grad_rho: _Tensors) -> tuple[T
     return *[None] * others, *grad_mu, *grad_rho, *[None] * sum(ctx.sizes[2:])
 
 
+def _of_backward(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a draw that its backward has too."""
+    return {name: value for name, value in options.items() if name != "dtype"}
+
+
 class ForeachGaussianSampleAndLogProb(EagerFunction):
     """Reverse mode to mu and rho. The tensors stand beside their lists because autograd does not look into those."""
 
@@ -146,7 +154,7 @@ class ForeachGaussianSampleAndLogProb(EagerFunction):
             x, log_prob = _sample_and_log_prob(*lists, tensors[-1], **options)
         save(ctx, *tensors)
         ctx.sizes = [*map(len, lists), 1]
-        ctx.stick_the_landing = options.get("stick_the_landing", False)
+        ctx.options = _of_backward(options)
         return *x, log_prob
 
     @staticmethod
@@ -155,9 +163,7 @@ class ForeachGaussianSampleAndLogProb(EagerFunction):
             return (None,) * len(ctx.needs_input_grad)
         *lists, (key,) = _saved_lists(ctx)
         grad_x = [dense(grad) for grad in grads[:-1]]
-        gradients = _sample_and_log_prob_backward(
-            grad_x, grads[-1], *lists, key, stick_the_landing=ctx.stick_the_landing
-        )
+        gradients = _sample_and_log_prob_backward(grad_x, grads[-1], *lists, key, **ctx.options)
         return _input_gradients(ctx, *gradients)
 
 
@@ -255,7 +261,7 @@ class RepeatableDraw(EagerFunction):
             part = [prior if len(prior) == 1 else prior[run] for prior in priors]
             arguments = grad_x[run], grad_log_prob, mu[run], rho[run], *part, keys[run.start]
             found[run], found[run.start + len(mu) : run.stop + len(mu)] = _sample_and_log_prob_backward(
-                *arguments, stick_the_landing=ctx.options["stick_the_landing"]
+                *arguments, **_of_backward(ctx.options)
             )
         return *[None] * 3, *found
 

@@ -49,19 +49,27 @@ class Terms:
         mu: Tensor | None = None,
         mu_prior: Tensor | None = None,
         std_prior: Tensor | None = None,
+        *,
         full_size: Sequence[int] | None = None,
         origin: Sequence[int] | None = None,
+        antithetic: bool = False,
+        family: str | None = None,
+        family_parameters: Sequence[float] | None = None,
     ) -> None:
         self.dtype = torch.float64 if rho.dtype == torch.float64 else torch.float32
         self.rho = rho.to(self.dtype)
         self.sigma = softplus(self.rho, threshold=60)
         self.p = torch.sigmoid(self.rho)
+        self.family, self.family_parameters = family, family_parameters
         if mu is not None:
             self.mu = mu.to(self.dtype)
         if mu_prior is not None and std_prior is not None:
             self.mu_prior, self.std_prior = self.of_prior(mu_prior), self.of_prior(std_prior)
         if key is not None:
             self.eps: Tensor = _standard_normal(key, rho.shape, dtype=self.dtype, full_size=full_size, origin=origin)
+            if antithetic:
+                first = self.eps[::2]
+                self.eps = torch.stack([first, -first], 1).flatten(0, 1)
 
     @cached_property
     def h(self) -> Tensor:
@@ -102,10 +110,23 @@ class Terms:
         return terms.sum(tuple(range(-self.rho.dim(), 0))) if self.rho.dim() else terms
 
     def w(self, x: Tensor) -> Tensor:
-        return (x - self.mu_prior) / self.std_prior**2
+        return self.slopes((x - self.mu_prior) / self.std_prior)[0] / self.std_prior
 
-    # The prior adds to each element's log_prob, and with x = mu and variance = sigma^2 to its KL divergence,
-    # log std_prior + ((x - mu_prior)^2 + variance) / (2 std_prior^2).
+    def slopes(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and second derivatives of the prior's energy (csrc/core/gaussian.h)."""
+        if self.family is None:
+            return z, torch.ones_like(z)
+        if self.family == "laplace":
+            return z.sign(), torch.zeros_like(z)
+        if self.family == "flat":
+            return torch.zeros_like(z), torch.zeros_like(z)
+        weight, ratio = self.family_parameters or ()
+        excess = 1 / ratio**2 - 1
+        p = torch.sigmoid(math.log((1 - weight) / (weight * ratio)) - excess / 2 * z**2)
+        return z * (1 + excess * p), 1 + excess * p * (1 - excess * z**2 * (1 - p))
+
+    # The prior adds to each element's log_prob log std_prior + energy(z) with z = (x - mu_prior) / std_prior and, with
+    # x = mu and variance = sigma^2, to its KL divergence log std_prior + (z^2 + variance / std_prior^2) / 2.
 
     def prior_tangent(
         self,
@@ -116,10 +137,12 @@ class Terms:
         variance: Tensor | float = 0.0,
     ) -> Tensor:
         """Its tangent for a fixed variance."""
-        tangent = (x_t - self.of_prior(mu_prior)) * self.w(x)
+        z = (x - self.mu_prior) / self.std_prior
+        slope, _ = self.slopes(z)
+        tangent = (x_t - self.of_prior(mu_prior)) * slope / self.std_prior
         if std_prior is None:
             return tangent
-        to_std_prior = (1 - ((x - self.mu_prior) ** 2 + variance) / self.std_prior**2) / self.std_prior
+        to_std_prior = (1 - z * slope - variance / self.std_prior**2) / self.std_prior
         return tangent + self.of_prior(std_prior) * to_std_prior
 
     def prior_hessian(
@@ -132,14 +155,14 @@ class Terms:
         variance_t: Tensor | float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tangents of its gradients to x, mu_prior and std_prior."""
-        deviation, deviation_t = x - self.mu_prior, x_t - self.of_prior(mu_prior)
-        to_x = (deviation_t / self.std_prior**2).expand_as(x)
-        square, square_t = deviation**2 + variance, 2 * deviation * deviation_t + variance_t
-        to_std_prior = -square_t / self.std_prior**3
-        if std_prior is not None:
-            ratio = self.of_prior(std_prior) / self.std_prior
-            to_x = to_x - 2 * ratio * self.w(x)
-            to_std_prior = to_std_prior + ratio * (3 * square / self.std_prior**2 - 1) / self.std_prior
+        z, ratio = (x - self.mu_prior) / self.std_prior, self.of_prior(std_prior) / self.std_prior
+        z_t = (x_t - self.of_prior(mu_prior)) / self.std_prior - z * ratio
+        slope, curvature = self.slopes(z)
+        slope_t = curvature * z_t
+        square, square_t = z * slope, z_t * slope + z * slope_t
+        share, share_t = variance / self.std_prior**2, variance_t / self.std_prior**2
+        to_x = ((slope_t - slope * ratio) / self.std_prior).expand_as(x)
+        to_std_prior = ((square + 3 * share - 1) * ratio - square_t - share_t) / self.std_prior
         return to_x, -to_x, to_std_prior
 
     def sample_tangent(self, mu: Tensor | None, rho: Tensor | None) -> Tensor:

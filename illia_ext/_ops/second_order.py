@@ -53,22 +53,21 @@ class GaussianSampleBackward(OpFunction):
 
     @staticmethod
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad_x, rho, key, ctx.full_size, ctx.origin = inputs
-        save(ctx, grad_x, rho, key)
+        *tensors, full_size, origin, antithetic = inputs
+        save(ctx, *tensors)
+        ctx.options = {"full_size": full_size, "origin": origin, "antithetic": antithetic}
 
     @staticmethod
     def gradients(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, rho, key = ctx.saved_tensors
-        block = {"full_size": ctx.full_size, "origin": ctx.origin}
-        terms = Terms(rho, key, **block)
-        hessian_rho = (1 - terms.p) * cotangent * op("gaussian_sample_backward")(grad_x, rho, key, **block)
-        return terms.sample_tangent(None, cotangent).to(grad_x.dtype), hessian_rho.to(rho.dtype), None, None, None
+        terms = Terms(rho, key, **ctx.options)
+        hessian_rho = (1 - terms.p) * cotangent * op("gaussian_sample_backward")(grad_x, rho, key, **ctx.options)
+        return terms.sample_tangent(None, cotangent).to(grad_x.dtype), hessian_rho.to(rho.dtype), *[None] * 4
 
     @staticmethod
     def tangents(ctx: Any, grad_x_tangent: Any, rho_tangent: Any, *_: Any) -> Tensor:
         grad_x, rho, key = saved_primals(ctx)
-        block = {"full_size": ctx.full_size, "origin": ctx.origin}
-        terms, backward = Terms(rho, key, **block), partial(op("gaussian_sample_backward"), **block)
+        terms, backward = Terms(rho, key, **ctx.options), partial(op("gaussian_sample_backward"), **ctx.options)
         tangent = (1 - terms.p) * terms.value(rho_tangent) * backward(grad_x, rho, key)
         linear = None if grad_x_tangent is None else backward(grad_x_tangent, rho, key)
         return _reduce(tangent, rho, linear)
@@ -81,27 +80,29 @@ class GaussianLogProbBackward(OpFunction):
 
     @staticmethod
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.output_mask = inputs
+        *tensors, ctx.output_mask, family, family_parameters = inputs
         save(ctx, *tensors)
+        ctx.options = {"family": family, "family_parameters": family_parameters}
 
     @staticmethod
     def gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_log_prob, x, mu, rho, mu_prior, std_prior = ctx.saved_tensors
-        terms = Terms(rho, None, mu, mu_prior, std_prior)
+        terms = Terms(rho, None, mu, mu_prior, std_prior, **ctx.options)
         direction = _asked(cotangents, ctx.output_mask)
         hessian = terms.log_prob_hessian(grad_log_prob, x, *direction)
         to_grad = terms.log_prob_tangent(x, *direction)
         needed = ctx.needs_input_grad[1:6]
-        return to_grad, *_gradients(hessian, (x, mu, rho, mu_prior, std_prior), needed), None
+        return to_grad, *_gradients(hessian, (x, mu, rho, mu_prior, std_prior), needed), *[None] * 3
 
     @staticmethod
-    def tangents(ctx: Any, grad_t: Any, *direction_and_mask: Any) -> tuple[Tensor, ...]:
+    def tangents(ctx: Any, grad_t: Any, *direction_and_others: Any) -> tuple[Tensor, ...]:
         grad_log_prob, *inputs = saved_primals(ctx)
         x, mu, rho, mu_prior, std_prior = inputs
-        hessian = Terms(rho, None, mu, mu_prior, std_prior).log_prob_hessian(grad_log_prob, x, *direction_and_mask[:5])
+        terms = Terms(rho, None, mu, mu_prior, std_prior, **ctx.options)
+        hessian = terms.log_prob_hessian(grad_log_prob, x, *direction_and_others[:5])
         linear = None
         if grad_t is not None:
-            linear = op("gaussian_log_prob_backward")(grad_t, *inputs, ctx.output_mask)
+            linear = op("gaussian_log_prob_backward")(grad_t, *inputs, ctx.output_mask, **ctx.options)
         return _tangents(hessian, linear, inputs, ctx.output_mask, mu)
 
 
@@ -112,15 +113,17 @@ class GaussianSampleAndLogProbBackward(OpFunction):
 
     @staticmethod
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.stick_the_landing, ctx.full_size, ctx.origin, prior_grads = inputs
-        ctx.output_mask = (True, True, prior_grads, prior_grads)
+        *tensors, ctx.stick_the_landing, full_size, origin, prior_grads, family, family_parameters, antithetic = inputs
         save(ctx, *tensors)
+        ctx.output_mask = (True, True, prior_grads, prior_grads)
+        ctx.options = {"full_size": full_size, "origin": origin, "antithetic": antithetic}
+        ctx.options.update(family=family, family_parameters=family_parameters)
 
     @staticmethod
     def gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_stick_the_landing(ctx.stick_the_landing)
         grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key = ctx.saved_tensors
-        terms = Terms(rho, key, mu, mu_prior, std_prior, ctx.full_size, ctx.origin)
+        terms = Terms(rho, key, mu, mu_prior, std_prior, **ctx.options)
         direction = _asked(cotangents, ctx.output_mask)
         hessian = terms.sample_hessian(grad_x, grad_log_prob, *direction)
         x_tangent = terms.sample_tangent(*direction[:2])
@@ -129,20 +132,19 @@ class GaussianSampleAndLogProbBackward(OpFunction):
         if grad_log_prob is not None:
             to_grad_log_prob = terms.sampled_log_prob_tangent(x_tangent, *direction[1:])
         grads = _gradients(hessian, (mu, rho, mu_prior, std_prior), ctx.needs_input_grad[2:6])
-        return to_grad_x, to_grad_log_prob, *grads, *[None] * 5
+        return to_grad_x, to_grad_log_prob, *grads, *[None] * 8
 
     @staticmethod
     def tangents(ctx: Any, grad_x_t: Any, grad_t: Any, *direction_and_others: Any) -> tuple[Tensor, ...]:
         _refuse_stick_the_landing(ctx.stick_the_landing)
         grad_x, grad_log_prob, *inputs, key = saved_primals(ctx)
         mu, rho, mu_prior, std_prior = inputs
-        terms = Terms(rho, key, mu, mu_prior, std_prior, ctx.full_size, ctx.origin)
+        terms = Terms(rho, key, mu, mu_prior, std_prior, **ctx.options)
         hessian = terms.sample_hessian(grad_x, grad_log_prob, *direction_and_others[:4])
         linear = None
         if grad_x_t is not None or grad_t is not None:
             backward = op("gaussian_sample_and_log_prob_backward")
-            options = {"full_size": ctx.full_size, "origin": ctx.origin, "prior_grads": ctx.output_mask[2]}
-            linear = backward(grad_x_t, grad_t, *inputs, key, **options)
+            linear = backward(grad_x_t, grad_t, *inputs, key, prior_grads=ctx.output_mask[2], **ctx.options)
         return _tangents(hessian, linear, inputs, ctx.output_mask, mu)
 
 
