@@ -69,8 +69,6 @@ def _raise(error: RuntimeError, lists: dict[str, list[Any]] | None = None, **ten
 def _prior(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    if value is None:  # both are, and neither is read
-        value = 1.0
     return torch.scalar_tensor(check_prior(name, value), dtype=torch.float64, device="cpu")
 
 
@@ -92,14 +90,18 @@ def _priors(name: str, value: Any) -> list[Tensor]:
     return priors
 
 
-def _options(mu_prior: Any, std_prior: Any, family: str | None, **others: Any) -> dict[str, Any]:
-    """What an op is told by keyword, which takes time: of most calls nothing."""
-    if (mu_prior is None) != (std_prior is None):
-        raise ValueError("mu_prior, std_prior: expected both or neither to be None, got one")
-    if mu_prior is None and family is not None:
-        raise ValueError(f"family: expected None without mu_prior and std_prior, got {family}")
-    others["family"] = "flat" if mu_prior is None else family
-    return {name: value for name, value in others.items() if value is not None and value is not False}
+def _keywords(mu_prior: Any, std_prior: Any, family: str | None, **others: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """mu_prior and std_prior, which are not read where the prior is flat; and the keywords that an op must be told."""
+    if mu_prior is None and std_prior is None:
+        if family is not None:
+            raise ValueError(f"family: expected None without mu_prior and std_prior, got {family!r}")
+        mu_prior, std_prior, family = 0.0, 1.0, "flat"
+    others["family"] = family
+    return (
+        mu_prior,
+        std_prior,
+        {name: value for name, value in others.items() if value is not None and value is not False},
+    )
 
 
 def _pairs(key: Any, antithetic: bool) -> Any:
@@ -134,9 +136,9 @@ def gaussian_sample(
 
     Source: Blundell et al., "Weight uncertainty in neural networks" (2015); Kingma & Welling (2014).
     """
-    options = {"antithetic": True} if antithetic else {}
+    keywords = {"antithetic": True} if antithetic else {}
     try:
-        x: Tensor = op("gaussian_sample")(mu, rho, _pairs(key, antithetic), dtype=dtype, **options)
+        x: Tensor = op("gaussian_sample")(mu, rho, _pairs(key, antithetic), dtype=dtype, **keywords)
         return x
     except RuntimeError as error:
         _raise(error, mu=mu, rho=rho, key=key)
@@ -163,10 +165,10 @@ def gaussian_log_prob(
     Returns:
         Scalar, or [S]; in nats.
     """
-    options = _options(mu_prior, std_prior, family, family_parameters=family_parameters)
+    mu_prior, std_prior, keywords = _keywords(mu_prior, std_prior, family, family_parameters=family_parameters)
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     try:
-        log_prob: Tensor = op("gaussian_log_prob")(x, mu, rho, mu_prior, std_prior, **options)
+        log_prob: Tensor = op("gaussian_log_prob")(x, mu, rho, mu_prior, std_prior, **keywords)
         return log_prob
     except RuntimeError as error:
         _raise(error, x=x, mu=mu, rho=rho)
@@ -201,7 +203,7 @@ def gaussian_sample_and_log_prob(
     Source of stick_the_landing: Roeder, Wu & Duvenaud, "Sticking the landing: simple, lower-variance gradient
     estimators for variational inference" (2017).
     """
-    options = _options(
+    mu_prior, std_prior, keywords = _keywords(
         mu_prior,
         std_prior,
         family,
@@ -213,7 +215,7 @@ def gaussian_sample_and_log_prob(
     mu_prior, std_prior = _prior("mu_prior", mu_prior), _prior("std_prior", std_prior)
     key = _pairs(key, antithetic)
     try:
-        x, log_prob = op("gaussian_sample_and_log_prob")(mu, rho, mu_prior, std_prior, key, **options)
+        x, log_prob = op("gaussian_sample_and_log_prob")(mu, rho, mu_prior, std_prior, key, **keywords)
         return x, log_prob
     except RuntimeError as error:
         _raise(error, mu=mu, rho=rho, key=key)
@@ -267,7 +269,7 @@ def foreach_gaussian_sample_and_log_prob(
         log_prob: scalar or [S], in nats: the sum over all tensors.
     """
     mu, rho = _tensors("mu", mu), _tensors("rho", rho)
-    options = _options(
+    mu_prior, std_prior, keywords = _keywords(
         mu_prior,
         std_prior,
         family,
@@ -282,9 +284,9 @@ def foreach_gaussian_sample_and_log_prob(
         if is_repeatable and torch.is_grad_enabled() and not is_traced():
             lists = [mu, rho, mu_prior, std_prior]
             tensors = [tensor for tensors in lists for tensor in tensors]
-            *x, log_prob = foreach.RepeatableDraw.apply(lists, key, options, *tensors)
+            *x, log_prob = foreach.RepeatableDraw.apply(lists, key, keywords, *tensors)
         else:
-            x, log_prob = op("foreach_gaussian_sample_and_log_prob")(mu, rho, mu_prior, std_prior, key, **options)
+            x, log_prob = op("foreach_gaussian_sample_and_log_prob")(mu, rho, mu_prior, std_prior, key, **keywords)
         return x, log_prob
     except RuntimeError as error:
         _raise(error, {"mu": mu, "rho": rho}, key=key)

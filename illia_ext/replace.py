@@ -126,4 +126,5 @@ def replace_distributions(model: nn.Module) -> int:
     for module in found.values():
         module.__class__ = GaussianDistribution
         module.shape = module.mu.shape  # of torch.Size, as ours have it
+        module.prior = None
     return len(found)

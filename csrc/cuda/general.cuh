@@ -20,12 +20,12 @@ constexpr bool kIsGeneral = std::is_same_v<variant_t, General>;
 // Of sample s. Antithetic samples are pairs: the second has the first one's key, and -eps.
 template <typename variant_t>
 __device__ __forceinline__ bool is_negated(const variant_t& variant, int64_t s) {
-  return variant.antithetic && s % 2;
+  return s & variant.antithetic;
 }
 
 template <typename args_t, typename variant_t>
 __device__ __forceinline__ const Key& key_of(const args_t& args, const variant_t& variant, int64_t s) {
-  return args.keys[is_negated(variant, s) ? s - 1 : s];
+  return args.keys[s & ~int64_t{variant.antithetic}];
 }
 
 // A thread's elements are as many as the normals of a Philox block, and follow each other.

@@ -50,14 +50,13 @@ __device__ __forceinline__ void sample_tile(const tile_t& tile, [[maybe_unused]]
     // 2. One sample.
     if constexpr (!kWordsFirst) words = tile.words(key_of(args, variant, s));
     acc_t prior_energies = 0, eps_squares = 0;
-    const bool negated = is_negated(variant, s);
     ILLIA_UNROLL
     for (int j = 0; j < tile_t::kVectors; ++j) {
       acc_t eps[kWidth], x[kWidth];
       tile.normals(words, j, eps);
       ILLIA_UNROLL
       for (int k = 0; k < kWidth; ++k) {
-        if (negated) eps[k] = -eps[k];
+        eps[k] *= is_negated(variant, s) ? acc_t{-1} : acc_t{1};
         x[k] = gaussian_sample(mu[j * kWidth + k], sigma[j * kWidth + k], eps[k]);
         if (kLogProb && tile.holds(j, k)) {
           const acc_t z_p = prior_score(x[k], priors[j * kWidth + k]);
@@ -130,7 +129,6 @@ __device__ __forceinline__ void sample_backward_tile(const tile_t& tile, [[maybe
   for (int64_t s = 0; (kWordsFirst && s == 0) || s < args.num_samples; ++s) {
     // 2. One sample's share.
     if constexpr (!kWordsFirst) words = tile.words(key_of(args, variant, s));
-    const bool negated = is_negated(variant, s);
     [[maybe_unused]] const acc_t prior_scale = kLogProb ? prior.scale(static_cast<double>(grad_log_prob[s])) : 0;
     ILLIA_UNROLL
     for (int j = 0; j < tile_t::kVectors; ++j) {
@@ -139,7 +137,7 @@ __device__ __forceinline__ void sample_backward_tile(const tile_t& tile, [[maybe
       ILLIA_UNROLL
       for (int k = 0; k < kWidth; ++k) {
         const int i = j * kWidth + k;
-        if (negated) eps[k] = -eps[k];
+        eps[k] *= is_negated(variant, s) ? acc_t{-1} : acc_t{1};
         [[maybe_unused]] const acc_t x = kLogProb ? gaussian_sample(mu[i], sigma[i], eps[k]) : 0;
         if constexpr (kLogProb)
           g[i] = sample_grad(g[i], x, priors[i], priors.scale(i, grad_log_prob[s], prior_scale), priors.family);

@@ -226,11 +226,11 @@ def test_the_signature_is_the_wrapped_modules(cpu: object) -> None:
     bayesian = BayesianModule(Shown())
     for each in (bayesian, copy.deepcopy(bayesian), pickle.loads(pickle.dumps(bayesian))):
         names = list(inspect.signature(each.forward).parameters)
-        assert names == ["input_ids", "labels", "key", "num_samples", "options"]
+        assert names == ["input_ids", "labels", "key", "num_samples", "antithetic", "options"]
         assert list(inspect.signature(type(each).forward).parameters) == ["self", *names]
         assert type(each) is type(bayesian) and isinstance(each, BayesianModule)
     names = list(inspect.signature(BayesianModule(nn.Linear(4, 2)).forward).parameters)
-    assert names == ["input", "num_samples", "key"]
+    assert names == ["input", "num_samples", "key", "antithetic"]
     own = Doubling(nn.Linear(4, 2))
     assert list(inspect.signature(own.forward).parameters) == ["inputs", "options"]
     assert own(torch.ones(1, 4), num_samples=2)[0].shape == (2, 1, 2)

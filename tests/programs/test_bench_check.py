@@ -270,11 +270,13 @@ def test_networks_are_checked() -> None:
 def wrong_op(kind: str) -> Callable[..., tuple[list[Tensor], Tensor]]:
     right = functional.foreach_gaussian_sample_and_log_prob
 
-    def wrong(mu: list[Tensor], rho: list[Tensor], mu_prior: Any, std_prior: Any, key: Tensor, *more: Any) -> Any:
+    def wrong(
+        mu: list[Tensor], rho: list[Tensor], mu_prior: Any, std_prior: Any, key: Tensor, *more: Any, **keywords: Any
+    ) -> Any:
         if kind == "noise":  # one for all tensors
             draws = [functional.gaussian_sample_and_log_prob(m, r, mu_prior, std_prior, key) for m, r in zip(mu, rho)]
             return [x for x, _ in draws], sum(log_prob for _, log_prob in draws)
-        xs, log_prob = right(mu, rho, mu_prior, std_prior, key, *more)
+        xs, log_prob = right(mu, rho, mu_prior, std_prior, key, *more, **keywords)
         return (xs, 1.01 * log_prob) if kind == "log_prob" else ([*xs[:-1], 1.1 * xs[-1]], log_prob)
 
     return wrong

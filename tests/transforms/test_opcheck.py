@@ -16,16 +16,16 @@ from illia_ext._ops.fake import NAMES, op
 
 SCHEMAS = """
 illia_ext::standard_normal(Tensor key, SymInt[] size, *, ScalarType dtype, SymInt[]? full_size=None, SymInt[]? origin=None) -> Tensor
-illia_ext::gaussian_sample(Tensor mu, Tensor rho, Tensor key, *, ScalarType? dtype=None, SymInt[]? full_size=None, SymInt[]? origin=None) -> Tensor
-illia_ext::gaussian_sample_backward(Tensor grad_x, Tensor rho, Tensor key, *, SymInt[]? full_size=None, SymInt[]? origin=None) -> Tensor
-illia_ext::gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor
-illia_ext::gaussian_log_prob_backward(Tensor grad_log_prob, Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)
-illia_ext::gaussian_sample_and_log_prob(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, Tensor key, *, ScalarType? dtype=None, bool stick_the_landing=False, SymInt[]? full_size=None, SymInt[]? origin=None) -> (Tensor, Tensor)
-illia_ext::gaussian_sample_and_log_prob_backward(Tensor? grad_x, Tensor? grad_log_prob, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, Tensor key, *, bool stick_the_landing=False, SymInt[]? full_size=None, SymInt[]? origin=None, bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)
+illia_ext::gaussian_sample(Tensor mu, Tensor rho, Tensor key, *, ScalarType? dtype=None, SymInt[]? full_size=None, SymInt[]? origin=None, bool antithetic=False) -> Tensor
+illia_ext::gaussian_sample_backward(Tensor grad_x, Tensor rho, Tensor key, *, SymInt[]? full_size=None, SymInt[]? origin=None, bool antithetic=False) -> Tensor
+illia_ext::gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, *, str? family=None, float[]? family_parameters=None) -> Tensor
+illia_ext::gaussian_log_prob_backward(Tensor grad_log_prob, Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, bool[5] output_mask, *, str? family=None, float[]? family_parameters=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)
+illia_ext::gaussian_sample_and_log_prob(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, Tensor key, *, ScalarType? dtype=None, bool stick_the_landing=False, SymInt[]? full_size=None, SymInt[]? origin=None, str? family=None, float[]? family_parameters=None, bool antithetic=False) -> (Tensor, Tensor)
+illia_ext::gaussian_sample_and_log_prob_backward(Tensor? grad_x, Tensor? grad_log_prob, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, Tensor key, *, bool stick_the_landing=False, SymInt[]? full_size=None, SymInt[]? origin=None, bool prior_grads=False, str? family=None, float[]? family_parameters=None, bool antithetic=False) -> (Tensor, Tensor, Tensor, Tensor)
 illia_ext::gaussian_kl_divergence(Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior) -> Tensor
 illia_ext::gaussian_kl_divergence_backward(Tensor grad, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior, bool prior_grads=False) -> (Tensor, Tensor, Tensor, Tensor)
-illia_ext::foreach_gaussian_sample_and_log_prob(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, Tensor key, *, ScalarType? dtype=None, bool stick_the_landing=False) -> (Tensor[], Tensor)
-illia_ext::foreach_gaussian_sample_and_log_prob_backward(Tensor?[] grad_x, Tensor? grad_log_prob, Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, Tensor key, *, bool stick_the_landing=False) -> (Tensor[], Tensor[])
+illia_ext::foreach_gaussian_sample_and_log_prob(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, Tensor key, *, ScalarType? dtype=None, bool stick_the_landing=False, str? family=None, float[]? family_parameters=None, bool antithetic=False) -> (Tensor[], Tensor)
+illia_ext::foreach_gaussian_sample_and_log_prob_backward(Tensor?[] grad_x, Tensor? grad_log_prob, Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, Tensor key, *, bool stick_the_landing=False, str? family=None, float[]? family_parameters=None, bool antithetic=False) -> (Tensor[], Tensor[])
 illia_ext::foreach_gaussian_kl_divergence(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior) -> Tensor
 illia_ext::foreach_gaussian_kl_divergence_backward(Tensor grad, Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior) -> (Tensor[], Tensor[])
 """  # noqa: E501  (one schema a line, as torch prints it)

@@ -34,6 +34,7 @@ NAMES = {
     "torch.autograd.function._SingleLevelFunction": "it is the autograd.Function of one level of torch.func",
     "torch.autograd.forward_ad._current_level": "it says whether forward mode is on",
     "torch.autograd.forward_ad._set_fwd_grad_enabled": "it turns forward mode on for the levels below",
+    "torch.distributions.Distribution._validate_args": "it says whether a distribution checks its arguments",
     "torch.nn.LSTM(1, 1)._flat_weights": "it is the list of a recurrent layer's parameters",
     "torch.nn.LSTM(1, 1)._flat_weight_refs": "it says for which parameters that list was made",
     "torch.nn.Module._backward_hooks": "it holds a module's hooks",
