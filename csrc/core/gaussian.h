@@ -202,6 +202,12 @@ ILLIA_FUNCTION acc_t sample_grad(acc_t grad_x, acc_t x, const prior_t& prior, ac
   return gaussian_sample_grad(grad_x, x, prior, prior_scale);
 }
 
+template <typename acc_t, typename prior_t>
+ILLIA_FUNCTION acc_t sample_grad(acc_t grad_x, acc_t x, const prior_t& prior, acc_t prior_scale,
+                                 const AnyFamily<acc_t>& family) {
+  return family.visit([&](const auto& one) { return sample_grad(grad_x, x, prior, prior_scale, one); });
+}
+
 // log q(x) with mu and rho held fixed (Roeder, Wu and Duvenaud, "Sticking the landing: simple, lower-variance gradient
 // estimators for variational inference", 2017). Where sigma has become 0 a grad_log_prob of 0 still gives 0.
 template <typename acc_t>
@@ -223,10 +229,10 @@ ILLIA_FUNCTION acc_t posterior_score(acc_t x, acc_t mu, acc_t sigma) {
 }
 
 // Gradients of grad_log_prob (log q(x) - log p(x)) for a given x; `rho` lacks its factor h.
-template <typename acc_t, typename prior_t, typename family_t>
+template <typename acc_t, typename prior_t, typename family_t = NormalFamily<acc_t>>
 ILLIA_FUNCTION GaussianGrads<acc_t> gaussian_log_prob_grads(acc_t grad_log_prob, acc_t x, acc_t mu, acc_t sigma,
                                                             const prior_t& prior, acc_t prior_scale,
-                                                            const family_t& family) {
+                                                            const family_t& family = {}) {
   const acc_t z = posterior_score(x, mu, sigma);
   const acc_t grad_mu = grad_log_prob * (z / sigma);
   return {sample_grad(-grad_mu, x, prior, prior_scale, family), grad_mu, grad_log_prob * std::fma(z, z, acc_t{-1})};

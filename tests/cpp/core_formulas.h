@@ -86,6 +86,42 @@ void test_gradients() {
   }
 }
 
+// Energies and slopes, far out and where the components of a mixture are alike. Both are sums of terms of at most 3e6
+// here (decay z^2, z^2 / 2), a few roundings each; a slope is as far off as its own size, or as odds are: 3 2^-24 of
+// them, times 2 decay z.
+template <typename acc_t>
+void test_families() {
+  constexpr double kEpsilon = std::numeric_limits<acc_t>::epsilon();
+  const auto near = [&](const auto& family, acc_t z, long double energy, long double slope, double size) {
+    const acc_t z_squared = z * z, sum = 3;
+    ILLIA_CHECK_NEAR(family.add_twice(z, sum), 3 + 2 * energy, 4 * kEpsilon * (3 + z_squared + 2 * std::fabs(energy)));
+    ILLIA_CHECK_NEAR(family.slope(z), slope, 4 * kEpsilon * size);
+  };
+  for (int i = -40; i <= 40; ++i) {
+    const acc_t z = acc_t(i) / 8 + (i % 3 ? 0 : acc_t(i) * 100);
+    const long double exact_z = z, size = std::fabs(exact_z);
+    near(NormalFamily<acc_t>{}, z, exact_z * exact_z / 2, exact_z, static_cast<double>(size));
+    near(FlatFamily<acc_t>{}, z, 0, 0, 0);
+    near(LaplaceFamily<acc_t>{}, z, size, i > 0 ? 1 : i < 0 ? -1 : 0, 0);
+    for (const acc_t log_odds : {acc_t(-2), acc_t(6)})
+      for (const acc_t decay : {acc_t(0), acc_t(1.5), acc_t(8e4)}) {
+        const long double odds = log_odds - decay * exact_z * exact_z;
+        const long double softplus = (odds > 0 ? odds : 0) + std::log1p(std::exp(-std::fabs(odds)));
+        const long double sigmoid = 1 / (1 + std::exp(-odds));
+        const ScaleMixtureFamily<acc_t> mixture{log_odds, decay};
+        const double off = 1 + static_cast<double>(std::fabs(odds) < 100 ? std::fabs(odds) + 6 : 0);
+        const double slope_size = static_cast<double>(size * (1 + 2 * decay * sigmoid * off));
+        near(mixture, z, exact_z * exact_z / 2 - softplus, exact_z * (1 + 2 * decay * sigmoid), slope_size);
+        PriorFamily prior{Family::kScaleMixture};
+        prior.log_odds = log_odds, prior.decay = decay;
+        ILLIA_CHECK_EQUAL(AnyFamily<acc_t>::make(prior).slope(z), mixture.slope(z));
+      }
+  }
+  const acc_t nan = std::numeric_limits<acc_t>::quiet_NaN();
+  ILLIA_CHECK_EQUAL(std::isnan(LaplaceFamily<acc_t>{}.slope(nan)), true);
+  ILLIA_CHECK_EQUAL(std::isnan(ScaleMixtureFamily<acc_t>{1, 1}.slope(nan)), true);
+}
+
 // By their definitions, within 4 roundings, or as many times std_prior's.
 template <typename acc_t>
 void test_scores() {
@@ -158,6 +194,7 @@ template <typename acc_t>
 void test_formulas() {
   test_gradients<acc_t>();
   test_scores<acc_t>();
+  test_families<acc_t>();
   test_ranges<acc_t>();
 }
 

@@ -27,6 +27,8 @@ struct Feature {
   bool each_prior = false;
   Ask grad_mu_prior = Ask::kNothing, grad_std_prior = Ask::kNothing;
   bool stick_the_landing = false;
+  PriorFamily family{};
+  bool antithetic = false;
 };
 
 // The sum of a sample by the CPU's partial sums, and the sum of their absolute values.
@@ -58,6 +60,7 @@ void test_case(const Case& c, const Feature& feature) {
 
   Array mu_priors = array(acc, c.numel).fill(5, 0.25, 0.3), std_priors = array(acc, c.numel).fill(6, 0.5, 0.03);
   General general{feature.block};
+  general.family = feature.family, general.antithetic = feature.antithetic;
   PriorScalars prior{{nullptr, Storage::kDouble, 0.25}, {nullptr, Storage::kDouble, 0.5}};
   if (feature.each_prior) {
     general.mu_prior = mu_priors.data(), general.std_prior = std_priors.data();
@@ -229,7 +232,8 @@ void test_case(const Case& c, const Feature& feature) {
   log_prob_backward.grad_log_prob = grad_log_prob.data(), log_prob_backward.x = x.data();
   log_prob_backward.num_samples = c.num_samples;
   check_backward(log_prob_backward, "gradients of log_prob");
-  if (c.types.parameters == c.types.sample && c.num_samples == 1) {
+  const bool is_gaussian = feature.family.family == Family::kNormal;  // else there is no closed form
+  if (is_gaussian && c.types.parameters == c.types.sample && c.num_samples == 1) {
     check_forward(start(KlDivergenceArgs{}), &KlDivergenceArgs::kl_divergence, 1, "kl_divergence");
     KlDivergenceBackwardArgs kl_backward = start(KlDivergenceBackwardArgs{});
     kl_backward.grad = grad_kl.data();
@@ -245,12 +249,18 @@ int main() {
   // a row off the Philox blocks of either type and beyond 2^32 of them; rows that end within a thread's elements, one
   // outer dimension of two; rows of one element
   const illia::Block row{(int64_t{1} << 35) + 7}, rows{3, 7, 2, {1000, 3}, {97, 10}}, elements{1, 1, 1, {100000}, {5}};
+  const illia::PriorFamily flat{illia::Family::kFlat, -0.5}, laplace{illia::Family::kLaplace, 0.25},
+      mixture{illia::Family::kScaleMixture, 0.75, 3, 40};
   const Feature features[] = {{"a row", row},
                               {"a row from a Philox block on", {(int64_t{1} << 35) + 8}},
                               {"rows", rows, false, Ask::kSum, Ask::kSum},
                               {"elements", elements, true, Ask::kEach, Ask::kEach, true},
                               {"stick_the_landing", {}, false, Ask::kNothing, Ask::kSum, true},
-                              {"prior for each element", {}, true, Ask::kSum, Ask::kEach}};
+                              {"prior for each element", {}, true, Ask::kSum, Ask::kEach},
+                              {"antithetic", {}, false, Ask::kNothing, Ask::kNothing, false, {}, true},
+                              {"flat", {}, false, Ask::kNothing, Ask::kNothing, false, flat},
+                              {"laplace", rows, true, Ask::kSum, Ask::kEach, true, laplace, true},
+                              {"scale mixture", {}, false, Ask::kSum, Ask::kSum, false, mixture}};
   for (const auto& [name, types] : illia::kTypes) {
     // one tile, less, more, ends within and between vectors, rows off the alignment, none
     for (const auto& [numel, num_samples, shift] : {std::tuple<int64_t, int64_t, int>{1, 1, 0},

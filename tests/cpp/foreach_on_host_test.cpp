@@ -22,7 +22,7 @@ struct Case {
   std::vector<Size> sizes;
   int64_t num_samples = 1;
   int most_launches = 1;  // without the one that adds tiles
-  bool stick_the_landing = false;
+  bool stick_the_landing = false, antithetic = false;
 };
 
 // One tensor's memory; the second of each pair is for the launch of its own.
@@ -74,6 +74,7 @@ void test_case(const Case& c, const char* type_names, Types types) {
     Memory& m = memory.back();
     for (Key& key : m.keys) key.offset += static_cast<uint64_t>(place / normals);
     General general;
+    general.antithetic = c.antithetic;
     PriorScalars prior{{nullptr, Storage::kDouble, 0.1 * (k % 5)}, {&m.std_prior, Storage::kFloat, 0}};
     if (each_prior) {
       general.mu_prior = m.mu_priors.data(), general.std_prior = m.std_priors.data();
@@ -181,7 +182,8 @@ int main() {
          {Case{"mixed", mixed}, Case{"three samples", mixed, 3}, Case{"no sample", {{5}, {4097}}, 0},
           Case{"one element", {{0}, {1}}}, Case{"no element", {{0}, {0}}},
           Case{"one element against its own prior", {{1, 0, true}}}, Case{"priors for each element", some_general, 2},
-          Case{"stick_the_landing", some_general, 2, 1, true}})
+          Case{"stick_the_landing", some_general, 2, 1, true}, Case{"antithetic", some_general, 4, 1, false, true},
+          Case{"antithetic pairs of plain tensors", mixed, 4, 1, false, true}})
       illia::cuda::test_case(c, name, types);
   illia::cuda::test_case({"many", many, 1, 3}, illia::kTypes[0].first, illia::kTypes[0].second);
   host_driver = 12000;  // which takes 4 KB of arguments

@@ -135,6 +135,12 @@ void put_gaussian() {
     const ElementPriorGrads<acc_t> grads = element_prior_grads(x[0], x[1], x[2]);
     digest.add(grads.mu).add(grads.std);
   });
+  put_tuples<acc_t>("families", [](const acc_t* x, Digest& digest) {
+    for (Family family : {Family::kNormal, Family::kFlat, Family::kLaplace, Family::kScaleMixture}) {
+      const AnyFamily<acc_t> any{family, {x[2], std::fabs(x[3])}};
+      digest.add(any.add_twice(x[0], x[1])).add(any.slope(x[0]));
+    }
+  });
   put_tuples<acc_t>("gaussian_log_prob_grads", [&](const acc_t* x, Digest& digest) {
     add(gaussian_log_prob_grads(x[0], x[1], x[2], x[3], ElementPrior<acc_t>{x[4], x[6]}, x[5]), digest);
   });

@@ -25,6 +25,8 @@ struct Feature {
   Block block{};
   bool each_prior = false, sum_prior_grads = false, each_prior_grad = false, stick_the_landing = false;
   bool tails = false;  // elements far out, infinite and NaN
+  PriorFamily family{};
+  bool antithetic = false;
 };
 
 struct Case {
@@ -69,7 +71,7 @@ void run(const Kernels& kernels, const Case& c, Digests& digests) {
   Array mu_priors(acc, numel), std_priors(acc, numel);
   mu_priors.fill(values(5, -8, 0x1p-3)), std_priors.fill(values(6, 0x1p-6, 0x1p-4));
   General general;
-  general.block = feature.block;
+  general.block = feature.block, general.family = feature.family, general.antithetic = feature.antithetic;
   PriorScalars prior{{nullptr, Storage::kDouble, 0.25}, {nullptr, Storage::kDouble, 0.7}};
   if (feature.each_prior) {
     prior = {};
@@ -162,20 +164,33 @@ void run(const Kernels& kernels, const Case& c, Digests& digests) {
   });
 }
 
-void put(const Kernels& kernels, Types types, const std::string& of_types, Lines& lines) {
-  // a row off the Philox blocks and beyond 2^32 of them; short rows; rows of one element
-  const Block row{(int64_t{1} << 35) + 6}, rows{3, 7, 2, {1000, 3}, {97, 10}}, elements{1, 1, 1, {100000}, {5}};
-  const Feature features[] = {{},
-                              {{}, false, false, false, false, true},
-                              {row, false, true},
-                              {rows, true, true, true, true},
-                              {elements, false, false, true, true, true},
-                              {{}, true, true, true, true, true}};
+Digests digest_of(const Kernels& kernels, Types types, const std::vector<Feature>& features) {
   Digests digests;
   for (const Feature& feature : features)
     for (const auto& [numel, num_samples] :
          {std::pair<int64_t, int64_t>{1, 1}, {31, 2}, {257, 3}, {1024, 1}, {2083, 2}})
       run(kernels, {types, numel, num_samples, feature}, digests);
+  return digests;
+}
+
+void put(const Kernels& kernels, Types types, const std::string& of_types, Lines& lines) {
+  // a row off the Philox blocks and beyond 2^32 of them; short rows; rows of one element
+  const Block row{(int64_t{1} << 35) + 6}, rows{3, 7, 2, {1000, 3}, {97, 10}}, elements{1, 1, 1, {100000}, {5}};
+  const Digests digests = digest_of(kernels, types,
+                                    {{},
+                                     {{}, false, false, false, false, true},
+                                     {row, false, true},
+                                     {rows, true, true, true, true},
+                                     {elements, false, false, true, true, true},
+                                     {{}, true, true, true, true, true}});
+  const PriorFamily flat{Family::kFlat, -0.5}, laplace{Family::kLaplace, 0.25},
+      mixture{Family::kScaleMixture, 0.75, 3, 40};
+  const Digests families = digest_of(kernels, types,
+                                     {{{}, false, false, false, false, false, flat, true},
+                                      {row, false, true, false, true, false, laplace, true},
+                                      {rows, true, false, true, false, true, laplace},
+                                      {{}, false, true, false, true, true, mixture},
+                                      {elements, true, true, true, false, false, mixture, true}});
   const auto put_line = [&](const char* name, const Digest& digest) {
     lines.push_back(std::string("kernels.") + name + "." + of_types + " " + digest.text());
   };
@@ -186,6 +201,10 @@ void put(const Kernels& kernels, Types types, const std::string& of_types, Lines
   put_line("log_prob_backward", digests.log_prob_backward);
   put_line("kl_divergence", digests.kl_divergence);
   put_line("kl_divergence_backward", digests.kl_divergence_backward);
+  put_line("families.sample", families.sample);
+  put_line("families.sample_backward", families.sample_backward);
+  put_line("families.log_prob", families.log_prob);
+  put_line("families.log_prob_backward", families.log_prob_backward);
 }
 
 Lines all_lines(const Kernels& kernels) {

@@ -117,8 +117,8 @@ def test_they_mean_what_we_think() -> None:
     assert seen == [(False, -1), (True, -1), (True, -1), (True, 0), (False, 0)]
 
     arguments = op("gaussian_sample")._schema.arguments
-    assert [a.name for a in arguments if a.kwarg_only] == ["dtype", "full_size", "origin"]
-    assert [a.default_value for a in arguments] == [None] * 6
+    assert [a.name for a in arguments if a.kwarg_only] == ["dtype", "full_size", "origin", "antithetic"]
+    assert [a.default_value for a in arguments] == [None] * 6 + [False]
 
     leaf = torch.ones(2, requires_grad=True)
     excluded, autograd = torch._C._dispatch_tls_is_dispatch_key_excluded, torch._C.DispatchKey.AutogradFunctionality
