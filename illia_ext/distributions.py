@@ -162,7 +162,8 @@ class GaussianDistribution(DistributionModule):
         device = torch.empty(0, device=factory["device"]).device
         if prior is not None:
             check_one_prior(mu_prior=(mu_prior, 0.0), std_prior=(std_prior, 0.1))
-        gaussian = fixed_gaussian(prior) or (mu_prior, std_prior)
+        fixed = fixed_gaussian(prior, self.shape)
+        gaussian = fixed or (mu_prior, std_prior)
         priors = {
             name: make_prior(name, value, self.shape, dtype, device)
             for name, value in zip(("mu_prior", "std_prior"), gaussian)
@@ -170,7 +171,7 @@ class GaussianDistribution(DistributionModule):
         # illia draws a standard normal that it then overwrites; so do we, or later draws would differ
         self.mu = nn.Parameter(torch.randn(self.shape, **factory).normal_(mu_init, 0.1))
         self.rho = nn.Parameter(torch.randn(self.shape, **factory).normal_(rho_init, 0.1))
-        self.prior = None if prior is None or fixed_gaussian(prior) else as_prior(prior, {"mu": self.mu})
+        self.prior = None if prior is None or fixed else as_prior(prior, {"mu": self.mu})
         for name, value in priors.items():
             if self.prior is not None:
                 self.register_buffer(name, None)

@@ -238,11 +238,15 @@ def is_constant(prior: nn.Module) -> bool:
     return all(type(part) in (nn.Module, EachPrior, FixedPrior) for part in prior.modules())
 
 
-def fixed_gaussian(prior: Any) -> tuple[Tensor, Tensor] | None:
-    """mu_prior and std_prior, where `prior` is a Gaussian of constants."""
+def fixed_gaussian(prior: Any, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
+    """mu_prior and std_prior of weights of this shape, where `prior` is a Gaussian of constants."""
     if not isinstance(prior, Distribution):
         return None
     _check_constants(prior)
+    try:
+        _check_shape(prior, shape)
+    except ValueError as error:
+        raise ValueError(f"prior: {error}") from None
     normal = _base(prior)
     return (normal.loc, normal.scale) if type(normal) is Normal else None
 
@@ -285,11 +289,18 @@ def as_prior(prior: Any, mus: Mapping[str, Tensor]) -> nn.Module:
     return module
 
 
+def _check_shape(distribution: Distribution, expected: torch.Size) -> torch.Size:
+    """That of log_prob."""
+    event = distribution.event_shape
+    shape, outer = distribution.batch_shape + event, expected[: len(expected) - len(event)]
+    if not broadcasts(shape, expected) or outer + event != expected:
+        kind = type(distribution).__name__
+        raise ValueError(f"expected a shape that broadcasts to {list(expected)}, got {kind} of shape {list(shape)}")
+    return outer
+
+
 def _check_fits(distribution: Distribution, mu: Tensor) -> None:
-    kind, event = type(distribution).__name__, distribution.event_shape
-    shape, outer = distribution.batch_shape + event, mu.shape[: mu.dim() - len(event)]
-    if not broadcasts(shape, mu.shape) or outer + event != mu.shape:
-        raise ValueError(f"expected a shape that broadcasts to {list(mu.shape)}, got {kind} of shape {list(shape)}")
+    kind, outer = type(distribution).__name__, _check_shape(distribution, mu.shape)
     try:
         support: Any = distribution.support
     except NotImplementedError:  # a class need not tell

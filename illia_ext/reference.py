@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Laplace
 from torch.nn.functional import softplus
 
 from illia_ext.random import advance, philox4x32
@@ -85,6 +86,37 @@ def _sum_samples(terms: Tensor, mu: Tensor) -> Tensor:
     return terms.flatten(terms.dim() - mu.dim()).sum(-1, dtype=dtype) if mu.dim() else terms.to(dtype)
 
 
+def _draw(key: Tensor, mu: Tensor, antithetic: bool = False, **block: Any) -> Tensor:
+    """eps; of antithetic samples eps and -eps in turns, two for each key."""
+    eps = standard_normal(key, mu.shape, mu.dtype, **block)
+    return torch.stack([eps, -eps], 1).flatten(0, 1) if antithetic else eps
+
+
+def _minus_log_p(
+    x: Tensor,
+    mu: Tensor,
+    mu_prior: Tensor | float | None,
+    std_prior: Tensor | float | None,
+    family: str | None,
+    family_parameters: Sequence[float] | None,
+) -> Tensor:
+    """-log p(x) of each element, without the log(2 pi) / 2 that log q lacks too."""
+    half_log_two_pi = math.log(2 * math.pi) / 2
+    if mu_prior is None or std_prior is None:
+        return torch.full_like(x, -half_log_two_pi)
+    mu_prior, std_prior = _prior(mu_prior, mu), _prior(std_prior, mu)
+    if family == "laplace":
+        log_p: Tensor = Laplace(mu_prior, std_prior, validate_args=False).log_prob(x)
+        return -log_p - half_log_two_pi
+    squares = ((x - mu_prior) / std_prior) ** 2 / 2
+    if family is None:
+        return torch.log(std_prior) + squares
+    weight, ratio = family_parameters or ()
+    wide = math.log(weight) - squares
+    narrow = math.log((1 - weight) / ratio) - squares / ratio**2
+    return torch.log(std_prior) - torch.logaddexp(wide, narrow)
+
+
 def _prior(prior: Tensor | float, mu: Tensor) -> Tensor:
     """A tensor that broadcasts with mu's dimensions, and never with the samples before them."""
     prior = torch.as_tensor(prior, dtype=mu.dtype, device=mu.device)
@@ -97,33 +129,43 @@ def gaussian_sample(
     key: Tensor,
     dtype: torch.dtype | None = None,
     *,
+    antithetic: bool = False,
     full_size: Sequence[int] | None = None,
     origin: Sequence[int] | None = None,
 ) -> Tensor:
     """x = mu + softplus(rho) * eps."""
-    eps = standard_normal(key, mu.shape, mu.dtype, full_size=full_size, origin=origin)
+    eps = _draw(key, mu, antithetic, full_size=full_size, origin=origin)
     return (mu + softplus(rho, threshold=60) * eps).to(dtype or mu.dtype)
 
 
 def gaussian_log_prob(
-    x: Tensor, mu: Tensor, rho: Tensor, mu_prior: Tensor | float, std_prior: Tensor | float
+    x: Tensor,
+    mu: Tensor,
+    rho: Tensor,
+    mu_prior: Tensor | float | None,
+    std_prior: Tensor | float | None,
+    *,
+    family: str | None = None,
+    family_parameters: Sequence[float] | None = None,
 ) -> Tensor:
     """Sum of log q(x) - log p(x)."""
-    mu_prior, std_prior = _prior(mu_prior, mu), _prior(std_prior, mu)
     z = (x - mu) / softplus(rho, threshold=60)
-    z_prior = (x - mu_prior) / std_prior
-    return _sum_samples(-log_sigma(rho) - z**2 / 2 + torch.log(std_prior) + z_prior**2 / 2, mu)
+    minus_log_p = _minus_log_p(x, mu, mu_prior, std_prior, family, family_parameters)
+    return _sum_samples(-log_sigma(rho) - z**2 / 2 + minus_log_p, mu)
 
 
 def gaussian_sample_and_log_prob(
     mu: Tensor,
     rho: Tensor,
-    mu_prior: Tensor | float,
-    std_prior: Tensor | float,
+    mu_prior: Tensor | float | None,
+    std_prior: Tensor | float | None,
     key: Tensor,
     dtype: torch.dtype | None = None,
     *,
     stick_the_landing: bool = False,
+    family: str | None = None,
+    family_parameters: Sequence[float] | None = None,
+    antithetic: bool = False,
     full_size: Sequence[int] | None = None,
     origin: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -132,15 +174,14 @@ def gaussian_sample_and_log_prob(
     stick_the_landing: log q's own mu and rho are constants of the derivative, which then has no score term: Roeder,
     Wu & Duvenaud, "Sticking the landing: simple, lower-variance gradient estimators for variational inference" (2017).
     """
-    mu_prior, std_prior = _prior(mu_prior, mu), _prior(std_prior, mu)
-    eps = standard_normal(key, mu.shape, mu.dtype, full_size=full_size, origin=origin)
+    eps = _draw(key, mu, antithetic, full_size=full_size, origin=origin)
     sigma = softplus(rho, threshold=60)
     x = mu + sigma * eps
     z, log_q_rho = eps, rho
     if stick_the_landing:  # the value of z stays eps, and x alone moves it
         z, log_q_rho = eps + (x - x.detach()) / sigma.detach(), rho.detach()
-    z_prior = (x - mu_prior) / std_prior
-    log_prob = _sum_samples(-log_sigma(log_q_rho) - z**2 / 2 + torch.log(std_prior) + z_prior**2 / 2, mu)
+    minus_log_p = _minus_log_p(x, mu, mu_prior, std_prior, family, family_parameters)
+    log_prob = _sum_samples(-log_sigma(log_q_rho) - z**2 / 2 + minus_log_p, mu)
     return x.to(dtype or mu.dtype), log_prob
 
 
@@ -153,7 +194,7 @@ def gaussian_kl_divergence(mu: Tensor, rho: Tensor, mu_prior: Tensor | float, st
 
 def _each(mu: Sequence[Tensor], rho: Sequence[Tensor], *priors: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
     """mu, rho, mu_prior and std_prior of each tensor."""
-    mu_prior, std_prior = ([prior] if isinstance(prior, (Tensor, int, float)) else prior for prior in priors)
+    mu_prior, std_prior = (list(prior) if isinstance(prior, (list, tuple)) else [prior] for prior in priors)
     for k, (m, r) in enumerate(zip(mu, rho, strict=True)):
         yield m, r, mu_prior[k if len(mu_prior) > 1 else 0], std_prior[k if len(std_prior) > 1 else 0]
 
@@ -165,13 +206,12 @@ def foreach_gaussian_sample_and_log_prob(
     std_prior: Tensor | float | Sequence[Tensor | float],
     key: Tensor,
     dtype: torch.dtype | None = None,
-    *,
-    stick_the_landing: bool = False,
+    **options: Any,
 ) -> tuple[list[Tensor], Tensor]:
     """Samples of many tensors, which share the key's stream, and the sum of their log q(x) - log p(x)."""
     samples = []
     for inputs in _each(mu, rho, mu_prior, std_prior):
-        samples.append(gaussian_sample_and_log_prob(*inputs, key, dtype, stick_the_landing=stick_the_landing))
+        samples.append(gaussian_sample_and_log_prob(*inputs, key, dtype, **options))
         per_block = 2 if inputs[0].dtype == torch.float64 else 4
         key = advance(key, (inputs[0].numel() + per_block - 1) // per_block)
     x, log_probs = zip(*samples)

@@ -318,12 +318,11 @@ def make_prior(argument: str, value: Any, mus: Mapping[str, Tensor]) -> Tensor |
 def make_distributions(prior: Any, mus: Mapping[str, Tensor]) -> nn.Module | tuple[Initial, Initial]:
     """A module that gives the priors; or mu_prior and std_prior, where all are Gaussians of constants."""
     if isinstance(prior, (Distribution, nn.Module, type)) or not _is_function("prior", prior):
-        gaussian = fixed_gaussian(prior)
-        if gaussian is not None and all(each.numel() == 1 for each in gaussian):
-            return gaussian
-        return as_prior(prior, mus)
+        module = as_prior(prior, mus)
+        gaussian = fixed_gaussian(prior, next(iter(mus.values())).shape)
+        return gaussian if gaussian and all(each.numel() == 1 for each in gaussian) else module
     given = {name: prior(name, mu.detach()) for name, mu in mus.items()}
-    gaussians = {name: fixed_gaussian(each) for name, each in given.items()}
+    gaussians = {name: fixed_gaussian(each, mus[name].shape) for name, each in given.items()}
     if all(gaussians.values()):
         return tuple(lambda name, weight, i=i: gaussians[name][i] for i in range(2))  # type: ignore
     return EachPrior({name: as_prior(each, {name: mus[name]}) for name, each in given.items()})

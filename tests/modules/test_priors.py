@@ -1,0 +1,367 @@
+"""Priors other than a Gaussian: their values and gradients by torch.distributions and by quadrature, and their keep."""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from helpers import SHAPES, make_key
+from torch import Tensor, nn
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Exponential,
+    Independent,
+    Laplace,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    Poisson,
+    StudentT,
+    constraints,
+)
+
+from illia_ext import BayesianModule, GaussianDistribution, ScaleMixture
+from illia_ext.random import split
+
+parametrize = pytest.mark.parametrize
+KEY = make_key(7)
+
+
+def f64(*values: float) -> list[Tensor]:
+    return [torch.tensor(value, dtype=torch.float64) for value in values]
+
+
+class Logistic(Distribution):
+    """A user's own, which tells torch its log_prob alone."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, scale: Tensor) -> None:
+        self.scale = scale
+        super().__init__(scale.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        z = value / self.scale
+        return -z - 2 * nn.functional.softplus(-z, threshold=60) - self.scale.log()
+
+
+class Learned(nn.Module):
+    """A distribution of parameters, made anew at each call."""
+
+    def __init__(self, make: Callable[..., Distribution], *values: float) -> None:
+        super().__init__()
+        self.make = make
+        self.values = nn.ParameterList([nn.Parameter(value) for value in f64(*values)])
+
+    def forward(self) -> Distribution:
+        return self.make(*self.values)
+
+
+def two_gaussians() -> Distribution:
+    return MixtureSameFamily(
+        Categorical(torch.stack(f64(0.3, 0.7))), Normal(*map(torch.stack, (f64(0, 0.1), f64(1, 0.2))))
+    )
+
+
+PRIORS: dict[str, Callable[[], Distribution | nn.Module]] = {
+    "normal": lambda: Normal(*f64(0.1, 0.3)),
+    "laplace": lambda: Laplace(*f64(0.1, 0.3)),
+    "scale mixture": lambda: ScaleMixture(*f64(0.4, 1.0, 0.05)),
+    "scale mixture, the narrow one first": lambda: ScaleMixture(*f64(0.4, 0.05, 1.0)),
+    "scale mixture beyond the kernels": lambda: ScaleMixture(*f64(0.4, 1.0, 1e-12)),
+    "student": lambda: StudentT(*f64(3, 0.1, 0.5)),
+    "mixture": two_gaussians,
+    "own class": lambda: Logistic(f64(0.4)[0]),
+    "independent": lambda: Independent(Laplace(*f64(0.1, 0.3)), 0),
+    "learned normal": lambda: Learned(Normal, 0.1, 0.3),
+    "learned laplace": lambda: Learned(Laplace, 0.1, 0.3),
+    "learned student": lambda: Learned(StudentT, 3.0, 0.1, 0.5),
+    "learned scale mixture": lambda: Learned(ScaleMixture, 0.4, 1.0, 0.05),
+}
+FUSED = ("normal", "laplace", "scale mixture", "independent", "learned normal", "learned laplace")
+
+
+def distribution_of(prior: Distribution | nn.Module) -> Distribution:
+    return prior() if isinstance(prior, nn.Module) else prior
+
+
+def parameters_of(*modules: Any) -> list[Tensor]:
+    return [p for module in modules if isinstance(module, nn.Module) for p in module.parameters()]
+
+
+def assert_near(actual: Tensor | None, expected: Tensor | None, size: float = 1.0) -> None:
+    """Both sides add at most 3 * 7 * 131 terms of at most `size`, with some ten roundings of 2^-53 each: 3e-12 size."""
+    if actual is None or expected is None:
+        assert actual is None and (expected is None or not expected.any())
+        return
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11 * size)
+
+
+@parametrize("name", PRIORS)
+@parametrize("shape", [*SHAPES, (2, 1, 5)])
+def test_values_and_gradients_are_those_of_torch_distributions(name: str, shape: tuple[int, ...]) -> None:
+    if name == "mixture" and 0 in shape:
+        pytest.skip("torch's MixtureSameFamily takes no empty tensor")
+    prior = PRIORS[name]()
+    torch.manual_seed(0)
+    layer = GaussianDistribution(shape, rho_init=-1.0, prior=prior, dtype=torch.float64)
+    keys = split(KEY, 3)
+    x, log_prob = layer.sample_and_log_prob(key=keys)
+    expected_x = (
+        layer.mu + nn.functional.softplus(layer.rho) * ((x - layer.mu) / nn.functional.softplus(layer.rho)).detach()
+    )
+    given = torch.linspace(-2, 2, layer.mu.numel(), dtype=torch.float64).reshape(shape).requires_grad_()
+
+    def expected(x: Tensor) -> Tensor:
+        q = Normal(layer.mu, nn.functional.softplus(layer.rho))
+        terms = q.log_prob(x) - distribution_of(prior).log_prob(x)
+        return terms.flatten(x.dim() - len(shape)).sum(-1) if shape else terms
+
+    parameters = [*{id(p): p for p in parameters_of(layer, prior)}.values()]
+    for ours, theirs, inputs in (
+        (log_prob + x.sin().sum(), expected(expected_x) + expected_x.sin().sum(), parameters),
+        (layer.log_prob(given), expected(given), [*parameters, given]),
+    ):
+        assert_near(ours, theirs, 1e3)
+        ours_grads = torch.autograd.grad(ours.sum(), inputs, allow_unused=True, retain_graph=True)
+        their_grads = torch.autograd.grad(theirs.sum(), inputs, allow_unused=True, retain_graph=True)
+        for a, b in zip(ours_grads, their_grads):
+            assert_near(a, b, 1e3)
+
+
+@parametrize("name", ["laplace", "scale mixture", "student", "mixture"])
+def test_the_mean_of_log_prob_is_the_divergence_by_quadrature(name: str) -> None:
+    prior: Any = PRIORS[name]()
+    layer = GaussianDistribution((), mu_init=0.2, rho_init=-1.5, prior=prior, dtype=torch.float64)
+    log_probs = layer.sample_and_log_prob(2**16)[1].detach()
+    q: Any = layer.to_distribution()
+    with torch.no_grad():
+        # the trapezium rule: q is 0 to the last bit at both ends; its error is below the mean's by far
+        x = layer.mu + nn.functional.softplus(layer.rho) * torch.linspace(-10, 10, 2**16 + 1, dtype=torch.float64)
+        divergence = torch.trapezoid((q.log_prob(x) - prior.log_prob(x)) * q.log_prob(x).exp(), x)
+    standard_error = log_probs.std() / len(log_probs) ** 0.5
+    assert (log_probs.mean() - divergence).abs() < 5 * standard_error  # by chance once in 1.7e6 seeds
+    if name == "laplace":
+        assert_near(layer.kl_divergence(), divergence, 1e3)  # the rule's error at the kink is of the step's square
+    else:
+        with pytest.raises(
+            NotImplementedError, match=f"no closed form between a Gaussian and a {type(prior).__name__}"
+        ):
+            layer.kl_divergence()
+
+
+def test_the_scale_mixture_of_blitz() -> None:
+    blitz = pytest.importorskip("blitz.modules.weight_sampler")
+    numbers = (0.5, 1.0, 0.0025)
+    weights = torch.tensor([-2.0, -0.3, -0.01, 0.0, 0.004, 0.5])
+    ours = ScaleMixture(*numbers).log_prob(weights)
+    # its sum has 1e-6 beside each density, and 1/2 less for each weight
+    theirs = blitz.PriorWeightDistribution(*numbers).log_prior(weights) + len(weights) / 2
+    assert (ours.sum() - theirs).abs() < (1e-6 / ours.exp()).sum() + 1e-5  # and float32's roundings of 14 nats
+
+
+def test_the_scale_mixture_is_a_distribution() -> None:
+    mixture = ScaleMixture(0.3, *f64(1.0, 0.01))
+    points = torch.tensor([0.0, 1e-3, 0.05, 0.4, 3.0, 100.0, 1e6, -1e100], dtype=torch.float64)
+    components = [Normal(0.0, std).log_prob(points) for std in f64(1.0, 0.01)]
+    assert_near(mixture.log_prob(points), torch.logaddexp(components[0] + math.log(0.3), components[1] + math.log(0.7)))
+    x = torch.linspace(-12, 12, 2**18 + 1, dtype=torch.float64)
+    assert torch.trapezoid(mixture.log_prob(x).exp(), x).item() == pytest.approx(1, abs=1e-9)  # steps of 1/100 std2
+    torch.manual_seed(0)
+    samples = mixture.sample((2**16,))
+    assert samples.shape == (2**16,) and mixture.mean == 0
+    # the standard error of x^2 is 1.5 2^-8: its variance, E x^4 - variance^2, is at most 3 weight
+    assert samples.square().mean().item() == pytest.approx(mixture.variance.item(), abs=5 * (0.9 / 2**16) ** 0.5)
+    assert mixture.expand((4, 3)).log_prob(torch.zeros(4, 3)).shape == (4, 3)
+    assert Independent(mixture.expand((4, 3)), 2).log_prob(torch.zeros(4, 3)).shape == ()
+    inputs = [value.requires_grad_() for value in (*f64(0.3, 1.0, 0.2), points[:5].clone())]
+    assert torch.autograd.gradcheck(lambda w, s1, s2, x: ScaleMixture(w, s1, s2).log_prob(x), inputs)
+    for numbers in ((0.0, 1.0, 0.1), (1.0, 1.0, 0.1), (1.5, 1.0, 0.1), (0.5, -1.0, 0.1), (0.5, 1.0, 0.0)):
+        with pytest.raises(ValueError, match=r"weight|std"):
+            ScaleMixture(*numbers)
+
+
+def make_network() -> nn.Module:
+    """With an embedding that has a padding row, and a norm."""
+    torch.manual_seed(0)
+    layers = nn.Embedding(11, 8, padding_idx=2), nn.Flatten(), nn.Linear(24, 16), nn.LayerNorm(16), nn.Linear(16, 3)
+    return nn.Sequential(*layers).double()
+
+
+INPUTS = torch.tensor([[1, 2, 3], [4, 2, 10]])
+OF_A_MODULE = {
+    **PRIORS,
+    "around each weight": lambda: lambda name, weight: Laplace(weight, 0.3),
+    "normal around each weight": lambda: lambda name, weight: Normal(weight, 0.3),
+    "of two families": lambda: (
+        lambda name, w: StudentT(*f64(3, 0, 1)) if "bias" in name else ScaleMixture(0.5, 1.0, 0.1)
+    ),
+}
+
+
+def expected_log_prob(bnn: BayesianModule, prior: Any, key: Tensor) -> Tensor:
+    """By torch.distributions, without the padding row."""
+    weights = dict(bnn.sample_module(key).named_parameters())
+    total = torch.zeros((), dtype=torch.float64)
+    for name, mu, rho in bnn.named_gaussians():
+        each = distribution_of(prior(name, mu.detach()) if not isinstance(prior, (Distribution, nn.Module)) else prior)
+        terms = Normal(mu, nn.functional.softplus(rho)).log_prob(weights[name]) - each.log_prob(weights[name])
+        total += terms[[0, 1, *range(3, 11)]].sum() if name == "0.weight" else terms.sum()
+    return total.detach()
+
+
+@parametrize("name", OF_A_MODULE)
+def test_a_module_with_a_prior(name: str) -> None:
+    prior = OF_A_MODULE[name]()
+    bnn = BayesianModule(make_network(), prior=prior, rho_init=-2.0)
+    keys = split(KEY, 5)
+    outputs, log_probs = bnn(INPUTS, key=keys)
+    for i, key in enumerate(keys):
+        output, log_prob = bnn(INPUTS, key=key)
+        assert torch.equal(output, outputs[i])
+        assert_near(log_prob, log_probs[i], 1e3)
+        # constants of float32 in torch's classes: 0.3 is 1e-8 off
+        torch.testing.assert_close(log_prob, expected_log_prob(bnn, prior, key), rtol=1e-6, atol=1e-4)
+    with bnn.sampled(KEY) as log_prob:
+        (bnn.module(INPUTS).square().sum() + log_prob).backward()
+    in_block = [p.grad.clone() for p in bnn.parameters() if p.grad is not None]
+    bnn.zero_grad()
+    output, log_prob = bnn(INPUTS, key=KEY)
+    (output.square().sum() + log_prob).backward()
+    for a, b in zip(in_block, [p.grad for p in bnn.parameters() if p.grad is not None], strict=True):
+        assert_near(a, b, 1e3)
+    assert not bnn.module[0].weight.grad[2].any() and not bnn.rho.get_parameter("0.weight").grad[2].any()
+
+
+@parametrize("name", OF_A_MODULE)
+def test_a_prior_is_kept_copied_and_moved(name: str) -> None:
+    prior = OF_A_MODULE[name]()
+    bnn = BayesianModule(make_network(), prior=prior, rho_init=-2.0)
+    expected = bnn(INPUTS, key=KEY)[1]
+    for parameter in parameters_of(prior):
+        parameter.data.mul_(1.1)
+    changed = bnn(INPUTS, key=KEY)[1]
+    assert changed == expected or parameters_of(prior)
+    loaded = BayesianModule(make_network(), prior=OF_A_MODULE[name](), rho_init=-2.0)
+    loaded.load_state_dict(bnn.state_dict())
+    for each in (loaded, copy.deepcopy(bnn), pickle.loads(pickle.dumps(bnn))):
+        assert each(INPUTS, key=KEY)[1] == changed
+    log_prob = bnn.float()(INPUTS, key=KEY)[1]
+    assert log_prob.dtype == torch.float32
+    # some 600 terms of at most 50, each of a few roundings of 2^-24, and sigma at x - mu 1e-4 off in float32
+    torch.testing.assert_close(log_prob.double(), expected_log_prob(bnn, prior, KEY), rtol=1e-3, atol=0.1)
+    assert bnn.bfloat16()(INPUTS, key=KEY)[1].dtype == torch.float32
+
+
+def test_a_state_sets_the_numbers_of_a_scale_mixture() -> None:
+    wide, narrow = (BayesianModule(make_network(), prior=ScaleMixture(0.5, std, 0.1)) for std in (2.0, 1.0))
+    narrow.load_state_dict(wide.state_dict())
+    assert narrow(INPUTS, key=KEY)[1] == wide(INPUTS, key=KEY)[1]
+
+
+@parametrize("name", ["scale mixture", "student", "mixture", "learned laplace", "learned student"])
+def test_programs_and_transforms(name: str) -> None:
+    bnn = BayesianModule(make_network(), prior=PRIORS[name](), rho_init=-2.0)
+    keys = split(KEY, 2)
+    parameters = dict(bnn.named_parameters())
+    output, log_prob = bnn(INPUTS, key=keys)
+    grads = torch.autograd.grad(output.sum() + log_prob.sum(), list(parameters.values()))
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        output, log_prob = torch.func.functional_call(bnn, parameters, (INPUTS,), {"key": keys})
+        return output.sum() + log_prob.sum()
+
+    for a, b in zip(torch.func.grad(loss)(parameters).values(), grads, strict=True):
+        assert_near(a, b, 1e3)
+    directions = {name: torch.ones_like(parameter) for name, parameter in parameters.items()}
+    directions["module.0.weight"][2] = 0  # forward mode knows no padding row
+    tangent = torch.func.jvp(loss, (parameters,), (directions,))[1]
+    assert_near(tangent, sum(grad.sum() for grad in grads), 1e3)
+    compiled = torch.compile(lambda inputs, keys: bnn(inputs, key=keys), fullgraph=True, backend="aot_eager")
+    compiled_output, compiled_log_prob = compiled(INPUTS, keys)
+    assert_near(compiled_log_prob, log_prob, 1e3)
+    compiled_grads = torch.autograd.grad(compiled_output.sum() + compiled_log_prob.sum(), list(parameters.values()))
+    for a, b in zip(compiled_grads, grads, strict=True):
+        assert_near(a, b, 1e3)
+    at_once = BayesianModule(make_network(), prior=PRIORS[name](), rho_init=-2.0, chunk_size=2)
+    assert_near(at_once(INPUTS, key=keys)[1], log_prob, 1e3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bnn.float()(INPUTS, key=KEY)[1].dtype == torch.float32
+
+
+@parametrize("name", ["laplace", "scale mixture", "student", "around each weight", "of two families"])
+def test_the_posterior_becomes_the_prior(name: str) -> None:
+    bnn = BayesianModule(make_network(), prior=OF_A_MODULE[name](), rho_init=-2.0)
+    bnn.posterior_to_prior()
+    assert bnn.prior is None and bnn.kl_divergence().abs() < 1e-10
+    other = BayesianModule(make_network(), prior=OF_A_MODULE[name](), rho_init=-1.0)
+    other.load_state_dict(bnn.state_dict())
+    assert other.prior is None and other.kl_divergence().abs() < 1e-10
+
+
+def test_a_prior_that_learns_does_not_become_the_posterior() -> None:
+    bnn = BayesianModule(make_network(), prior=Learned(StudentT, 3.0, 0.0, 1.0))
+    with pytest.raises(RuntimeError, match="prior: expected a fixed one"):
+        bnn.posterior_to_prior()
+
+
+def test_a_learned_prior_is_the_optimizers_too() -> None:
+    bnn = BayesianModule(make_network(), prior=Learned(StudentT, 3.0, 0.0, 1.0))
+    assert len(bnn.param_groups()[2]["params"]) == 3
+    bnn(INPUTS)[1].backward()
+    assert all(parameter.grad.abs() > 0 for parameter in bnn.prior.parameters())
+
+
+class WithoutLogProb(Distribution):
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real
+
+
+class OfAnotherShape(WithoutLogProb):
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value.sum()
+
+
+REFUSED = [
+    (Exponential(1.0), ValueError, "expected a density on all real numbers, got Exponential"),
+    (Poisson(1.0), ValueError, "expected a density, got Poisson, whose samples are integers"),
+    (
+        Normal(torch.zeros(5), 1.0),
+        ValueError,
+        r"expected a shape that broadcasts to \[3, 4\], got Normal of shape \[5\]",
+    ),
+    (Laplace(torch.zeros(2, 3, 4), 1.0), ValueError, r"expected a shape that broadcasts to \[3, 4\]"),
+    (MultivariateNormal(torch.zeros(3), torch.eye(3)), ValueError, r"expected a shape that broadcasts to \[3, 4\]"),
+    (WithoutLogProb(validate_args=False), ValueError, "WithoutLogProb, which has none"),
+    (OfAnotherShape(validate_args=False), ValueError, r"OfAnotherShape.log_prob of shape \[3, 4\]"),
+    (Laplace(torch.zeros(1, requires_grad=True), 1.0), ValueError, "a loc that requires a gradient"),
+    (Laplace, TypeError, "expected a torch.distributions.Distribution, or an nn.Module that returns one"),
+    (0.3, TypeError, "got 0.3"),
+    (nn.Identity(), TypeError, "forward"),
+]
+
+
+@parametrize("prior, error, message", REFUSED)
+@parametrize("of_a_module", [True, False])
+def test_what_is_no_prior(prior: Any, error: type[Exception], message: str, of_a_module: bool) -> None:
+    with pytest.raises(error, match=message):
+        if of_a_module:
+            BayesianModule(nn.Linear(4, 3, bias=False), prior=prior)
+        else:
+            GaussianDistribution((3, 4), prior=prior)
+
+
+def test_one_prior_alone() -> None:
+    for arguments in ({"mu_prior": 0.1}, {"std_prior": 0.3}, {"std_prior": torch.ones(1)}):
+        (name,) = arguments
+        with pytest.raises(ValueError, match=f"{name}: expected none beside prior"):
+            BayesianModule(nn.Linear(4, 3), prior=Laplace(0.0, 1.0), **arguments)
+        with pytest.raises(ValueError, match=f"{name}: expected none beside prior"):
+            GaussianDistribution(3, prior=Laplace(0.0, 1.0), **arguments)
+    with pytest.raises(RuntimeError, match="prior: TorchScript takes a Gaussian prior alone"):
+        torch.jit.script(GaussianDistribution(3, prior=Laplace(0.0, 1.0)))
+    torch.jit.script(GaussianDistribution(3, prior=Normal(0.0, 1.0)))
