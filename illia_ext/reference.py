@@ -114,7 +114,7 @@ def _minus_log_p(
     weight, ratio = family_parameters or ()
     wide = math.log(weight) - squares
     narrow = math.log((1 - weight) / ratio) - squares / ratio**2
-    return torch.log(std_prior) - torch.logaddexp(wide, narrow)
+    return torch.log(std_prior) - wide - softplus(narrow - wide, threshold=60)  # logaddexp has NaN second derivatives
 
 
 def _prior(prior: Tensor | float, mu: Tensor) -> Tensor:

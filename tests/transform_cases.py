@@ -39,6 +39,15 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
         mu, rho, *PRIOR, key
     )[1],
     "kl_divergence": lambda library, key, x, mu, rho: library.gaussian_kl_divergence(mu, rho, *PRIOR),
+    "log_prob, scale mixture": lambda library, key, x, mu, rho: library.gaussian_log_prob(
+        x, mu, rho, *PRIOR, family="scale_mixture", family_parameters=(0.3, 0.5)
+    ),
+    "antithetic sample_and_log_prob, laplace": lambda library, key, x, mu, rho: product(
+        *library.gaussian_sample_and_log_prob(mu, rho, *PRIOR, key.reshape(-1, 2), family="laplace", antithetic=True)
+    ).sum(),
+    "log_prob of the sample, flat": lambda library, key, x, mu, rho: library.gaussian_sample_and_log_prob(
+        mu, rho, None, None, key
+    )[1],
 }
 FOREACH_FUNCTIONS: dict[str, Callable[..., Tensor]] = {  # of matrices alone
     "foreach sample_and_log_prob": lambda library, key, x, mu, rho: product(

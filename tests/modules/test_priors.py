@@ -197,9 +197,7 @@ OF_A_MODULE = {
     **PRIORS,
     "around each weight": lambda: lambda name, weight: Laplace(weight, 0.3),
     "normal around each weight": lambda: lambda name, weight: Normal(weight, 0.3),
-    "of two families": lambda: (
-        lambda name, w: StudentT(*f64(3, 0, 1)) if "bias" in name else ScaleMixture(0.5, 1.0, 0.1)
-    ),
+    "of two families": lambda: lambda name, w: Laplace(*f64(0, 1)) if "bias" in name else ScaleMixture(0.5, 1.0, 0.1),
 }
 
 
