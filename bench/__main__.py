@@ -17,10 +17,11 @@ from bench import machine, report
 from bench.cases import CASES, COMPILE_OPTIONS
 from bench.measure import Effort, Subject, measure, warm_up
 from bench.peers import PEERS, load_peers
+from bench.priors import priors
 from bench.results import FORMAT, Row, Run, write
 from bench.setting import CPU_SCALE, CUDA_SCALE, OURS, QUICK_SCALE, Scale, Setting
 from bench.steps import steps
-from bench.tensors import one_tensor, resnet50, samples
+from bench.tensors import one_tensor, resnet50, resnet50_numels, samples
 from bench.transforms import transforms
 
 QUICK = Effort(seconds=0.5, min_rounds=3, max_rounds=8)
@@ -96,6 +97,10 @@ def plan(scale: Scale, setting: Setting) -> dict[str, Callable[[], list[Subject]
             groups["samples"] = partial(samples, scale.samples, scale.samples_numel, setting)
         groups[f"{scale.tensors} tensors"] = partial(resnet50, scale.tensors, setting)
     if OURS in setting.cases:
+        groups |= {
+            f"priors, {scale.priors:,} weights": partial(priors, [scale.priors], setting),
+            f"priors, {scale.tensors} tensors": partial(priors, resnet50_numels(scale.tensors), setting),
+        }
         groups |= {f"transforms, {n:,} weights": partial(transforms, n, setting) for n in scale.transforms}
     return groups | {"training steps": partial(steps, scale.batches, setting)}
 

@@ -41,11 +41,16 @@ def formulas(mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor) -> tu
 
 
 def fused(
-    mu: Tensor, rho: Tensor, mu_prior: Tensor, std_prior: Tensor, num_samples: int | None = None
+    mu: Tensor,
+    rho: Tensor,
+    mu_prior: Tensor,
+    std_prior: Tensor,
+    num_samples: int | None = None,
+    antithetic: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """illia_ext, the key's draw included."""
-    key = random.draw_key(num_samples, device=mu.device)
-    return functional.gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key)
+    """illia_ext, the key's draw included; an antithetic pair of samples has one key."""
+    key = random.draw_key(num_samples // 2 if antithetic else num_samples, device=mu.device)
+    return functional.gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, antithetic=antithetic)
 
 
 # On a CPU inductor's own noise is a scalar loop; with this option the compiled program calls torch's vectorised randn.

@@ -3,15 +3,27 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Normal
 from torch.nn import functional as F
 
 from bench.layers import MU_PRIOR, NUM_DATA, STD_PRIOR, Layer, Pair, Sigma
 
-__all__ = ["Wrong", "check_draw", "check_layer", "check_network", "check_noise", "closed_form", "compare", "sampled"]
+__all__ = [
+    "Wrong",
+    "check_draw",
+    "check_layer",
+    "check_network",
+    "check_noise",
+    "check_pairs",
+    "closed_form",
+    "compare",
+    "sampled",
+]
 
 LARGE, SMALL = 2**12, 2**6  # elements: fewer are too few for check_noise's moments, and for its correlations
 
@@ -60,14 +72,24 @@ class Exact:
     noise: list[tuple[Tensor, ...]]  # for each sample, eps of each tensor, flat
 
 
-def exact(xs: Sequence[Tensor], pairs: Sequence[Pair], sigma_of: Sigma = F.softplus, closed: bool = False) -> Exact:
+def exact(
+    xs: Sequence[Tensor],
+    pairs: Sequence[Pair],
+    sigma_of: Sigma = F.softplus,
+    closed: bool = False,
+    prior: Distribution | None = None,
+) -> Exact:
+    """`prior`: by default the Gaussian of all works but the one on priors."""
     leaves, draws, log_probs, scales, noise = [], [], [], [], []
     for x, pair in zip(xs, pairs, strict=True):
         mu, raw = (leaf.detach().double().requires_grad_() for leaf in pair)
         sigma = sigma_of(raw)
         eps = ((x.detach().double() - mu) / sigma).detach()
         draw = mu + sigma * eps
-        terms = closed_form(mu, sigma, MU_PRIOR, STD_PRIOR) if closed else sampled(draw, mu, sigma, MU_PRIOR, STD_PRIOR)
+        if prior is not None:
+            terms = Normal(mu, sigma).log_prob(draw) - prior.log_prob(draw)
+        else:
+            terms = (closed_form if closed else partial(sampled, draw))(mu, sigma, MU_PRIOR, STD_PRIOR)
         terms = terms.flatten(x.dim() - mu.dim())
         leaves += [mu, raw]
         draws.append(draw)
@@ -108,6 +130,13 @@ def check_noise(draws: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> None:
                 raise Wrong(f"noise: two draws have a correlation of {correlation:.2f}")
 
 
+def check_pairs(noise: Sequence[tuple[Tensor, ...]], dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+    """Antithetic samples: each second one has the noise of the one before it, negated. Gives the first ones."""
+    for first, second in zip(noise[::2], noise[1::2], strict=True):
+        compare("the noise of a pair", torch.cat(second), -torch.cat(first), tolerance(dtype))
+    return list(noise[::2])
+
+
 def _merged(draws: Sequence[Sequence[Tensor]], least: int) -> list[Tensor]:
     """All tensors of at least so many elements; the others of each draw as one."""
     merged = []
@@ -124,6 +153,7 @@ def check_draw(
     grads: Sequence[Tensor],
     output_grads: Sequence[Tensor],
     layer: Layer | None = None,
+    prior: Distribution | None = None,
 ) -> list[tuple[Tensor, ...]]:
     """Draws x of tensors ([*shape] or [S, *shape] each), then their log_prob, and the gradients. Raises Wrong.
 
@@ -132,6 +162,7 @@ def check_draw(
         grads: those to mu and rho of each tensor in turn; none where only the draw is checked.
         output_grads: those that arrive at the outputs.
         layer: what drew, where it may have other formulas than softplus and the density at x.
+        prior: of torch.distributions, where it is not the usual one.
 
     Returns:
         For each sample eps of each tensor, flat.
@@ -142,7 +173,7 @@ def check_draw(
     for x, (mu, _) in zip(xs, pairs, strict=True):
         if x.dtype != dtype or list(x.shape) != [*samples, *mu.shape] or list(log_prob.shape) != samples:
             raise Wrong(f"x is {x.dtype} {list(x.shape)}, log_prob is {list(log_prob.shape)}")
-    want = exact(xs, pairs, layer.sigma, layer.closed) if layer else exact(xs, pairs)
+    want = exact(xs, pairs, layer.sigma, layer.closed) if layer else exact(xs, pairs, prior=prior)
     # A layer's weight is the difference of two outputs, each rounded.
     allowed = 2 * tolerance(dtype) if layer else tolerance(dtype)
     compare("log_prob", log_prob, want.log_prob, allowed, want.scale)

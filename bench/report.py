@@ -26,12 +26,18 @@ WORKS = {
     "forward + backward": Work("One tensor, forward + backward; ns per weight", "weights", None),
     "samples": Work("Samples of one tensor, forward + backward; ns per drawn weight", "samples", None),
     "tensors": Work("ResNet-50's tensors, forward + backward; ms", "tensors", 1e3),
+    "priors": Work(
+        "Priors, one tensor and ResNet-50's tensors, forward + backward; ns per weight",
+        "weights",
+        None,
+        f"{OURS}, Gaussian",
+    ),
     "transforms": Work(f"Transforms of one call of {OURS}; us", "weights", 1e6, "a loss"),
     "training step": Work("Training step, 784-1024-1024-10, Adam; ms", "batch", 1e3),
 }
 LEGEND = (
-    "Cells: the median ± half its interquartile range, then its ratio to illia_ext's (transforms: to that of a loss); "
-    "above 1x it takes longer than illia_ext. "
+    "Cells: the median ± half its interquartile range, then its ratio to illia_ext's (transforms: to that of a loss; "
+    "priors: to that of the Gaussian); above 1x it takes longer. "
     "A case that is wrong or failed gets no time."
 )
 

@@ -20,16 +20,26 @@ class Scale:
     samples: list[int]  # of samples_numel weights
     samples_numel: int
     tensors: int  # the first so many of ResNet-50
+    priors: int  # weights of one tensor
     transforms: list[int]  # weights of one tensor
     batches: list[int]  # of a training step
 
 
-QUICK_SCALE = Scale(sizes=[2**12, 2**18], samples=[], samples_numel=2**14, tensors=33, transforms=[2**10], batches=[32])
+QUICK_SCALE = Scale(
+    sizes=[2**12, 2**18],
+    samples=[2],
+    samples_numel=2**18,
+    tensors=33,
+    priors=2**18,
+    transforms=[2**10],
+    batches=[32],
+)
 CPU_SCALE = Scale(
     sizes=[2**10, 2**16, 2**20],
-    samples=[1, 8, 32],
+    samples=[1, 2, 8, 32],
     samples_numel=2**18,
     tensors=161,
+    priors=2**20,
     transforms=[2**10, 2**16],
     batches=[32, 256, 1024],
 )

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Normal
 
 from bench.cases import Case, fused
-from bench.check import check_draw, check_noise
+from bench.check import check_draw, check_noise, check_pairs
 from bench.layers import MU_PRIOR, STD_PRIOR, Pair
 from bench.measure import Subject
 from bench.setting import OURS, Setting
 from illia_ext import BayesianModule, functional, random
 
-__all__ = ["Tensors", "minimum_bytes", "one_tensor", "resnet50", "resnet50_numels", "samples"]
+__all__ = ["Draw", "Tensors", "minimum_bytes", "one_tensor", "resnet50", "resnet50_numels", "samples"]
 
 Draw = Callable[[], tuple[Tensor, ...]]  # x of every tensor, then their common log_prob
 Outputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # a draw, and the gradients to mu and rho of each tensor
@@ -69,25 +71,50 @@ class Tensors:
         leaves = [leaf for pair in pairs or self.pairs for leaf in pair]
         return outputs, torch.autograd.grad(outputs, leaves, [*grad_xs, grad_log_prob.to(outputs[-1].dtype)])
 
-    def check(self, run: Callable[[], Outputs], pairs: list[Pair] | None = None) -> None:
+    def check(
+        self,
+        run: Callable[[], Outputs],
+        pairs: list[Pair] | None = None,
+        prior: Distribution | None = None,
+        antithetic: bool = False,
+    ) -> None:
         """Two calls of `run`, of the draw alone where it gives no gradients. Raises Wrong."""
         pairs = pairs or self.pairs
         noise = []
         for _ in range(2):
             outputs, grads = run()
-            noise += check_draw(outputs, pairs, grads, self.output_grads)
+            drawn = check_draw(outputs, pairs, grads, self.output_grads, prior=prior)
+            noise += check_pairs(drawn, pairs[0][0].dtype) if antithetic else drawn
         check_noise(noise, pairs[0][0].dtype)
 
     def subject(
-        self, work: str, point: int, name: str, draw: Draw, pairs: list[Pair] | None = None, own: Sequence[Tensor] = ()
+        self,
+        work: str,
+        point: int,
+        name: str,
+        draw: Draw,
+        pairs: list[Pair] | None = None,
+        own: Sequence[Tensor] = (),
+        **expected: Any,
     ) -> Subject:
-        """Forward and backward of `draw`, checked once, by default of these mu and rho."""
+        """Forward and backward of `draw`, checked once as `expected`, by default of these mu and rho."""
         num_samples = self.num_samples or 1
         run = partial(self.backward, draw, pairs)
-        check = cache(partial(self.check, run, pairs))
+        check = cache(partial(self.check, run, pairs, **expected))
         fewest = minimum_bytes(self.numel, num_samples, self.prior[0].element_size(), backward=True)
         own = (*self.prior, *(leaf for pair in pairs or self.pairs for leaf in pair), *own)
         return Subject(work, point, name, self.numel * num_samples, run, check, fewest, graph=draw, own=own)
+
+    def module_subject(self, work: str, point: int, name: str, given: Distribution, **expected: Any) -> Subject:
+        """All tensors as the weights of a BayesianModule, with rhos of its own, and the prior `given`."""
+        bnn = BayesianModule(Model([mu for mu, _ in self.pairs]), prior=given, rho_init=-3.0)
+
+        def whole() -> tuple[Tensor, ...]:
+            xs, log_prob = bnn()
+            return (*xs, log_prob)
+
+        pairs = [(mu, rho) for _, mu, rho in bnn.named_gaussians()]
+        return self.subject(work, point, name, whole, pairs, tuple(bnn.buffers()), **expected)
 
     def forward(self, subject: Subject, work: str, case: str) -> Subject:
         """The draw of `subject` without gradients."""
@@ -126,6 +153,10 @@ def samples(points: list[int], numel: int, setting: Setting) -> list[Subject]:
         for name, case in setting.tensor_cases():
             if name == OURS:
                 subjects.append(several.subject("samples", num_samples, name, several.draw(case)))
+                if num_samples % 2 == 0:
+                    draw = several.draw(partial(case, antithetic=True))
+                    pairs = several.subject("samples", num_samples, f"{name}, antithetic", draw, antithetic=True)
+                    subjects.append(pairs)
                 continue
             subject = one.subject("samples", num_samples, name, one.draw(case))
             loop = partial(_in_a_loop, one, list(zip(*several.output_grads)))
@@ -195,18 +226,11 @@ def resnet50(count: int, setting: Setting) -> list[Subject]:
             subjects.append(of.subject("tensors", count, name, of.draw(case)))
             continue
         at_once = of.subject("tensors", count, name, of.draw_at_once)
-        bnn = BayesianModule(Model([mu for mu, _ in of.pairs]), MU_PRIOR, STD_PRIOR, rho_init=-3.0)
-        pairs = [(mu, rho) for _, mu, rho in bnn.named_gaussians()]
         flat = Tensors([of.numel], setting)
-
-        def whole(bnn: BayesianModule = bnn) -> tuple[Tensor, ...]:
-            xs, log_prob = bnn()
-            return (*xs, log_prob)
-
         subjects += [
             at_once,
             of.forward(at_once, "tensors", f"{name}, forward"),
-            of.subject("tensors", count, f"{name}, BayesianModule", whole, pairs, tuple(bnn.buffers())),
+            of.module_subject("tensors", count, f"{name}, BayesianModule", Normal(MU_PRIOR, STD_PRIOR)),
             flat.subject("tensors", count, f"{name}, one flat tensor", flat.draw(fused)),
             of.subject("tensors", count, f"{name}, one by one", of.draw(case)),
         ]

@@ -24,7 +24,9 @@ from bench.tensors import Tensors, minimum_bytes, resnet50_numels
 
 CPU = torch.device("cpu")
 SETTING = Setting(["eager", "illia_ext"], {}, CPU, torch.float32, compile_once=True)
-SCALE = Scale(sizes=[100], samples=[3], samples_numel=50, tensors=4, transforms=[100], batches=[3])
+SCALE = Scale(sizes=[100], samples=[3], samples_numel=50, tensors=4, priors=100, transforms=[100], batches=[3])
+PRIORS = [*(f"illia_ext, {prior}" for prior in ("Gaussian", "Laplace", "scale mixture", "Student-t"))]
+PRIORS += ["eager, scale mixture"]
 BRIEF = Effort(seconds=0, min_rounds=3, max_rounds=3, turn=1e-4)
 
 
@@ -160,7 +162,7 @@ def test_a_wrong_or_failing_case_gets_no_time_and_stops_nobody() -> None:
 
 def test_every_work_measures_every_case() -> None:
     seen: dict[str, list[str]] = {}
-    for subjects in plan(SCALE, SETTING).values():
+    for subjects in plan(replace(SCALE, samples=[2, 3]), SETTING).values():
         for row in measure(subjects(), BRIEF, CPU):
             assert row.untimed is None and row.median is not None, row
             assert row.peak_bytes is not None and row.first_call is not None, row
@@ -173,8 +175,9 @@ def test_every_work_measures_every_case() -> None:
     assert seen == {
         "forward": [*both, "copy", "torch.randn"],
         "forward + backward": [*both, "copy"],
-        "samples": both,
+        "samples": [*both, "illia_ext, antithetic", *both],
         "tensors": [*both, "illia_ext, forward", *(f"illia_ext, {way}" for way in ways)],
+        "priors": PRIORS * 2,  # one tensor, and four
         "training step": ["not Bayesian", *both, "illia_ext, 8 samples", "illia_ext, by layer"],
     }
     assert [title for title in plan(SCALE, replace(SETTING, cases=["eager"])) if "transforms" in title] == []
@@ -196,10 +199,12 @@ def test_what_a_work_does(monkeypatch: pytest.MonkeyPatch) -> None:
                 samples = 3 if subject.work == "samples" else 1
                 fewest = minimum_bytes(subject.weights // samples, samples, 4, backward=subject.work != "forward")
                 assert subject.minimum_bytes == fewest, subject
-            assert subject.weights == {"samples": 3 * 50, "tensors": sum(resnet50_numels(4))}.get(subject.work, 100)
+            weights = {"samples": 3 * 50, "tensors": sum(resnet50_numels(4)), "priors": subject.point}
+            assert subject.weights == weights.get(subject.work, 100)
     assert counted["forward", "eager"] == counted["forward", "illia_ext"] == []
     assert counted["forward + backward", "eager"] == counted["forward + backward", "illia_ext"] == [2]
     assert counted["samples", "eager"] == [2, 2, 2] and counted["samples", "illia_ext"] == [2]
+    assert [counted["priors", case] for case in PRIORS] == [[4 + 1]] * len(PRIORS)  # of the last point, four tensors
     at_once = {case: calls for (work, case), calls in counted.items() if work == "tensors"}
     outputs = {name: [4 + 1] for name in at_once}  # the draws and their log_prob
     assert at_once == outputs | {"illia_ext, forward": [], "illia_ext, one flat tensor": [2]}

@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Laplace, Normal, StudentT
 
 from bench.cases import CASES, COMPILE_OPTIONS, eager, formulas, fused
 from bench.check import LARGE, Wrong, check_layer, check_network, check_noise, closed_form, sampled
 from bench.layers import CaseLinear, Network, WholeNetwork
+from bench.measure import Subject
 from bench.peers import PEERS, Peer, load_peers, make
+from bench.priors import priors
 from bench.setting import Setting
 from bench.steps import Contender, by_layer
 from bench.tensors import Tensors, resnet50, resnet50_numels, samples
 from bench.transforms import Draws, Values, transforms, ways
-from illia_ext import functional, random
+from illia_ext import ScaleMixture, functional, random
 
 SETTING = Setting(["eager", "illia_ext"], {}, torch.device("cpu"), torch.float32, compile_once=True)
 
@@ -204,6 +207,68 @@ def test_a_training_step_with_the_same_noise_in_each_call_is_found() -> None:
     contender.loss = lambda *data: torch.manual_seed(0) and contender.network(*data)
     with pytest.raises(Wrong, match="two calls have the same loss"):
         contender.check()
+
+
+def prior_subjects() -> dict[str, Subject]:
+    peers = {name: make for name, make in load_peers()[0].items() if name == "blitz"}
+    return {subject.case: subject for subject in priors([10**4, 100], replace(SETTING, peers=peers))}
+
+
+def test_every_prior_is_right() -> None:
+    subjects = prior_subjects()
+    assert len(subjects) == 5 + ("blitz" in load_peers()[0])
+    for subject in subjects.values():
+        subject.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("Normal", Laplace),
+        ("Laplace", lambda loc, scale: Laplace(loc, 1.01 * scale)),
+        ("Laplace", lambda loc, scale: Laplace(loc + 0.01, scale)),
+        ("ScaleMixture", lambda weight, std1, std2: ScaleMixture(1 - weight, std1, std2)),
+        ("ScaleMixture", lambda weight, std1, std2: ScaleMixture(weight, std1, 1.01 * std2)),
+        ("StudentT", lambda df, loc, scale: StudentT(1.1 * df, loc, scale)),
+    ],
+)
+def test_a_wrong_prior_is_found(name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where illia_ext is given another one than the check expects."""
+    right = Tensors.module_subject
+    kind = {"Normal": Normal, "Laplace": Laplace, "ScaleMixture": ScaleMixture, "StudentT": StudentT}[name]
+
+    def given(self: Tensors, work: str, point: int, case: str, used: Any, **expected: Any) -> Subject:
+        if type(used) is kind:
+            names = ["df"] * (kind is StudentT) + ["loc", "scale"]
+            arguments = used.numbers if kind is ScaleMixture else [getattr(used, each) for each in names]
+            used, case = wrong(*arguments), "wrong"
+        return right(self, work, point, case, used, **expected)
+
+    monkeypatch.setattr(Tensors, "module_subject", given)
+    with pytest.raises(Wrong, match="is off by"):
+        prior_subjects()["wrong"].check()
+
+
+def test_the_mixture_of_other_libraries_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.priors.log_sum_exp", lambda mu, rho, *_: fused(mu, rho, 0.0, 1.0))
+    with pytest.raises(Wrong, match="log_prob is off by"):
+        prior_subjects()["eager, scale mixture"].check()
+
+
+def test_antithetic_samples_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain samples are no pairs, pairs are no plain samples, and each pair has noise of its own."""
+    of = Tensors([10**4], SETTING, num_samples=4)
+    plain, pairs = (
+        partial(of.backward, of.draw(partial(fused, antithetic=antithetic))) for antithetic in (False, True)
+    )
+    of.check(pairs, antithetic=True)
+    with pytest.raises(Wrong, match="the noise of a pair is off by"):
+        of.check(plain, antithetic=True)
+    with pytest.raises(Wrong, match="two draws have a correlation of 1"):
+        of.check(pairs)
+    monkeypatch.setattr(random, "draw_key", lambda num_samples, **_: random.split(random.key(0), num_samples))
+    with pytest.raises(Wrong, match="two draws have a correlation of 1"):
+        of.check(pairs, antithetic=True)
 
 
 def test_keys_that_stay_the_same_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

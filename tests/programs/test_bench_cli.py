@@ -111,7 +111,7 @@ def test_points_without_memory_are_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine, "free_bytes", lambda device: 8 * 2**18 * 168)
     asked = {"sizes": None, "samples": None}
     scale = command.fit_memory(CUDA_SCALE, torch.device("cpu"), 4, asked)
-    assert (scale.sizes, scale.samples) == ([2**12, 2**16, 2**20], [1, 8])
+    assert (scale.sizes, scale.samples) == ([2**12, 2**16, 2**20], [1, 2, 8])
     monkeypatch.setattr(machine, "free_bytes", lambda device: 0)
     monkeypatch.setattr(command, "measure_all", lambda scale, *_: pytest.fail("measured") if scale.sizes else [])
     assert call().exit_code == 0
@@ -285,11 +285,14 @@ def full_run(scale: Scale, machine: dict) -> Run:
     shown = Run.read(pages.RESULTS / f"{pages.FRONT}.jsonl").rows
     points = {"samples": scale.samples, "tensors": [scale.tensors], "training step": scale.batches}
     points |= {"transforms": scale.transforms, "forward": scale.sizes, "forward + backward": scale.sizes}
+    points |= {"priors": [scale.priors, 25_557_032]}
+    cases = {work: shown[shown["work"] == work]["case"].unique() for work in points}
+    cases |= {"priors": ["illia_ext, Gaussian", "illia_ext, scale mixture", "eager, scale mixture"]}
     rows = [
         row(work, point, case, (1234e-6 if case == "eager" else 98.7e-6) * (1 + point / 2**10), weights=point)
         for work, axis in points.items()
         for point in axis
-        for case in shown[shown["work"] == work]["case"].unique()
+        for case in cases[work]
     ]
     for measured in rows:
         measured.iqr, measured.launches = 0.69 * measured.median, 161
