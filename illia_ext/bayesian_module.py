@@ -280,9 +280,9 @@ class BayesianModule(Posterior):
         are refused. What is lazy must be computed inside; what is set or loaded into bnn.module is lost.
 
         Parts of bnn.module may be checkpointed, if backward runs inside the block; without checkpoints it may also run
-        later. log_prob may be used several times, as in micro-batches; where rho or a prior is parametrized, pass
-        retain_graph=True to all backward passes but the last. Other threads wait until the block ends; a suspended
-        generator keeps it open.
+        later. log_prob may be used several times, as in micro-batches; where rho or a prior is parametrized, or the
+        prior is not computed in the fused pass, pass retain_graph=True to all backward passes but the last. Other
+        threads wait until the block ends; a suspended generator keeps it open.
 
         Under DDP the block belongs in the forward of the module that DDP wraps, under FSDP2 in a method given to
         `register_fsdp_forward_method`: there parameters are whole and gradients are reduced.

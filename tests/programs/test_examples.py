@@ -156,6 +156,14 @@ def test_code_that_users_read_first(place: str) -> None:
     assert names["bnn"].training is False and names["nll"].isfinite() and names["log_prob"].isfinite().all()
 
 
+def test_code_of_the_page_on_priors() -> None:
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "docs" / "priors.md").read_text(), re.DOTALL):
+        exec(block, names)
+        names["bnn"](torch.randn(4, 20))[1].backward()
+    assert names["bnn"].prior.log_scale.grad.abs() > 0
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
