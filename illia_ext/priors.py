@@ -333,19 +333,24 @@ def _sum(terms: Tensor, row: int | None, batch: bool) -> Tensor:
     return terms.reshape(len(terms), -1).sum(1) if batch else terms.sum()
 
 
+def _refuse_shards(distribution: Distribution, tensor: Tensor) -> None:
+    if hasattr(tensor, "device_mesh"):
+        raise RuntimeError(
+            f"prior: a {type(distribution).__name__} does not take DTensors; under FSDP2 call this where parameters "
+            "are whole, in forward or in a method given to register_fsdp_forward_method"
+        )
+
+
 def log_density(distribution: Distribution, x: Tensor, mu: Tensor, row: int | None = None) -> Tensor:
     """log p(x), summed: [], or [S] for samples [S, *shape] of mu's shape. row: of padding, left out."""
-    if hasattr(x, "device_mesh"):
-        raise RuntimeError(
-            f"prior: a {type(distribution).__name__} does not take DTensors; under FSDP2 draw where parameters are "
-            "whole, in forward or in a method given to register_fsdp_forward_method"
-        )
+    _refuse_shards(distribution, x)
     terms: Tensor = distribution.log_prob(x.to(arithmetic(x.dtype)))
     return _sum(terms, row, x.dim() > mu.dim())
 
 
 def closed_form_kl(distribution: Distribution, mu: Tensor, rho: Tensor, row: int | None = None) -> Tensor:
     """KL(q || p), summed, by torch.distributions.kl_divergence."""
+    _refuse_shards(distribution, mu)
     dtype, prior = arithmetic(mu.dtype), _base(distribution)
     q = Normal(mu.to(dtype), nn.functional.softplus(rho.to(dtype), threshold=60.0), validate_args=False)
     try:

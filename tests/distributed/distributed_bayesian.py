@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from helpers import make_key, make_keys, same_bits
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.distributions import Distribution, Laplace, StudentT
 from torch.nn.parallel import DistributedDataParallel
 
-from illia_ext import BayesianModule
+from illia_ext import BayesianModule, ScaleMixture
 
 
 class Network(nn.Module):
@@ -31,9 +33,9 @@ class Network(nn.Module):
         return self.last(self.again(self.norm(self.first(features)).tanh()))
 
 
-def make_network() -> BayesianModule:
+def make_network(**prior: Any) -> BayesianModule:
     torch.manual_seed(0)
-    return BayesianModule(Network().double(), std_prior=1.0, rho_init=-3.0).eval()
+    return BayesianModule(Network().double(), rho_init=-3.0, **(prior or {"std_prior": 1.0})).eval()
 
 
 KEYS = (make_key(1, device="cpu"), make_keys((1, 2), (3, 4), (5, 6), device="cpu"))
@@ -61,6 +63,22 @@ def ddp_gives_the_gradients_of_one_process(world: World) -> None:
         accumulate(DistributedDataParallel(together), features[part], labels[part], keys)
         for ours, expected in zip(together.parameters(), alone.parameters()):
             torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-12, atol=1e-12)
+
+
+@check(2)
+def fsdp_shards_a_module_with_another_prior(world: World) -> None:
+    """In forward all is whole. Outside, the kernels take shards, torch's distributions do not."""
+    data = make_data(torch.float64)
+    for prior in (ScaleMixture(0.4, 1.0, 0.1), lambda name, weight: Laplace(weight, 0.5), StudentT(3.0, 0.0, 1.0)):
+        whole, sharded = make_network(prior=prior), fully_shard(make_network(prior=prior))
+        for ours, expected in zip(accumulate(sharded, *data), accumulate(whole, *data)):
+            assert same_bits(ours, expected)
+        for ours, expected in zip(sharded.parameters(), whole.parameters()):
+            torch.testing.assert_close(ours.grad.full_tensor(), expected.grad, rtol=1e-12, atol=1e-12)
+        sharded.reshard()
+        if not isinstance(prior, Distribution):
+            with pytest.raises(RuntimeError, match="prior: a Laplace does not take DTensors"):
+                sharded.kl_divergence()
 
 
 @check(2)
