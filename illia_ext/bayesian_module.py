@@ -90,9 +90,9 @@ class BayesianModule(Posterior):
         prior: in place of mu_prior and std_prior, a torch.distributions.Distribution whose samples broadcast to each
             weight; or an nn.Module whose forward() returns one at each call, from parameters that are learned; or a
             function (name, parameter) that gives either, all kept in the state_dict. A Normal is the Gaussian prior of
-            mu_prior and std_prior. Normal, Laplace and `illia_ext.ScaleMixture` are computed in the pass that draws, if
-            all weights have the same of them; of others log_prob is evaluated for each weight, which takes more time
-            and memory (docs/posterior.md).
+            mu_prior and std_prior. Normal, Laplace and `illia_ext.ScaleMixture` are computed in the pass that draws;
+            where a prior is another one, log_prob is evaluated for each weight, which takes more time and memory
+            (docs/priors.md).
         chunk_size: how many of several samples run at once, by torch.vmap. 1: one after the other, each as a single
             call, which is right for every module. More may pay for small layers on a GPU; what vmap cannot do as single
             calls do is then refused: hooks, statistics to update, recurrent layers, changes in place.

@@ -7,7 +7,7 @@ makes log_prob NaN, while gradients may be finite. Both are None to leave the pr
 log q(x). The dtype is one of float32, float64, float16 and bfloat16, and
 priors may have another of them; log_prob is float32 for half types, else the parameters' type.
 
-`family` says which density the prior has: None is the Gaussian; "laplace" has location mu_prior and scale std_prior;
+`family` says which density the prior has: None is a Gaussian's; "laplace" has location mu_prior and scale std_prior;
 "scale_mixture" is a mixture of N(mu_prior, std_prior^2) and of N(mu_prior, (ratio std_prior)^2), with
 family_parameters = (weight of the first, ratio), 0 < weight < 1 and 1e-9 <= ratio <= 1.
 
@@ -90,7 +90,7 @@ def _priors(name: str, value: Any) -> list[Tensor]:
     return priors
 
 
-def _keywords(mu_prior: Any, std_prior: Any, family: str | None, **others: Any) -> tuple[Any, Any, dict[str, Any]]:
+def _keywords(mu_prior: Any, std_prior: Any, family: Any, **others: Any) -> tuple[Any, Any, dict[str, Any]]:
     """mu_prior and std_prior, which are not read where the prior is flat; and the keywords that an op must be told."""
     if mu_prior is None and std_prior is None:
         if family is not None:
@@ -244,7 +244,7 @@ def foreach_gaussian_sample_and_log_prob(
     dtype: torch.dtype | None = None,
     stick_the_landing: bool = False,
     *,
-    family: str | None = None,
+    family: str | Sequence[str | None] | None = None,
     family_parameters: Sequence[float] | None = None,
     antithetic: bool = False,
     is_repeatable: bool = False,
@@ -259,7 +259,8 @@ def foreach_gaussian_sample_and_log_prob(
     Args:
         mu, rho: of each tensor [*shape], at least one.
         mu_prior, std_prior: as of `gaussian_log_prob`; one for all tensors, or a sequence with one for each.
-        family, family_parameters: of all priors.
+        family: one for all priors, or a sequence with one for each.
+        family_parameters: two numbers for each "scale_mixture" in family, in a row.
         key, dtype, stick_the_landing, antithetic: as of `gaussian_sample_and_log_prob`.
         is_repeatable: whether backward may run several times, which a compiled program, a transform of torch.func and
             forward mode allow in their own ways.
@@ -279,6 +280,9 @@ def foreach_gaussian_sample_and_log_prob(
         antithetic=antithetic,
     )
     mu_prior, std_prior = _priors("mu_prior", mu_prior), _priors("std_prior", std_prior)
+    if "family" in keywords:
+        given = keywords["family"]
+        keywords["family"] = [given] if isinstance(given, str) else [each or "normal" for each in given]
     key = _pairs(key, antithetic)
     try:
         if is_repeatable and torch.is_grad_enabled() and not is_traced():

@@ -123,7 +123,8 @@ class Fused(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """The keywords of the functions in `illia_ext.functional`."""
-        return {"family": self.family, "family_parameters": self.family_parameters}
+        options = {"family": self.family, "family_parameters": self.family_parameters}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:

@@ -109,7 +109,7 @@ def _minus_log_p(
         log_p: Tensor = Laplace(mu_prior, std_prior, validate_args=False).log_prob(x)
         return -log_p - half_log_two_pi
     squares = ((x - mu_prior) / std_prior) ** 2 / 2
-    if family is None:
+    if family in (None, "normal"):
         return torch.log(std_prior) + squares
     weight, ratio = family_parameters or ()
     wide = math.log(weight) - squares

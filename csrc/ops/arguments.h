@@ -20,28 +20,54 @@ inline Sizes log_prob_sizes(const Tensor& x, const Tensor& mu) {
 }
 
 using FamilyName = std::optional<std::string>;
+using FamilyNames = std::optional<std::vector<std::string>>;
 using FamilyParameters = std::optional<std::vector<double>>;
 
-// The family of a prior, from its name and its parameters: those of a scale mixture are the weight of the wide
+// The families of priors from their names and the parameters of all: those of a scale mixture are the weight of the wide
 // component, whose standard deviation std_prior is, and the narrow one's ratio to it.
+inline std::vector<PriorFamily> check_families(const std::vector<std::string>& names, const FamilyParameters& parameters,
+                                               bool prior_grads = false) {
+  const double half_log_two_pi = 0.91893853320467274;  // log q lacks it, so that a Gaussian's constant is 0
+  const auto is_mixture = [](const std::string& name) { return name == "scale_mixture"; };
+  const size_t expected = 2 * std::count_if(names.begin(), names.end(), is_mixture);
+  const size_t given = parameters ? parameters->size() : 0;
+  std::vector<PriorFamily> families;
+  families.reserve(names.size());
+  size_t read = 0;
+  for (const std::string& name : names) {
+    check(is_mixture(name) || name == "normal" || name == "flat" || name == "laplace",
+          "family: expected normal, flat, laplace or scale_mixture, got ", name);
+    check(!prior_grads || name != "flat", "family: expected a prior, whose gradients are asked for, got flat");
+    check(given == expected, "family_parameters: expected ", expected, " numbers, two for each scale_mixture, got ",
+          given);
+    PriorFamily family;
+    if (name == "flat") family = {Family::kFlat, -half_log_two_pi};
+    if (name == "laplace") family = {Family::kLaplace, base::Constants<double>::kLn2 - half_log_two_pi};
+    if (is_mixture(name)) {
+      const double weight = (*parameters)[read++], ratio = (*parameters)[read++];
+      check(weight > 0 && weight < 1, "family_parameters: expected a weight between 0 and 1, got ", weight);
+      check(ratio >= 1e-9 && ratio <= 1, "family_parameters: expected a ratio from 1e-9 to 1, got ", ratio);
+      family = {Family::kScaleMixture, -base::log_any(weight), base::log_any((1 - weight) / (weight * ratio)),
+                (1 / (ratio * ratio) - 1) / 2};
+    }
+    families.push_back(family);
+  }
+  return families;
+}
+
 inline PriorFamily check_family(const FamilyName& name, const FamilyParameters& parameters, bool prior_grads = false) {
   if (!name && !parameters) return {};
-  const std::string family = name.value_or("None");
-  const bool mixes = family == "scale_mixture";
-  check(!name || mixes || family == "flat" || family == "laplace",
-        "family: expected None, flat, laplace or scale_mixture, got ", family);
-  const size_t expected = mixes ? 2 : 0, given = parameters ? parameters->size() : 0;
-  check(given == expected, "family_parameters: expected ", expected, " numbers for ", family, ", got ", given);
-  const double half_log_two_pi = 0.91893853320467274;  // log q lacks it, so that a Gaussian's constant is 0
-  check(!prior_grads || family != "flat", "family: expected a prior, whose gradients are asked for, got flat");
-  if (family == "flat") return {Family::kFlat, -half_log_two_pi};
-  if (family == "laplace") return {Family::kLaplace, base::Constants<double>::kLn2 - half_log_two_pi};
-  if (!mixes) return {};
-  const double weight = (*parameters)[0], ratio = (*parameters)[1];
-  check(weight > 0 && weight < 1, "family_parameters: expected a weight between 0 and 1, got ", weight);
-  check(ratio >= 1e-9 && ratio <= 1, "family_parameters: expected a ratio from 1e-9 to 1, got ", ratio);
-  return {Family::kScaleMixture, -base::log_any(weight), base::log_any((1 - weight) / (weight * ratio)),
-          (1 / (ratio * ratio) - 1) / 2};
+  return check_families({name.value_or("normal")}, parameters, prior_grads)[0];
+}
+
+// One for all tensors, or one for each.
+inline std::vector<PriorFamily> check_families(const FamilyNames& names, const FamilyParameters& parameters,
+                                               size_t num_tensors) {
+  if (!names && !parameters) return {PriorFamily{}};
+  const std::vector<std::string> given = names.value_or(std::vector<std::string>{"normal"});
+  check(given.size() == 1 || given.size() == num_tensors, "family: expected one name, or as many as mu has tensors, ",
+        num_tensors, ", got ", given.size());
+  return check_families(given, parameters);
 }
 
 inline void check_antithetic(const Tensor& key, bool antithetic) {

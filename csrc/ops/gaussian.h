@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor> gaussian_sample_and_log_prob(Tensor mu, Tensor rho, T
 
   const device_t device("gaussian_sample_and_log_prob", mu);
   std::optional<Tensor> log_prob;
-  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, of_prior);
+  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, {of_prior});
   const Tensors x = draw(device, inputs, key, dtype, {block}, antithetic, &log_prob);
   return {x[0], *log_prob};
 }
@@ -81,14 +81,14 @@ template <typename device_t>
 std::tuple<Tensors, Tensor> foreach_gaussian_sample_and_log_prob(Tensors mu, Tensors rho, Tensors mu_prior,
                                                                  Tensors std_prior, Tensor key,
                                                                  std::optional<ScalarType> dtype,
-                                                                 bool /*stick_the_landing*/, FamilyName family,
+                                                                 bool /*stick_the_landing*/, FamilyNames family,
                                                                  FamilyParameters family_parameters, bool antithetic) {
-  const PriorFamily of_prior = check_family(family, family_parameters);
   check_foreach_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, dtype, antithetic);
+  const std::vector<PriorFamily> families = check_families(family, family_parameters, mu.size());
 
   const device_t device("foreach_gaussian_sample_and_log_prob", mu[0]);
   std::optional<Tensor> log_prob;
-  const Inputs inputs(device, mu, rho, mu_prior, std_prior, of_prior);
+  const Inputs inputs(device, mu, rho, mu_prior, std_prior, families);
   const Tensors x = draw(device, inputs, key, dtype, share_stream(mu), antithetic, &log_prob);
   return {x, *log_prob};
 }
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
                                                                   key, full_size, origin, prior_grads, antithetic);
 
   const device_t device("gaussian_sample_and_log_prob_backward", mu);
-  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, of_prior);
+  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, {of_prior});
   PriorGrads to_priors(device, prior_grads, prior_grads, mu_prior, std_prior, mu);
   // a kernel gives gradients to the priors with those of log_prob alone
   if (prior_grads && !grad_log_prob) {
@@ -165,15 +165,15 @@ std::tuple<Tensors, Tensors> foreach_gaussian_sample_and_log_prob_backward(Optio
                                                                            std::optional<Tensor> grad_log_prob,
                                                                            Tensors mu, Tensors rho, Tensors mu_prior,
                                                                            Tensors std_prior, Tensor key,
-                                                                           bool stick_the_landing, FamilyName family,
+                                                                           bool stick_the_landing, FamilyNames family,
                                                                            FamilyParameters family_parameters,
                                                                            bool antithetic) {
-  const PriorFamily of_prior = check_family(family, family_parameters);
   check_foreach_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key,
                                                       antithetic);
+  const std::vector<PriorFamily> families = check_families(family, family_parameters, mu.size());
 
   const device_t device("foreach_gaussian_sample_and_log_prob_backward", mu[0]);
-  const Inputs inputs(device, mu, rho, mu_prior, std_prior, of_prior);
+  const Inputs inputs(device, mu, rho, mu_prior, std_prior, families);
   return draw_backward(device, inputs, grad_x, grad_log_prob, key, share_stream(mu), antithetic, stick_the_landing);
 }
 
@@ -185,7 +185,7 @@ Tensor gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tenso
 
   const device_t device("gaussian_log_prob", mu);
   const Tensor x_input = as_contiguous(x);
-  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, of_prior);
+  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, {of_prior});
   const Types types = types_of(mu.scalar_type(), x.scalar_type());
   Parts<LogProbArgs> parts{inputs.part<LogProbArgs>(0)};
   parts[0].args.x = x_input.const_data_ptr();
@@ -207,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward(Te
 
   const device_t device("gaussian_log_prob_backward", mu);
   const Tensor x_input = as_contiguous(x), grad_log_prob_input = as_contiguous(grad_log_prob);
-  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, of_prior);
+  const Inputs inputs(device, {mu}, {rho}, {mu_prior}, {std_prior}, {of_prior});
   PriorGrads to_priors(device, output_mask[3], output_mask[4], mu_prior, std_prior, mu);
   const auto output = [&](bool asked, const Tensor& like) {
     return asked ? std::optional<Tensor>(device.empty(like.sizes(), like.scalar_type())) : std::nullopt;

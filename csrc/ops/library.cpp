@@ -8,7 +8,8 @@
 // which the key's offset of a single op would say. Its lists of priors hold one for all tensors, or one for each.
 //
 // A prior's family is None, a Gaussian; "flat", which leaves the prior out; "laplace"; or "scale_mixture", with the parameters
-// [weight of the component whose standard deviation is std_prior, ratio of the other one's to it].
+// [weight of the component whose standard deviation is std_prior, ratio of the other one's to it]. A foreach op takes a
+// list of names, with "normal" for a Gaussian: one for all tensors, or one for each, and all parameters in a row.
 //
 // With antithetic there is an even number of keys: each second sample is drawn by the key before its own, with -eps.
 #include <torch/csrc/stable/library.h>
@@ -46,12 +47,12 @@ STABLE_TORCH_LIBRARY(illia_ext, m) {
 
   m.def(
       "foreach_gaussian_sample_and_log_prob(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, "
-      "Tensor key, *, ScalarType? dtype=None, bool stick_the_landing=False, str? family=None, "
+      "Tensor key, *, ScalarType? dtype=None, bool stick_the_landing=False, str[]? family=None, "
       "float[]? family_parameters=None, bool antithetic=False) -> (Tensor[], Tensor)");
   m.def(
       "foreach_gaussian_sample_and_log_prob_backward(Tensor?[] grad_x, Tensor? grad_log_prob, Tensor[] mu, "
       "Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior, Tensor key, *, bool stick_the_landing=False, "
-      "str? family=None, float[]? family_parameters=None, bool antithetic=False) -> (Tensor[], Tensor[])");
+      "str[]? family=None, float[]? family_parameters=None, bool antithetic=False) -> (Tensor[], Tensor[])");
   m.def("foreach_gaussian_kl_divergence(Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, Tensor[] std_prior) -> Tensor");
   m.def(
       "foreach_gaussian_kl_divergence_backward(Tensor grad, Tensor[] mu, Tensor[] rho, Tensor[] mu_prior, "

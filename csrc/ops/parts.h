@@ -65,11 +65,11 @@ class Inputs {
 
   template <typename device_t>
   Inputs(const device_t& device, const Tensors& mu, const Tensors& rho, const Tensors& mu_prior,
-         const Tensors& std_prior, const PriorFamily& family = {})
+         const Tensors& std_prior, const std::vector<PriorFamily>& families = {PriorFamily{}})
       : Inputs(mu, rho) {
-    family_ = family;
-    if (family.family == Family::kFlat) return;
+    families_ = families;
     for (size_t k = 0; k < mu.size(); ++k) {
+      if (family_of(k).family == Family::kFlat) continue;
       const Tensor &mean = prior_of(mu_prior, k), &std = prior_of(std_prior, k);
       if (mean.numel() == 1 && std.numel() == 1) {
         priors_[k].one = {scalar_of(mean), scalar_of(std)};
@@ -95,11 +95,13 @@ class Inputs {
     part.args.prior = priors_[k].one;
     part.general.mu_prior = data_of(priors_[k].each_mu);
     part.general.std_prior = data_of(priors_[k].each_std);
-    part.general.family = family_;
+    part.general.family = family_of(k);
     return part;
   }
 
  private:
+  const PriorFamily& family_of(size_t k) const { return families_[families_.size() == 1 ? 0 : k]; }
+
   // Two numbers or, where one prior has several elements, both with one for each element of mu.
   struct PriorOf {
     PriorScalars one;
@@ -114,7 +116,7 @@ class Inputs {
 
   Tensors mu_, rho_;
   std::vector<PriorOf> priors_;
-  PriorFamily family_{};
+  std::vector<PriorFamily> families_{PriorFamily{}};
 };
 
 // Sums over the elements of all parts, one a sample.

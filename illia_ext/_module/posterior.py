@@ -86,14 +86,19 @@ class Posterior(GuardedModule):
             return (mu_prior, std_prior), {}, []
         distributions = self._distributions()
         known = [each for each in map(fused, distributions) if each is not None]
-        if len(known) < len(distributions) or any(each.options != known[0].options for each in known):
+        if len(known) < len(distributions):
             return (None, None), {}, distributions
+        options = known[0].options
+        if any(each.options != options for each in known):
+            parts = [each for i, each in enumerate(known) for _ in range(1 + (i in self._padding))]  # see leave_out
+            parameters = [number for each in parts for number in each.family_parameters or ()]
+            options = {"family": [each.family for each in parts], "family_parameters": parameters}
         mu_prior, std_prior = ([getattr(each, name) for each in known] for name in ("mu_prior", "std_prior"))
         if len(known) == 1 and len(self._names) > 1:
             if mu_prior[0].numel() == std_prior[0].numel() == 1:
-                return (mu_prior[0], std_prior[0]), known[0].options, []
+                return (mu_prior[0], std_prior[0]), options, []
             mu_prior, std_prior = mu_prior * len(self._names), std_prior * len(self._names)
-        return (mu_prior, std_prior), known[0].options, []
+        return (mu_prior, std_prior), options, []
 
     def _sum_over(
         self,

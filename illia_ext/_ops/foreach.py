@@ -49,12 +49,28 @@ def _split_lists(mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Te
 _SHARED = ("key:", "dtype:", "grad:", "grad_log_prob:", "family:", "family_parameters:", "antithetic:")
 
 
-def _call_each(single: Any, arguments: Iterable[Sequence[Any]], **options: Any) -> list[Any]:
+def _families(mu: _Tensors, family: Sequence[str] | None, parameters: Sequence[float] | None) -> list[dict[str, Any]]:
+    """What the single op is told of each tensor's prior, by one name for all or one for each."""
+    names, numbers = list(family or ["normal"]), list(parameters or [])
+    if len(names) not in (1, len(mu)):
+        raise RuntimeError(f"family: expected one name, or as many as mu has tensors, {len(mu)}, got {len(names)}")
+    expected = 2 * names.count("scale_mixture")
+    if len(numbers) != expected:
+        message = f"expected {expected} numbers, two for each scale_mixture, got {len(numbers)}"
+        raise RuntimeError(f"family_parameters: {message}")
+    pairs = iter([numbers[i : i + 2] for i in range(0, expected, 2)])
+    each = [(name, next(pairs) if name == "scale_mixture" else None) for name in names]
+    return [{"family": name, "family_parameters": pair} for name, pair in each] * (len(mu) // len(names))
+
+
+def _call_each(
+    single: Any, arguments: Iterable[Sequence[Any]], each_options: Sequence[dict[str, Any]] = (), **options: Any
+) -> list[Any]:
     """The single op on each tensor. Its errors get the tensor's number, unless they are about what all share."""
     results = []
     for k, each in enumerate(arguments):
         try:
-            results.append(single(*each, **options))
+            results.append(single(*each, **options, **(each_options[k] if each_options else {})))
         except RuntimeError as error:
             if type(error) is RuntimeError and not str(error).startswith(_SHARED):
                 error.args = (f"tensor {k}: {error}",)
@@ -82,12 +98,20 @@ def _transpose(pairs: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _decomposed_sample_and_log_prob(
-    mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors, key: Tensor, **options: Any
+    mu: _Tensors,
+    rho: _Tensors,
+    mu_prior: _Tensors,
+    std_prior: _Tensors,
+    key: Tensor,
+    *,
+    family: Sequence[str] | None = None,
+    family_parameters: Sequence[float] | None = None,
+    **options: Any,
 ) -> tuple[list[Tensor], Tensor]:
     single = op("gaussian_sample_and_log_prob")
     split = _split_lists(mu, rho, mu_prior, std_prior)
-    each = zip(split, _move_keys(mu, key))
-    x, parts = _transpose(_call_each(single, ((*tensors, key) for tensors, key in each), **options))
+    each = ((*tensors, key) for tensors, key in zip(split, _move_keys(mu, key)))
+    x, parts = _transpose(_call_each(single, each, _families(mu, family, family_parameters), **options))
     return x, _add(parts)
 
 
@@ -99,6 +123,9 @@ def _decomposed_sample_and_log_prob_backward(
     mu_prior: _Tensors,
     std_prior: _Tensors,
     key: Tensor,
+    *,
+    family: Sequence[str] | None = None,
+    family_parameters: Sequence[float] | None = None,
     **options: Any,
 ) -> tuple[list[Tensor], list[Tensor]]:
     single = op("gaussian_sample_and_log_prob_backward")
@@ -107,7 +134,7 @@ def _decomposed_sample_and_log_prob_backward(
         raise RuntimeError(f"grad_x: expected as many gradients as mu has tensors, {len(mu)}, got {len(grad_x)}")
     each = zip(grad_x, split, _move_keys(mu, key))
     arguments = ((grad, grad_log_prob, *tensors, key) for grad, tensors, key in each)
-    return _transpose(_call_each(single, arguments, **options))
+    return _transpose(_call_each(single, arguments, _families(mu, family, family_parameters), **options))
 
 
 def _decomposed_kl_divergence(mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors) -> Tensor:
@@ -257,11 +284,14 @@ class RepeatableDraw(EagerFunction):
         mu, rho, *priors = ctx.lists
         keys = list(_move_keys(mu, ctx.key))
         found: list[Tensor | None] = [None] * len(tensors)
+        options = _of_backward(ctx.options)
+        if grad_log_prob is None:  # whose gradient alone a prior has a part in
+            options = {name: value for name, value in options.items() if not name.startswith("family")}
         for run in [slice(0, len(mu))] if grad_log_prob is not None else _runs(grad_x):
             part = [prior if len(prior) == 1 else prior[run] for prior in priors]
             arguments = grad_x[run], grad_log_prob, mu[run], rho[run], *part, keys[run.start]
             found[run], found[run.start + len(mu) : run.stop + len(mu)] = _sample_and_log_prob_backward(
-                *arguments, **_of_backward(ctx.options)
+                *arguments, **options
             )
         return *[None] * 3, *found
 

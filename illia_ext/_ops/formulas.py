@@ -114,7 +114,7 @@ class Terms:
 
     def slopes(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The first and second derivatives of the prior's energy (csrc/core/gaussian.h)."""
-        if self.family is None:
+        if self.family in (None, "normal"):
             return z, torch.ones_like(z)
         if self.family == "laplace":
             return z.sign(), torch.zeros_like(z)

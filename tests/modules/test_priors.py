@@ -182,7 +182,7 @@ def test_the_scale_mixture_is_a_distribution() -> None:
     assert torch.autograd.gradcheck(lambda w, s1, s2, x: ScaleMixture(w, s1, s2).log_prob(x), inputs)
     for numbers in ((0.0, 1.0, 0.1), (1.0, 1.0, 0.1), (1.5, 1.0, 0.1), (0.5, -1.0, 0.1), (0.5, 1.0, 0.0)):
         with pytest.raises(ValueError, match=r"weight|std"):
-            ScaleMixture(*numbers)
+            ScaleMixture(*numbers, validate_args=True)
 
 
 def make_network() -> nn.Module:

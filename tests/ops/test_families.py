@@ -85,6 +85,47 @@ def test_many_tensors_are_single_ones(family: str, each: bool, antithetic: bool,
     torch.testing.assert_close(log_prob.double(), total, rtol=2.0**-22, atol=0)  # each rounded once, and their sum
 
 
+def test_a_family_for_each_tensor(device: torch.device) -> None:
+    mus, rhos = zip(*(make_parameters((8,), torch.float64, device, seed) for seed in range(4)))
+    leaves = [[tensor.requires_grad_() for tensor in tensors] for tensors in (mus, rhos)]
+    families = ["scale_mixture", None, "laplace", "scale_mixture"]
+    pairs = [(0.3, 0.1), None, None, (0.6, 0.5)]
+    numbers = [number for pair in pairs for number in pair or ()]
+    for arguments in ({}, {"stick_the_landing": True}, {"is_repeatable": True}):
+        x, log_prob = functional.foreach_gaussian_sample_and_log_prob(
+            *leaves, 0.1, 0.5, KEYS.to(device), family=families, family_parameters=numbers, **arguments
+        )
+        grads = torch.autograd.grad(
+            [x[1].sum() + log_prob.sum()], [*mus, *rhos], retain_graph="is_repeatable" in arguments
+        )
+        expected = sum(
+            functional.gaussian_log_prob(one, mu, rho, 0.1, 0.5, family=family, family_parameters=pair)
+            for one, mu, rho, family, pair in zip(x, mus, rhos, families, pairs)
+        )
+        torch.testing.assert_close(log_prob, expected, rtol=1e-10, atol=1e-10)
+        decomposed = torch.func.grad(
+            lambda mus, arguments=arguments: functional.foreach_gaussian_sample_and_log_prob(
+                mus, rhos, 0.1, 0.5, KEYS.to(device), family=families, family_parameters=numbers, **arguments
+            )[1].sum()
+        )(mus)
+        for k, grad in enumerate(decomposed):
+            torch.testing.assert_close(grads[k], grad + (len(KEYS) if k == 1 else 0), rtol=1e-12, atol=1e-12)
+        if "is_repeatable" in arguments:  # of a part of the tensors, without log_prob
+            (to_last,) = torch.autograd.grad(x[3].sum(), mus[3])
+            assert torch.equal(to_last, torch.full_like(mus[3], len(KEYS)))
+    for wrong, message in (
+        ({"family": families[:3]}, "family: expected one name, or as many as mu has tensors, 4, got 3"),
+        ({"family": families, "family_parameters": numbers[:3]}, "family_parameters: expected 4 numbers"),
+    ):
+        for call in (lambda f: f(mus), lambda f: torch.func.grad(f)(mus)):
+            with pytest.raises(ValueError, match=message):
+                call(
+                    lambda mus, wrong=wrong: functional.foreach_gaussian_sample_and_log_prob(
+                        mus, rhos, 0.1, 0.5, KEYS.to(device), **wrong
+                    )[1].sum()
+                )
+
+
 @parametrize("dtype", FLOAT_DTYPES)
 def test_antithetic_samples_are_mirrored(dtype: torch.dtype, device: torch.device) -> None:
     mu, rho = (tensor.requires_grad_() for tensor in make_parameters((1500,), dtype, device))
@@ -120,13 +161,13 @@ def test_vmap_over_antithetic_keys(device: torch.device) -> None:
 @parametrize(
     "arguments, message",
     [
-        ({"family": "cauchy"}, "family: expected None, flat, laplace or scale_mixture, got cauchy"),
-        ({"family": "scale_mixture"}, "family_parameters: expected 2 numbers for scale_mixture, got 0"),
+        ({"family": "cauchy"}, "family: expected normal, flat, laplace or scale_mixture, got cauchy"),
+        ({"family": "scale_mixture"}, "family_parameters: expected 2 numbers, two for each scale_mixture, got 0"),
         (
             {"family": "laplace", "family_parameters": (1.0,)},
-            "family_parameters: expected 0 numbers for laplace, got 1",
+            "family_parameters: expected 0 numbers, two for each scale_mixture, got 1",
         ),
-        ({"family_parameters": (1.0,)}, "family_parameters: expected 0 numbers for None, got 1"),
+        ({"family_parameters": (1.0,)}, "family_parameters: expected 0 numbers, two for each scale_mixture, got 1"),
         ({"family": "scale_mixture", "family_parameters": (0.0, 0.1)}, "expected a weight between 0 and 1, got 0"),
         ({"family": "scale_mixture", "family_parameters": (1.0, 0.1)}, "expected a weight between 0 and 1, got 1"),
         ({"family": "scale_mixture", "family_parameters": (0.5, 0.0)}, "expected a ratio from 1e-9 to 1, got 0"),
