@@ -174,7 +174,7 @@ class BayesianModule(Posterior):
         self.prior = None
         if prior is not None:
             check_one_prior(mu_prior=(mu_prior, None), std_prior=(std_prior, 1.0))
-            made = make_distributions(prior, mus)
+            made = make_distributions(prior, mus, [self._names[i] for i in self._padding])
             if isinstance(made, nn.Module):
                 self.prior, self.mu_prior, self.std_prior = made, None, None
             else:
@@ -214,9 +214,9 @@ class BayesianModule(Posterior):
         mu_prior, std_prior = (shard_like(mus, p) if isinstance(p, list) else p for p in (mu_prior, std_prior))
         if not self._padding:
             return (mus, rhos, mu_prior, std_prior), {}
-        mu, rows = leave_out(mus, self._padding)
+        mu, rows = leave_out(mus, self._padding, mus)
         rho, mu_prior, std_prior = (
-            leave_out(p, self._padding)[0] if isinstance(p, list) else p for p in (rhos, mu_prior, std_prior)
+            leave_out(p, self._padding, mus)[0] if isinstance(p, list) else p for p in (rhos, mu_prior, std_prior)
         )
         return (mu, rho, mu_prior, std_prior), rows
 
@@ -262,6 +262,9 @@ class BayesianModule(Posterior):
                 yield self._draw(mus, rhos, some[0])
                 continue
             samples, log_prob = self._draw(mus, rhos, some, antithetic)
+            if not by_fours:  # a pair: views, which transforms and compilers take
+                yield from (([x[i] for x in samples], log_prob[i]) for i in range(len(log_prob)))
+                continue
             apart = Apart.apply(*samples)
             weights = [apart[start : start + len(mus)] for start in range(0, len(apart), len(mus))]
             yield from zip(weights, log_prob.unbind())

@@ -12,7 +12,8 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from illia_ext import functional
 from illia_ext._checks import broadcasts, check_count, check_dtype, check_finite, check_one_prior, check_prior
-from illia_ext.priors import as_prior, closed_form_kl, fixed_gaussian, fused, log_density
+from illia_ext._module.prior import FixedPrior, as_prior, fixed_gaussian
+from illia_ext.priors import closed_form_kl, fused, log_density
 from illia_ext.random import draw_key
 
 __all__ = ["DistributionModule", "GaussianDistribution", "Positive"]
@@ -35,6 +36,8 @@ def make_prior(name: str, value: Any, shape: torch.Size, dtype: torch.dtype, dev
     """A number as [1], a tensor as a copy, both of this dtype on this device; an nn.Parameter as it is."""
     if isinstance(value, nn.Module):
         raise TypeError(f"{name}: expected a number, a tensor or a function (name, parameter), got a module")
+    if isinstance(value, Distribution):
+        raise TypeError(f"{name}: expected a number or a tensor, got a {type(value).__name__}; pass it as prior=")
     if not isinstance(value, Tensor):
         prior = torch.tensor([float(check_prior(name, value))], dtype=dtype, device="cpu")
         if not prior.isfinite() or (name == "std_prior" and prior == 0):
@@ -127,7 +130,7 @@ class GaussianDistribution(DistributionModule):
             buffers; or nn.Parameters, which are learned with the weights (empirical Bayes) and may be shared by
             modules. An optimizer may make a learned std_prior negative, and all that depends on it NaN: see `Positive`.
         mu_init, rho_init: means of the initial values.
-        prior: in place of mu_prior and std_prior, as of `BayesianModule`.
+        prior: in place of mu_prior and std_prior: a distribution, or a module that returns one, as of `BayesianModule`.
         device, dtype: as in every module of torch.nn; the dtype is a floating one.
 
     Raises:
@@ -162,16 +165,16 @@ class GaussianDistribution(DistributionModule):
         device = torch.empty(0, device=factory["device"]).device
         if prior is not None:
             check_one_prior(mu_prior=(mu_prior, 0.0), std_prior=(std_prior, 0.1))
-        fixed = fixed_gaussian(prior, self.shape)
-        gaussian = fixed or (mu_prior, std_prior)
+            held = as_prior(prior, {"mu": torch.empty(self.shape, dtype=dtype, device=device).zero_()})
+            mu_prior, std_prior = fixed_gaussian(prior) or (mu_prior, std_prior)
         priors = {
             name: make_prior(name, value, self.shape, dtype, device)
-            for name, value in zip(("mu_prior", "std_prior"), gaussian)
+            for name, value in (("mu_prior", mu_prior), ("std_prior", std_prior))
         }
         # illia draws a standard normal that it then overwrites; so do we, or later draws would differ
         self.mu = nn.Parameter(torch.randn(self.shape, **factory).normal_(mu_init, 0.1))
         self.rho = nn.Parameter(torch.randn(self.shape, **factory).normal_(rho_init, 0.1))
-        self.prior = None if prior is None or fixed else as_prior(prior, {"mu": self.mu})
+        self.prior = None if prior is None or fixed_gaussian(prior) else held
         for name, value in priors.items():
             if self.prior is not None:
                 self.register_buffer(name, None)
@@ -194,8 +197,10 @@ class GaussianDistribution(DistributionModule):
                 raise ValueError(f"num_samples: a key says how many samples to draw, got num_samples={num_samples} too")
             return key
         if antithetic:
+            if not is_scripting() and num_samples is not None:
+                num_samples = check_count("num_samples", num_samples)
             if num_samples is None or num_samples % 2 != 0:
-                raise ValueError(f"num_samples: expected an even number of antithetic samples, got {num_samples}")
+                raise ValueError(f"num_samples: expected an even number with antithetic=True, got {num_samples}")
             num_samples = num_samples // 2
         if is_scripting():  # TorchScript has no place for the generator that draw_key takes
             if num_samples is None:
@@ -314,10 +319,11 @@ class GaussianDistribution(DistributionModule):
         """A distribution that the kernels do not know, or None; mu_prior and std_prior; and options for the kernels."""
         if self.prior is None:
             return None, (self.mu_prior, self.std_prior), {}
-        distribution = self.prior()
-        known = fused(distribution)
+        prior: Any = self.prior
+        distribution = None if isinstance(prior, FixedPrior) else prior()
+        known = prior.fused() if distribution is None else fused(distribution)
         if known is None:
-            return distribution, (None, None), {}
+            return distribution or prior(), (None, None), {}
         return None, (known.mu_prior, known.std_prior), known.options
 
     @torch.jit.export
@@ -331,9 +337,14 @@ class GaussianDistribution(DistributionModule):
             kl: Tensor = torch.ops.illia_ext.gaussian_kl_divergence(self.mu, self.rho, self.mu_prior, self.std_prior)
             return kl
         else:
-            if self.prior is not None:
-                return closed_form_kl(self.prior(), self.mu, self.rho)
-            return functional.gaussian_kl_divergence(self.mu, self.rho, self.mu_prior, self.std_prior)
+            return self._kl_divergence()
+
+    def _kl_divergence(self) -> Tensor:  # which TorchScript does not read
+        distribution, priors, family = self._prior()
+        if distribution is not None or family:
+            prior: Any = self.prior
+            return closed_form_kl(distribution or prior(), self.mu, self.rho)
+        return functional.gaussian_kl_divergence(self.mu, self.rho, *priors)
 
     def to_distribution(self) -> "Independent[Normal]":
         """q as one of torch.distributions, with a graph to mu and rho: event_shape is shape, batch_shape empty.

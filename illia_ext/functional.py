@@ -30,7 +30,7 @@ from torch import Tensor
 
 import illia_ext._ops.autocast
 import illia_ext._ops.autograd  # noqa: F401  (derivatives)
-from illia_ext._checks import check_prior
+from illia_ext._checks import check_prior, shown
 from illia_ext._ops import foreach
 from illia_ext._ops.dispatch import is_traced
 from illia_ext._ops.fake import op
@@ -92,6 +92,11 @@ def _priors(name: str, value: Any) -> list[Tensor]:
 
 def _keywords(mu_prior: Any, std_prior: Any, family: Any, **others: Any) -> tuple[Any, Any, dict[str, Any]]:
     """mu_prior and std_prior, which are not read where the prior is flat; and the keywords that an op must be told."""
+    if family is not None and not isinstance(family, (str, list, tuple)):
+        raise TypeError(f"family: expected a name, got {shown(family)}")
+    for number in others.get("family_parameters") or ():
+        if not isinstance(number, Real):
+            raise TypeError(f"family_parameters: expected numbers, got {shown(number)}")
     if mu_prior is None and std_prior is None:
         if family is not None:
             raise ValueError(f"family: expected None without mu_prior and std_prior, got {family!r}")
@@ -106,6 +111,8 @@ def _keywords(mu_prior: Any, std_prior: Any, family: Any, **others: Any) -> tupl
 
 def _pairs(key: Any, antithetic: bool) -> Any:
     """Each key twice, as the ops take those of antithetic samples."""
+    if not isinstance(antithetic, bool):
+        raise TypeError(f"antithetic: expected True or False, got {shown(antithetic)}")
     if not antithetic or not isinstance(key, Tensor):
         return key
     if key.dim() != 2:
@@ -136,9 +143,9 @@ def gaussian_sample(
 
     Source: Blundell et al., "Weight uncertainty in neural networks" (2015); Kingma & Welling (2014).
     """
-    keywords = {"antithetic": True} if antithetic else {}
+    key, keywords = _pairs(key, antithetic), {"antithetic": True} if antithetic else {}
     try:
-        x: Tensor = op("gaussian_sample")(mu, rho, _pairs(key, antithetic), dtype=dtype, **keywords)
+        x: Tensor = op("gaussian_sample")(mu, rho, key, dtype=dtype, **keywords)
         return x
     except RuntimeError as error:
         _raise(error, mu=mu, rho=rho, key=key)

@@ -1,38 +1,16 @@
-"""Priors that are distributions of torch.distributions: which of them the kernels know, and how a module holds one."""
+"""Priors of torch.distributions: a scale mixture, which of them the kernels know, log p and KL divergences."""
 
-import copy
 import math
-from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import (
-    Distribution,
-    Independent,
-    Laplace,
-    Normal,
-    Transform,
-    constraints,
-    kl_divergence,
-)
+from torch.distributions import Distribution, Independent, Laplace, Normal, constraints, kl_divergence
 from torch.distributions.utils import broadcast_all
 
-from illia_ext._checks import broadcasts, shown
+from illia_ext.reference import log_sigma
 
-__all__ = [
-    "EachPrior",
-    "FixedPrior",
-    "Fused",
-    "ScaleMixture",
-    "arithmetic",
-    "as_prior",
-    "closed_form_kl",
-    "fixed_gaussian",
-    "fused",
-    "is_constant",
-    "log_density",
-]
+__all__ = ["Fused", "ScaleMixture", "arithmetic", "base_of", "closed_form_kl", "fused", "fused_mixture", "log_density"]
 
 _SMALLEST_RATIO = 1e-9  # of a scale mixture's standard deviations, in the kernels
 
@@ -45,7 +23,8 @@ class ScaleMixture(Distribution):
 
         bnn = BayesianModule(network, prior=ScaleMixture(0.5, 1.0, 0.0025))
 
-    As the fixed prior of one number for each argument it is part of our kernels, and costs little more than a Gaussian.
+    Where its arguments are constants with one element each, the kernels compute it: on a CPU it costs little more than
+    a Gaussian prior.
 
     Args:
         weight: of the first component, in (0, 1).
@@ -70,7 +49,8 @@ class ScaleMixture(Distribution):
         super().__init__(self.weight.shape, validate_args=validate_args)
         if self._validate_args and not ((self.weight > 0) & (self.weight < 1)).all():
             raise ValueError(
-                f"weight: expected values between 0 and 1, both excluded, got {weight}; a Normal has one std"
+                f"weight: expected values between 0 and 1, both excluded, got {weight} in {self.weight.dtype}; a "
+                "Normal is one Gaussian alone"
             )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "ScaleMixture":
@@ -101,9 +81,11 @@ class ScaleMixture(Distribution):
         """log p, finite in both tails: that of the wide component, and softplus of the narrow one's log odds."""
         if self._validate_args:
             self._validate_sample(value)
-        is_first_wide = self.std1 >= self.std2
-        wide, narrow = torch.maximum(self.std1, self.std2), torch.minimum(self.std1, self.std2)
-        weight = torch.where(is_first_wide, self.weight, 1 - self.weight)
+        # of half types in the value's, where 1 / std2^2 is not infinite
+        dtype = torch.promote_types(value.dtype, self.weight.dtype)
+        weight, std1, std2 = (each.to(dtype) for each in (self.weight, self.std1, self.std2))
+        wide, narrow = torch.maximum(std1, std2), torch.minimum(std1, std2)
+        weight = torch.where(std1 >= std2, weight, 1 - weight)
         squares = value**2 / 2
         log_odds = torch.log1p(-weight) - weight.log() + wide.log() - narrow.log()
         # below -80 the narrow component adds nothing, and subnormal numbers would take ten times as long
@@ -132,206 +114,53 @@ def arithmetic(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _base(distribution: Distribution) -> Distribution:
+def base_of(distribution: Distribution) -> Distribution:
+    """Without Independent, which only adds what is added anyway."""
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return distribution
 
 
+def fused_mixture(numbers: tuple[float, ...] | None) -> Fused | None:
+    """A scale mixture of these numbers; None where the kernels do not take them."""
+    if numbers is None:
+        return None
+    weight, std1, std2 = numbers
+    if std1 < std2:
+        weight, std1, std2 = 1 - weight, std2, std1
+    if not (0 < weight < 1 and std2 / std1 >= _SMALLEST_RATIO):
+        return None
+    # on the CPU, of which a number is read without waiting for a GPU
+    zero, wide = (torch.tensor(value, dtype=torch.float64, device="cpu") for value in (0.0, std1))
+    return Fused(zero, wide, "scale_mixture", (weight, std2 / std1))
+
+
 def fused(distribution: Distribution) -> Fused | None:
     """None where the kernels do not know the distribution."""
-    distribution = _base(distribution)
+    distribution = base_of(distribution)
     if type(distribution) is Normal:
         return Fused(distribution.loc, distribution.scale)
     if type(distribution) is Laplace:
         return Fused(distribution.loc, distribution.scale, "laplace")
-    if type(distribution) is ScaleMixture and distribution.numbers is not None:
-        weight, std1, std2 = distribution.numbers
-        if std1 < std2:
-            weight, std1, std2 = 1 - weight, std2, std1
-        if 0 < weight < 1 and std2 / std1 >= _SMALLEST_RATIO:
-            # on the CPU, of which a number is read without waiting for a GPU
-            zero, wide = (torch.tensor(value, dtype=torch.float64, device="cpu") for value in (0.0, std1))
-            return Fused(zero, wide, "scale_mixture", (weight, std2 / std1))
-    return None
-
-
-def _inner(thing: Any) -> Iterator[tuple[str, Any]]:
-    """(attribute, value) of the tensors, distributions and transforms of a distribution."""
-    for attribute, value in vars(thing).items():
-        if isinstance(value, (Tensor, Distribution, Transform)):
-            yield attribute, value
-
-
-def _tensors(thing: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(name, owner, attribute) of all its tensors."""
-    for attribute, value in _inner(thing):
-        name = prefix + attribute.lstrip("_")
-        if isinstance(value, Tensor):
-            yield name, thing, attribute
-        else:
-            yield from _tensors(value, f"{name}_")
-
-
-class FixedPrior(nn.Module):
-    """A distribution whose tensors are buffers: it moves with its module, and is in the state_dict."""
-
-    def __init__(self, distribution: Distribution, like: Tensor) -> None:
-        super().__init__()
-        self._distribution = copy.deepcopy(distribution)
-        for name, owner, attribute in list(_tensors(self._distribution)):
-            tensor = getattr(owner, attribute)
-            dtype = arithmetic(like.dtype) if tensor.is_floating_point() else tensor.dtype
-            values = tensor.to(like.device, dtype)  # perhaps expanded from one number
-            self.register_buffer(name, values.clone(memory_format=torch.contiguous_format))
-            setattr(owner, attribute, tensor.new_empty(0))  # says where the buffer belongs
-        self._read_numbers()
-
-    def forward(self) -> Distribution:
-        """The distribution of what the buffers are now."""
-        distribution: Distribution = self._rebuilt(self._distribution)
-        return distribution
-
-    def extra_repr(self) -> str:
-        return repr(self())
-
-    def _rebuilt(self, thing: Any, prefix: str = "") -> Any:
-        new = copy.copy(thing)
-        for attribute, value in _inner(thing):
-            name = prefix + attribute.lstrip("_")
-            setattr(
-                new, attribute, getattr(self, name) if isinstance(value, Tensor) else self._rebuilt(value, f"{name}_")
-            )
-        if isinstance(new, Distribution):
-            new._validate_args = False  # it was checked at first, and a check makes a GPU wait
-        return new
-
-    def _read_numbers(self) -> None:
-        """Those of a scale mixture, which the kernels take as numbers."""
-        mixture = _base(self._distribution)
-        if isinstance(mixture, ScaleMixture):
-            values = [getattr(_base(self()), name) for name in mixture.arg_constraints]
-            is_number = all(value.numel() == 1 and not value.is_meta for value in values)
-            mixture.numbers = tuple(value.item() for value in values) if is_number else None
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._read_numbers()
-
-
-class EachPrior(nn.Module):
-    """The priors of weights, each a module under its weight's name."""
-
-    def __init__(self, priors: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        for name, prior in priors.items():
-            *path, leaf = name.split(".")
-            owner: nn.Module = self
-            for part in path:
-                if part not in owner._modules:
-                    owner.add_module(part, nn.Module())
-                owner = owner.get_submodule(part)
-            owner.add_module(leaf, prior)
-
-
-def is_constant(prior: nn.Module) -> bool:
-    """Whether it learns and changes nothing: a FixedPrior, or a tree of these."""
-    return all(type(part) in (nn.Module, EachPrior, FixedPrior) for part in prior.modules())
-
-
-def fixed_gaussian(prior: Any, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
-    """mu_prior and std_prior of weights of this shape, where `prior` is a Gaussian of constants."""
-    if not isinstance(prior, Distribution):
-        return None
-    _check_constants(prior)
-    try:
-        _check_shape(prior, shape)
-    except ValueError as error:
-        raise ValueError(f"prior: {error}") from None
-    normal = _base(prior)
-    return (normal.loc, normal.scale) if type(normal) is Normal else None
-
-
-def _check_constants(distribution: Distribution) -> None:
-    for name, owner, attribute in _tensors(distribution):
-        if getattr(owner, attribute).requires_grad:
-            raise ValueError(
-                f"prior: expected constants, got {type(distribution).__name__} with a {name} that requires a gradient; "
-                "a prior that learns is an nn.Module that has the parameters and whose forward() returns the "
-                "distribution"
-            )
-
-
-def as_prior(prior: Any, mus: Mapping[str, Tensor]) -> nn.Module:
-    """A module whose forward gives the prior of these weights.
-
-    Raises:
-        TypeError: neither a distribution nor a module that returns one.
-        ValueError: a shape or a support that does not fit, or a tensor that requires a gradient.
-    """
-    if isinstance(prior, Distribution):
-        _check_constants(prior)
-        module: nn.Module = FixedPrior(prior, next(iter(mus.values())))
-    elif isinstance(prior, nn.Module):
-        module = prior
-    else:
-        raise TypeError(
-            f"prior: expected a torch.distributions.Distribution, or an nn.Module that returns one, got {shown(prior)}"
-        )
-    with torch.no_grad():
-        distribution = module()
-        if not isinstance(distribution, Distribution):
-            raise TypeError(f"prior: expected a module that returns a Distribution, got {shown(distribution)}")
-        for name, mu in mus.items():
-            try:
-                _check_fits(distribution, mu)
-            except ValueError as error:
-                raise ValueError(f"prior: {error}, for {name}") from None
-    return module
-
-
-def _check_shape(distribution: Distribution, expected: torch.Size) -> torch.Size:
-    """That of log_prob."""
-    event = distribution.event_shape
-    shape, outer = distribution.batch_shape + event, expected[: len(expected) - len(event)]
-    if not broadcasts(shape, expected) or outer + event != expected:
-        kind = type(distribution).__name__
-        raise ValueError(f"expected a shape that broadcasts to {list(expected)}, got {kind} of shape {list(shape)}")
-    return outer
-
-
-def _check_fits(distribution: Distribution, mu: Tensor) -> None:
-    kind, outer = type(distribution).__name__, _check_shape(distribution, mu.shape)
-    try:
-        support: Any = distribution.support
-    except NotImplementedError:  # a class need not tell
-        support = constraints.real
-    if support.is_discrete:
-        raise ValueError(f"expected a density, got {kind}, whose samples are integers")
-    if mu.is_meta:
-        return
-    if not all(support.check(mu.new_tensor(value).expand(mu.shape)).all() for value in (-1e3, 0.0, 1e3)):
-        raise ValueError(f"expected a density on all real numbers, got {kind}, whose support is {support}")
-    try:
-        terms = distribution.log_prob(mu.detach().to(arithmetic(mu.dtype)))
-    except NotImplementedError:
-        raise ValueError(f"expected a distribution with log_prob, got {kind}, which has none") from None
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"expected {kind}.log_prob to take {mu.dtype} on {mu.device}, got an error: {error}. Tensors that are no "
-            "attributes of the distribution do not move with the module: put them into an nn.Module whose forward() "
-            "returns it"
-        ) from error
-    if not isinstance(terms, Tensor) or terms.shape != outer:
-        raise ValueError(f"expected {kind}.log_prob of shape {list(outer)}, got {shown(terms)}")
+    return fused_mixture(distribution.numbers) if type(distribution) is ScaleMixture else None
 
 
 def _sum(terms: Tensor, row: int | None, batch: bool) -> Tensor:
-    """Over all but the samples, without the padding row, to whose weights the gradient is exactly 0."""
+    """Over all but the samples, without the padding row."""
     if row is not None:
         before, _, after = terms.split([row, 1, terms.shape[batch] - row - 1], int(batch))
         return _sum(before, None, batch) + _sum(after, None, batch)
-    return terms.reshape(len(terms), -1).sum(1) if batch else terms.sum()
+    if not batch:
+        return terms.sum()
+    return terms.flatten(1).sum(1) if terms.dim() > 1 else terms
+
+
+def _hold_row(values: Tensor, row: int | None, batch: bool = False) -> Tensor:
+    """A padding row without a gradient: that of a density with a pole at 0 would be 0 times infinity."""
+    if row is None:
+        return values
+    before, padding, after = values.split([row, 1, values.shape[batch] - row - 1], int(batch))
+    return torch.cat([before, padding.detach(), after], int(batch))
 
 
 def _refuse_shards(distribution: Distribution, tensor: Tensor) -> None:
@@ -345,20 +174,36 @@ def _refuse_shards(distribution: Distribution, tensor: Tensor) -> None:
 def log_density(distribution: Distribution, x: Tensor, mu: Tensor, row: int | None = None) -> Tensor:
     """log p(x), summed: [], or [S] for samples [S, *shape] of mu's shape. row: of padding, left out."""
     _refuse_shards(distribution, x)
-    terms: Tensor = distribution.log_prob(x.to(arithmetic(x.dtype)))
-    return _sum(terms, row, x.dim() > mu.dim())
+    batch = x.dim() > mu.dim()
+    terms: Tensor = base_of(distribution).log_prob(_hold_row(x.to(arithmetic(x.dtype)), row, batch))
+    return _sum(terms, row, batch)
 
 
 def closed_form_kl(distribution: Distribution, mu: Tensor, rho: Tensor, row: int | None = None) -> Tensor:
-    """KL(q || p), summed, by torch.distributions.kl_divergence."""
+    """KL(q || p), summed: for a Laplace prior by its own formula, which small sigma leave finite, else torch's."""
     _refuse_shards(distribution, mu)
-    dtype, prior = arithmetic(mu.dtype), _base(distribution)
-    q = Normal(mu.to(dtype), nn.functional.softplus(rho.to(dtype), threshold=60.0), validate_args=False)
+    dtype, prior = arithmetic(mu.dtype), base_of(distribution)
+    mu, rho = (_hold_row(values.to(dtype), row) for values in (mu, rho))
+    sigma = nn.functional.softplus(rho, threshold=60.0)
+    if type(prior) is Laplace:
+        terms = _mean_distance(mu - prior.loc, sigma) / prior.scale + torch.log(2 * prior.scale) - log_sigma(rho)
+        return _sum(terms - (1 + math.log(2 * math.pi)) / 2, row, False)
+    kind = type(prior)
     try:
-        terms = kl_divergence(q, prior)
+        if isinstance(prior, (Normal, Laplace)) and kind not in (Normal, Laplace):
+            raise NotImplementedError  # torch would take it for the class that it derives from
+        terms = kl_divergence(Normal(mu, sigma, validate_args=False), prior)
     except NotImplementedError:
         raise NotImplementedError(
-            f"kl_divergence: there is no closed form between a Gaussian and a {type(prior).__name__}; average log_prob "
+            f"kl_divergence: there is no closed form between a Gaussian and a {kind.__name__}; average log_prob "
             "over several samples instead"
         ) from None
     return _sum(terms, row, False)
+
+
+def _mean_distance(d: Tensor, sigma: Tensor) -> Tensor:
+    """E |d + sigma eps|. From 40 sigma on it is |d| to the last bit, and quotients by sigma are not formed."""
+    sigma_or_more = sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
+    is_far = d.abs() > 40 * sigma_or_more
+    z = torch.where(is_far, 40 * d.sign(), d / torch.where(is_far, 1.0, sigma_or_more))
+    return d * torch.erf(z / math.sqrt(2)) + sigma * torch.exp(-(z**2) / 2) * math.sqrt(2 / math.pi)

@@ -102,6 +102,10 @@ def _minus_log_p(
 ) -> Tensor:
     """-log p(x) of each element, without the log(2 pi) / 2 that log q lacks too."""
     half_log_two_pi = math.log(2 * math.pi) / 2
+    if family not in (None, "normal", "laplace", "scale_mixture"):
+        raise ValueError(f"family: expected None, normal, laplace or scale_mixture, got {family!r}")
+    if (mu_prior is None) != (std_prior is None):
+        raise ValueError("mu_prior, std_prior: expected both or neither to be None, got one")
     if mu_prior is None or std_prior is None:
         return torch.full_like(x, -half_log_two_pi)
     mu_prior, std_prior = _prior(mu_prior, mu), _prior(std_prior, mu)

@@ -3,7 +3,7 @@
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice, pairwise
 from types import FunctionType
@@ -18,8 +18,8 @@ from illia_ext import distributions
 from illia_ext._checks import check_dtype, check_finite, check_positive, shown
 from illia_ext._module.contents import reach
 from illia_ext._module.in_place import FLAT_WEIGHTS, Targets
+from illia_ext._module.prior import EachPrior, as_prior, fixed_gaussian
 from illia_ext._ops.dispatch import dense, is_plain
-from illia_ext.priors import EachPrior, as_prior, fixed_gaussian
 
 __all__ = [
     "Initial",
@@ -231,7 +231,9 @@ def padding_rows(module: nn.Module, targets: Targets) -> dict[int, int]:
     return rows
 
 
-def leave_out(tensors: Sequence[Tensor], padding: Mapping[int, int]) -> tuple[list[Tensor], Rows]:
+def leave_out(
+    tensors: Sequence[Tensor], padding: Mapping[int, int], weights: Sequence[Tensor]
+) -> tuple[list[Tensor], Rows]:
     """Each tensor with a padding row as the two before and after it; and these rows, by the tensor's number.
 
     All are views of one split, so that the gradient of a row that is not used is exactly 0.
@@ -242,7 +244,7 @@ def leave_out(tensors: Sequence[Tensor], padding: Mapping[int, int]) -> tuple[li
             parts.append(tensor)
         elif hasattr(tensor, "device_mesh"):
             raise RuntimeError("padding_idx: expected a plain tensor, got a DTensor")
-        elif tensor.dim() == 2 and len(tensor) > padding[i]:
+        elif tensor.dim() == 2 and len(tensor) == len(weights[i]):
             before, rows[i], after = tensor.split([padding[i], 1, len(tensor) - padding[i] - 1])
             parts += [before, after]
         else:  # a prior with one value, or one row, for all
@@ -315,17 +317,20 @@ def make_prior(argument: str, value: Any, mus: Mapping[str, Tensor]) -> Tensor |
     return of(value, "all weights", next(iter(mus.values())), torch.Size())
 
 
-def make_distributions(prior: Any, mus: Mapping[str, Tensor]) -> nn.Module | tuple[Initial, Initial]:
+def make_distributions(
+    prior: Any, mus: Mapping[str, Tensor], padded: Collection[str]
+) -> nn.Module | tuple[Initial, Initial]:
     """A module that gives the priors; or mu_prior and std_prior, where all are Gaussians of constants."""
     if isinstance(prior, (Distribution, nn.Module, type)) or not _is_function("prior", prior):
-        module = as_prior(prior, mus)
-        gaussian = fixed_gaussian(prior, next(iter(mus.values())).shape)
+        module = as_prior(prior, mus, padded)
+        gaussian = fixed_gaussian(prior)
         return gaussian if gaussian and all(each.numel() == 1 for each in gaussian) else module
     given = {name: prior(name, mu.detach()) for name, mu in mus.items()}
-    gaussians = {name: fixed_gaussian(each, mus[name].shape) for name, each in given.items()}
+    modules = {name: as_prior(each, {name: mus[name]}, padded) for name, each in given.items()}
+    gaussians = {name: fixed_gaussian(each) for name, each in given.items()}
     if all(gaussians.values()):
         return tuple(lambda name, weight, i=i: gaussians[name][i] for i in range(2))  # type: ignore
-    return EachPrior({name: as_prior(each, {name: mus[name]}) for name, each in given.items()})
+    return EachPrior(modules)
 
 
 def shard_like(mus: Sequence[Any], priors: Sequence[Tensor]) -> list[Tensor]:

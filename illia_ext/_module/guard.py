@@ -165,6 +165,10 @@ class GuardedModule(nn.Module):
                 f"{prefix}{plain[0]}: a weight of the plain network; load its state_dict by bnn.module.load_state_dict"
             )
 
+        held = [name for name in state_dict if name.startswith(f"{prefix}prior.")]
+        if held and not any(name.startswith("prior.") for name in own):
+            lists[-1].append(f"{held[0]}: the state of a module with a prior=...; make this one with the same prior")
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         with self.mu_in_place("deepcopy and pickle"):
             reduced = super().__reduce_ex__(protocol)

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils import parametrize
 
+from illia_ext._checks import shown
 from illia_ext._module.guard import GuardedModule
 from illia_ext._module.in_place import Places, look_up, places, tree
-from illia_ext.priors import EachPrior, arithmetic, fused, is_constant
+from illia_ext._module.prior import EachPrior, FixedPrior, is_constant
+from illia_ext.priors import Fused, arithmetic, fused
 
 __all__ = ["Posterior"]
 
@@ -68,26 +70,45 @@ class Posterior(GuardedModule):
                 if ours != expected:
                     raise RuntimeError(f"module.{name}: expected the {what} of rho.{name}, {expected}, got {ours}")
 
-    def _distributions(self) -> list[Distribution]:
-        """What `prior` returns now: one for all weights, or one for each."""
+    def _prior_modules(self) -> list[nn.Module]:
+        """One for all weights, or one for each."""
         prior: Any = self.prior
-        if isinstance(prior, EachPrior):
-            return [prior.get_submodule(name)() for name in self._names]
-        return [prior()]
+        return [prior.get_submodule(name) for name in self._names] if isinstance(prior, EachPrior) else [prior]
+
+    def _distributions(self) -> list[Distribution]:
+        """What they return now."""
+        distributions = [module() for module in self._prior_modules()]
+        for each in distributions:
+            if not isinstance(each, Distribution):
+                raise TypeError(f"prior: expected a module that returns a Distribution, got {shown(each)}")
+        return distributions
+
+    def _fused(self) -> list[Fused] | None:
+        """As the kernels take them; None where they do not know one of them."""
+        modules = self._prior_modules()
+        if all(isinstance(module, FixedPrior) for module in modules):
+            priors = [module.fused() for module in modules]  # type: ignore[operator]
+        else:
+            priors = [fused(each) for each in self._distributions()]
+        known = [each for each in priors if each is not None]
+        return known if len(known) == len(priors) else None
 
     def _prior_terms(self) -> tuple[tuple[Any, Any], dict[str, Any], list[Distribution]]:
         """mu_prior and std_prior as the functions `foreach_*` take them, their other keywords, and the distributions
         that they do not know, whose log density is to be subtracted."""
+        if (self.prior is None) == (self.mu_prior is None or self.std_prior is None):
+            raise RuntimeError(
+                "prior: expected either prior, or mu_prior and std_prior, as the module was made, got both or neither"
+            )
         if self.prior is None:
             mu_prior, std_prior = (
                 look_up(p, self._weights, parametrized=True) if isinstance(p, nn.Module) else p
                 for p in (self.mu_prior, self.std_prior)
             )
             return (mu_prior, std_prior), {}, []
-        distributions = self._distributions()
-        known = [each for each in map(fused, distributions) if each is not None]
-        if len(known) < len(distributions):
-            return (None, None), {}, distributions
+        known = self._fused()
+        if known is None:
+            return (None, None), {}, self._distributions()
         options = known[0].options
         if any(each.options != options for each in known):
             parts = [each for i, each in enumerate(known) for _ in range(1 + (i in self._padding))]  # see leave_out
@@ -190,10 +211,15 @@ class Posterior(GuardedModule):
         """
         mus, rhos = self._gaussians("posterior_to_prior")
         if self.prior is not None and not is_constant(self.prior):
-            raise RuntimeError("prior: expected a fixed one, which can become the posterior, got a module that learns")
+            raise RuntimeError(
+                "prior: expected a fixed one, whose place the posterior can take, got a module that may learn; convert "
+                "bnn.mean_module() anew, with the posterior as its prior"
+            )
         for name, prior in self._priors():
             if prior is not None and not _is_fixed(prior):
-                raise RuntimeError(f"{name}: expected a fixed prior, which can become the posterior, got a learned one")
+                raise RuntimeError(
+                    f"{name}: expected a fixed prior, whose place the posterior can take, got a learned one"
+                )
         if any(hasattr(tensor, "device_mesh") for tensor in [*mus, *rhos]):
             raise RuntimeError("posterior_to_prior: the parameters are sharded; gather them, call this and shard again")
         means = [mu.to(arithmetic(mu.dtype), copy=True) for mu in mus]
@@ -202,6 +228,7 @@ class Posterior(GuardedModule):
             if not std.is_meta and not (std.isfinite() & (std >= torch.finfo(std.dtype).tiny)).all():
                 message = f"expected a sigma from {torch.finfo(std.dtype).tiny:.1e} on, for a std_prior"
                 raise RuntimeError(f"rho.{name}: {message}, got {std.min().item():.1e} to {std.max().item():.1e}")
+        del self.prior
         self.prior = None
         self._put_priors({"mu_prior": means, "std_prior": stds})
 
@@ -232,11 +259,20 @@ class Posterior(GuardedModule):
     def _take_form_of(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """Fixed priors take the form that the state has: one for all weights, one for each, or the Gaussians that
         `posterior_to_prior` put in the place of a distribution."""
+        mus = look_up(self.module, self._weights)
+        for name, mu in zip(self._names, mus):
+            given = state_dict.get(f"{prefix}module.{name}")
+            if isinstance(given, Tensor) and given.shape != mu.shape:
+                return  # another network's, which will be refused
         if self.prior is not None:
-            is_gaussian = any(name.startswith((f"{prefix}mu_prior", f"{prefix}std_prior")) for name in state_dict)
-            if not is_gaussian or not is_constant(self.prior):
+            for argument in ("mu_prior", "std_prior"):
+                given = [state_dict.get(f"{prefix}{argument}.{name}") for name in self._names]
+                if any(not isinstance(one, Tensor) or one.shape != mu.shape for one, mu in zip(given, mus)):
+                    return
+            if not is_constant(self.prior):
                 return
             rho = look_up(self.rho, self._weights, parametrized=True)[0]
+            del self.prior
             self.prior = None
             self._put_priors({"mu_prior": rho.new_zeros(1), "std_prior": rho.new_ones(1)})
         self._put_priors(self._priors_of_form(state_dict, prefix))
@@ -244,13 +280,10 @@ class Posterior(GuardedModule):
     def _priors_of_form(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Tensor | list[Tensor]]:
         """Our priors' values, in the shapes of the state's; those alone that must change for it to be copied into.
 
-        None where it will be refused: for another network's weights, or for a prior that is learned here.
+        None where it will be refused: for a prior that is learned here.
         """
         shapes = [mu.shape for mu in look_up(self.module, self._weights)]
-        weights = [state_dict.get(f"{prefix}module.{name}") for name in self._names]
-        if not all(_is_fixed(prior) for _, prior in self._priors()) or any(
-            isinstance(weight, Tensor) and weight.shape != shape for weight, shape in zip(weights, shapes)
-        ):
+        if not all(_is_fixed(prior) for _, prior in self._priors()):
             return {}
         found: dict[str, Tensor | list[Tensor]] = {}
         for argument, prior in self._priors():

@@ -140,7 +140,7 @@ class Terms:
         z = (x - self.mu_prior) / self.std_prior
         slope, _ = self.slopes(z)
         tangent = (x_t - self.of_prior(mu_prior)) * slope / self.std_prior
-        if std_prior is None:
+        if std_prior is None or self.family == "flat":
             return tangent
         to_std_prior = (1 - z * slope - variance / self.std_prior**2) / self.std_prior
         return tangent + self.of_prior(std_prior) * to_std_prior

@@ -11,7 +11,9 @@ import torch
 from helpers import SHAPES, make_key
 from torch import Tensor, nn
 from torch.distributions import (
+    AffineTransform,
     Categorical,
+    Cauchy,
     Distribution,
     Exponential,
     Independent,
@@ -20,7 +22,11 @@ from torch.distributions import (
     MultivariateNormal,
     Normal,
     Poisson,
+    ReshapeTransform,
+    SigmoidTransform,
     StudentT,
+    TransformedDistribution,
+    Uniform,
     constraints,
 )
 
@@ -36,17 +42,18 @@ def f64(*values: float) -> list[Tensor]:
 
 
 class Logistic(Distribution):
-    """A user's own, which tells torch its log_prob alone."""
+    """A user's own, with log_prob alone. Its scale is a tensor, or in a list, or what a function gives."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, scale: Tensor) -> None:
+    def __init__(self, scale: Any) -> None:
         self.scale = scale
-        super().__init__(scale.shape)
+        super().__init__()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        z = value / self.scale
-        return -z - 2 * nn.functional.softplus(-z, threshold=60) - self.scale.log()
+        scale = self.scale[0] if isinstance(self.scale, list) else self.scale() if callable(self.scale) else self.scale
+        z = value / scale
+        return -z - 2 * nn.functional.softplus(-z, threshold=60) - scale.log()
 
 
 class Learned(nn.Module):
@@ -76,6 +83,8 @@ PRIORS: dict[str, Callable[[], Distribution | nn.Module]] = {
     "student": lambda: StudentT(*f64(3, 0.1, 0.5)),
     "mixture": two_gaussians,
     "own class": lambda: Logistic(f64(0.4)[0]),
+    "own class, a list": lambda: Logistic(f64(0.4)),
+    "transformed": lambda: TransformedDistribution(StudentT(*f64(3, 0, 1)), [AffineTransform(*f64(0.1, 0.4))]),
     "independent": lambda: Independent(Laplace(*f64(0.1, 0.3)), 0),
     "learned normal": lambda: Learned(Normal, 0.1, 0.3),
     "learned laplace": lambda: Learned(Laplace, 0.1, 0.3),
@@ -301,6 +310,123 @@ def test_the_posterior_becomes_the_prior(name: str) -> None:
     assert other.prior is None and other.kl_divergence().abs() < 1e-10
 
 
+def test_a_state_of_another_prior_is_refused() -> None:
+    bnn = BayesianModule(make_network(), prior=StudentT(3.0, 0.0, 1.0))
+    before = copy.deepcopy(bnn.state_dict())
+    for other in (
+        BayesianModule(make_network()),
+        BayesianModule(make_network(), prior=Cauchy(0.0, 1.0)),
+        BayesianModule(make_network(), prior=lambda name, weight: StudentT(3.0, 0.0, 1.0)),
+    ):
+        with pytest.raises(RuntimeError, match="prior"):
+            bnn.load_state_dict(other.state_dict())
+        assert all(torch.equal(value, before[name]) for name, value in bnn.state_dict().items() if "prior" in name)
+        with pytest.raises(RuntimeError, match="prior"):
+            other.load_state_dict(before)
+    bnn.posterior_to_prior()
+    with pytest.raises(RuntimeError, match=r"the state of a module with a prior=\.\.\.; make this one with the same"):
+        bnn.load_state_dict(before)
+
+
+def test_a_prior_that_is_replaced_is_noticed() -> None:
+    bnn, other = BayesianModule(make_network()), BayesianModule(make_network(), prior=Laplace(0.0, 1.0))
+    bnn.prior, other.prior = Learned(Laplace, 0.0, 1.0), None
+    for each in (bnn, other):
+        with pytest.raises(RuntimeError, match="prior: expected either prior, or mu_prior and std_prior"):
+            each(INPUTS)
+
+
+@parametrize("rho", [-120.0, -95.0, -46.0, -5.0, 3.0])
+def test_the_divergence_from_a_laplace_prior(rho: float) -> None:
+    """Against log_prob's mean where sigma is small, and finite with its gradients wherever rho is finite."""
+    layer = GaussianDistribution(40, prior=Laplace(0.0, 0.5), dtype=torch.float64)
+    with torch.no_grad():
+        layer.mu[:5] = 0
+        layer.rho.fill_(rho)
+    divergence = layer.kl_divergence()
+    grads = torch.autograd.grad(divergence, (layer.mu, layer.rho))
+    assert divergence.isfinite() and all(grad.isfinite().all() for grad in grads)
+    if rho <= -46:  # |x| is |mu| but for 1e-20
+        q: Any = nn.functional.logsigmoid(layer.rho)  # log sigma = rho there, to the last bit
+        expected = (-q - (1 + math.log(2 * math.pi)) / 2 + layer.mu.abs() / 0.5).sum()  # log(2 * 0.5) is 0
+        assert_near(divergence, expected, 1e3)
+    single = layer.float()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(single.kl_divergence(), (single.mu, single.rho)))
+    expected_mu = torch.erf(single.mu / nn.functional.softplus(single.rho) / 2**0.5) / 0.5
+    if rho > -46:
+        assert_near(torch.autograd.grad(single.kl_divergence(), single.mu)[0].double(), expected_mu.double(), 1e6)
+
+
+class Horseshoe(Logistic):
+    """The lower bound of Carvalho et al. (2010), which has a pole at 0."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.log1p(2 * (self.scale / value) ** 2).log()
+
+
+def test_a_pole_at_the_padding_row() -> None:
+    bnn = BayesianModule(make_network(), prior=Horseshoe(f64(0.5)[0]), rho_init=-2.0)
+    output, log_prob = bnn(INPUTS, num_samples=2)
+    (output.sum() + log_prob.sum()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in bnn.parameters())
+    assert not bnn.module[0].weight.grad[2].any()
+
+
+def test_numbers_of_a_scale_mixture_that_change() -> None:
+    bnn, other = (BayesianModule(make_network(), prior=ScaleMixture(*f64(0.5, 1.0, std))) for std in (0.01, 0.1))
+    expected = other(INPUTS, key=KEY)[1]
+    (std2,) = (name for name, _ in bnn.named_buffers() if name.endswith("std2"))
+    values = {**dict(bnn.named_parameters()), std2: f64(0.1)[0]}
+    assert_near(torch.func.functional_call(bnn, values, (INPUTS,), {"key": KEY})[1], expected, 1e3)
+    bnn.get_buffer(std2).fill_(0.1)
+    assert bnn(INPUTS, key=KEY)[1] == expected
+    halves = ScaleMixture(*(value.half() for value in f64(0.5, 1.0, 0.0025)))
+    points = torch.tensor([0.0, 0.001, 1.0])
+    expected = ScaleMixture(*(value.half().float() for value in f64(0.5, 1.0, 0.0025))).log_prob(points)
+    torch.testing.assert_close(halves.log_prob(points), expected)
+
+
+def test_a_prior_of_one_row_beside_a_padding_row() -> None:
+    network = nn.Embedding(6, 4, padding_idx=0)
+    row, one = (BayesianModule(network, prior=Laplace(torch.zeros(shape), 1.0)) for shape in ((1, 4), (1,)))
+    inputs = torch.tensor([0, 1])
+    assert row(inputs, key=KEY)[1] == one(inputs, key=KEY)[1]
+
+
+def test_no_sample_of_a_composed_prior() -> None:
+    layer = GaussianDistribution(3, prior=StudentT(3.0, 0.0, 1.0))
+    x, log_prob = layer.sample_and_log_prob(0)
+    assert x.shape == (0, 3) and log_prob.shape == (0,)
+
+
+def test_a_fixed_prior_is_not_checked_at_each_call() -> None:
+    """Which would make a GPU wait."""
+    bnn = BayesianModule(make_network(), prior=StudentT(3.0, 0.0, 1.0, validate_args=True))
+    assert bnn.prior()._validate_args is False
+
+
+def test_a_subclass_has_no_closed_form_of_its_base() -> None:
+    class Heavy(Normal):
+        def log_prob(self, value: Tensor) -> Tensor:
+            return super().log_prob(value) / 2
+
+    layer = GaussianDistribution(3, prior=Heavy(0.0, 1.0))
+    with pytest.raises(NotImplementedError, match="no closed form between a Gaussian and a Heavy"):
+        layer.kl_divergence()
+
+
+def test_a_joint_density_of_rows_has_no_padding() -> None:
+    joint = TransformedDistribution(MultivariateNormal(torch.zeros(24), torch.eye(24)), ReshapeTransform((24,), (6, 4)))
+    with pytest.raises(ValueError, match="prior: expected no joint density of rows, one of which is padding"):
+        BayesianModule(nn.Embedding(6, 4, padding_idx=0), prior=joint)
+    rows = Independent(StudentT(3.0, torch.zeros(6, 4)), 2)
+    bnn = BayesianModule(nn.Embedding(6, 4, padding_idx=0), prior=rows)
+    one = BayesianModule(nn.Embedding(6, 4, padding_idx=0), prior=StudentT(3.0))
+    one.module.load_state_dict(bnn.module.state_dict())
+    inputs = torch.tensor([0, 1])
+    torch.testing.assert_close(bnn(inputs, key=KEY)[1], one(inputs, key=KEY)[1], rtol=1e-6, atol=0)
+
+
 def test_a_prior_that_learns_does_not_become_the_posterior() -> None:
     bnn = BayesianModule(make_network(), prior=Learned(StudentT, 3.0, 0.0, 1.0))
     with pytest.raises(RuntimeError, match="prior: expected a fixed one"):
@@ -317,6 +443,16 @@ def test_a_learned_prior_is_the_optimizers_too() -> None:
 class WithoutLogProb(Distribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real
+
+
+class InPlace(Logistic):
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -value.abs_()
+
+
+class WithoutInit(Distribution):
+    def __init__(self) -> None:
+        pass
 
 
 class OfAnotherShape(WithoutLogProb):
@@ -336,10 +472,22 @@ REFUSED = [
     (MultivariateNormal(torch.zeros(3), torch.eye(3)), ValueError, r"expected a shape that broadcasts to \[3, 4\]"),
     (WithoutLogProb(validate_args=False), ValueError, "WithoutLogProb, which has none"),
     (OfAnotherShape(validate_args=False), ValueError, r"OfAnotherShape.log_prob of shape \[3, 4\]"),
-    (Laplace(torch.zeros(1, requires_grad=True), 1.0), ValueError, "a loc that requires a gradient"),
-    (Laplace, TypeError, "expected a torch.distributions.Distribution, or an nn.Module that returns one"),
-    (0.3, TypeError, "got 0.3"),
-    (nn.Identity(), TypeError, "forward"),
+    (Laplace(torch.zeros(1, requires_grad=True), 1.0), ValueError, "got Laplace_loc, which requires a gradient"),
+    (Laplace, TypeError, "expected an instance, got the class Laplace"),
+    (0.3, TypeError, "expected a torch.distributions.Distribution, or an nn.Module that returns one, got 0.3"),
+    (nn.Identity(), ValueError, "Identity fails: .*missing"),
+    (Learned(lambda: torch.zeros(())), TypeError, "expected a module that returns a Distribution"),
+    (Learned((lambda one: lambda: one)(Laplace(0.0, 1.0))), ValueError, "got the same one twice"),
+    (Laplace(0.0, -1.0, validate_args=False), ValueError, "expected scale to satisfy GreaterThan"),
+    (Logistic([nn.Parameter(torch.ones(()))]), ValueError, "requires a gradient"),
+    (Logistic((lambda p: lambda: p)(nn.Parameter(torch.ones(())))), ValueError, "reads another tensor that requires"),
+    (
+        TransformedDistribution(Uniform(0.0, 1.0, validate_args=False), [SigmoidTransform().inv]),
+        ValueError,
+        "inverted transforms .* cannot be copied: make the distribution in the forward",
+    ),
+    (InPlace(torch.ones(())), ValueError, "leave its argument as it is"),
+    (WithoutInit(), ValueError, "'WithoutInit' object has no attribute .* Does its __init__ call"),
 ]
 
 

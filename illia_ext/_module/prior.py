@@ -1,0 +1,249 @@
+"""How a module holds a prior that is a distribution: as buffers, or as a module that returns it at each call."""
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.distributions import Distribution, Laplace, Normal, Transform, constraints
+
+from illia_ext._checks import broadcasts, shown
+from illia_ext._ops.dispatch import is_plain
+from illia_ext.priors import Fused, ScaleMixture, arithmetic, base_of, fused_mixture
+
+__all__ = ["EachPrior", "FixedPrior", "as_prior", "fixed_gaussian", "is_constant"]
+
+_NOT_COPIED = ("_inv", "_cached_x_y")  # of a transform: torch's own copies have None there too
+
+
+def _map_tensors(thing: Any, function: Callable[[str, Tensor], Tensor], name: str = "") -> Any:
+    """A copy with function(name, tensor) in place of each tensor: of attributes, of lists, and of what they hold.
+
+    Names tell the classes on the way, so that a state of another distribution does not fit.
+    """
+    if isinstance(thing, Tensor):
+        return function(name, thing)
+    if type(thing) in (list, tuple):
+        return type(thing)(_map_tensors(each, function, f"{name}_{i}") for i, each in enumerate(thing))
+    if not isinstance(thing, (Distribution, Transform)):
+        return thing
+    new, prefix = copy.copy(thing), f"{name}_{type(thing).__name__}".lstrip("_")
+    for attribute, value in vars(thing).items():
+        if isinstance(thing, Transform) and attribute in _NOT_COPIED:
+            continue
+        setattr(new, attribute, _map_tensors(value, function, f"{prefix}_{attribute.lstrip('_')}"))
+    if isinstance(new, Distribution):
+        new._validate_args = False  # it was checked at first, and a check makes a GPU wait
+    return new
+
+
+class FixedPrior(nn.Module):
+    """A distribution whose tensors are buffers: it moves with its module, and is in the state_dict."""
+
+    def __init__(self, distribution: Distribution, like: Tensor) -> None:
+        super().__init__()
+
+        def register(name: str, tensor: Tensor) -> Tensor:
+            if tensor.requires_grad:
+                raise ValueError(
+                    f"prior: expected constants, got {name}, which requires a gradient; a prior that learns is an "
+                    "nn.Module that has the parameters and whose forward() returns the distribution"
+                )
+            dtype = arithmetic(like.dtype) if tensor.is_floating_point() else tensor.dtype
+            values = tensor.to(like.device, dtype)  # perhaps expanded from one number
+            self.register_buffer(name, values.clone(memory_format=torch.contiguous_format))
+            return tensor.new_empty(0)  # says where the buffer belongs
+
+        self._distribution = _map_tensors(distribution, register)
+        self._kind = type(base_of(distribution))
+        self._numbers: tuple[float, ...] | None = None
+        self._numbers_of: list[tuple[int, int]] = []
+
+    def forward(self) -> Distribution:
+        """The distribution of what the buffers are now."""
+        distribution: Distribution = _map_tensors(self._distribution, lambda name, _: self._buffer(name))
+        return distribution
+
+    def extra_repr(self) -> str:
+        return repr(self())
+
+    def _buffer(self, name: str) -> Tensor:
+        """In the type in which we compute."""
+        value: Tensor = getattr(self, name)
+        return value.to(arithmetic(value.dtype)) if value.is_floating_point() else value
+
+    def fused(self) -> Fused | None:
+        """As the kernels take it, without making the distribution."""
+        if self._kind in (Normal, Laplace):
+            loc, scale = map(self._buffer, self._buffers)
+            return Fused(loc, scale, "laplace" if self._kind is Laplace else None)
+        return fused_mixture(self._read_numbers()) if self._kind is ScaleMixture else None
+
+    def _read_numbers(self) -> tuple[float, ...] | None:
+        """Of a scale mixture: read again where the buffers have changed, which a compiled program cannot see."""
+        if not is_compiling():
+            buffers: list[Any] = list(self._buffers.values())
+            numbers_of = [(id(each), 0 if each.is_inference() else each._version) for each in buffers]
+            if numbers_of != self._numbers_of:
+                is_number = all(each.numel() == 1 and not each.is_meta for each in buffers) and is_plain(buffers)
+                self._numbers = tuple(each.item() for each in buffers) if is_number else None
+                self._numbers_of = numbers_of
+        return self._numbers
+
+
+class EachPrior(nn.Module):
+    """The priors of weights, each a module under its weight's name."""
+
+    def __init__(self, priors: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, prior in priors.items():
+            *path, leaf = name.split(".")
+            owner: nn.Module = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner.get_submodule(part)
+            owner.add_module(leaf, prior)
+
+
+def is_constant(prior: nn.Module) -> bool:
+    """Whether it learns and changes nothing: a FixedPrior, or a tree of these."""
+    return all(type(part) in (nn.Module, EachPrior, FixedPrior) for part in prior.modules())
+
+
+def fixed_gaussian(prior: Any) -> tuple[Tensor, Tensor] | None:
+    """mu_prior and std_prior, where `prior` is a Gaussian of constants, which `as_prior` has accepted."""
+    normal = base_of(prior) if isinstance(prior, Distribution) else None
+    if type(normal) is not Normal:
+        return None
+    return tuple(each if each.is_floating_point() else each.float() for each in (normal.loc, normal.scale))  # type: ignore
+
+
+def as_prior(prior: Any, mus: Mapping[str, Tensor], padded: Collection[str] = ()) -> nn.Module:
+    """A module whose forward gives the prior of these weights; `padded`: names of those that have a padding row.
+
+    Raises:
+        TypeError: neither a distribution nor a module that returns one.
+        ValueError: a shape or a support that does not fit, or a tensor that requires a gradient.
+    """
+    if isinstance(prior, type) and issubclass(prior, (Distribution, nn.Module)):
+        raise TypeError(f"prior: expected an instance, got the class {prior.__name__}")
+    if not isinstance(prior, (Distribution, nn.Module)):
+        raise TypeError(
+            "prior: expected a torch.distributions.Distribution, or an nn.Module that returns one, got "
+            f"{shown(prior)}, for {next(iter(mus))}"
+        )
+    if isinstance(prior, Distribution):
+        _check_values(prior)
+        module: nn.Module = FixedPrior(prior, next(iter(mus.values())))
+    else:
+        module = prior
+    try:
+        distribution, again = module(), module()
+    except Exception as error:  # of a user's class
+        raise ValueError(f"prior: {type(prior).__name__} fails: {error}") from error
+    if not isinstance(distribution, Distribution):
+        raise TypeError(f"prior: expected a module that returns a Distribution, got {shown(distribution)}")
+    if distribution is again:
+        raise ValueError("prior: expected a module whose forward() makes the distribution anew, got the same one twice")
+    for name, mu in mus.items():
+        try:
+            _check_fits(distribution, mu, name in padded, module)
+        except ValueError as error:
+            raise ValueError(f"prior: {error}, for {name}") from None
+    return module
+
+
+def _check_values(distribution: Distribution) -> None:
+    """Those of a fixed distribution, which validate_args=False may have let in."""
+    known = getattr(type(distribution), "arg_constraints", None)  # a class of one's own need not have it
+    for name, constraint in known.items() if isinstance(known, dict) else ():
+        value = vars(distribution).get(name)
+        if not isinstance(value, Tensor) or value.is_meta or constraints.is_dependent(constraint):
+            continue
+        if not constraint.check(value).all():
+            kind = type(distribution).__name__
+            raise ValueError(f"prior: {kind}: expected {name} to satisfy {constraint}, got {shown(value)}")
+
+
+def _check_shape(distribution: Distribution, expected: torch.Size) -> torch.Size:
+    """That of log_prob."""
+    event = distribution.event_shape
+    shape, outer = distribution.batch_shape + event, expected[: len(expected) - len(event)]
+    if not broadcasts(shape, expected) or outer + event != expected:
+        kind = type(distribution).__name__
+        raise ValueError(
+            f"expected a shape that broadcasts to {list(expected)}, got {kind} of shape {list(shape)}; "
+            "prior=lambda name, weight: ... gives each weight its own"
+        )
+    return outer
+
+
+def _check_fits(distribution: Distribution, mu: Tensor, is_padded: bool, module: nn.Module) -> None:
+    kind = type(distribution).__name__
+    # not at 0, where a density may have a pole
+    x = (mu.detach().to(arithmetic(mu.dtype)) + 0.01).requires_grad_()
+    try:
+        outer = _check_shape(distribution, mu.shape)
+        support = _support(distribution)
+        if mu.is_meta:  # which has no values
+            return
+        reals = [support.check(x.new_tensor(value).expand(mu.shape)).all() for value in (-1e3, 0.0, 1e3)]
+        with torch.enable_grad():
+            point = x * 1
+            terms = None if support.is_discrete or not all(reals) else distribution.log_prob(point)
+    except NotImplementedError:
+        raise ValueError(f"expected a distribution with log_prob, got {kind}, which has none") from None
+    except ValueError:
+        raise
+    except Exception as error:  # of a user's class
+        raise ValueError(
+            f"expected {kind}.log_prob to take {x.dtype} on {x.device}, got an error: {error}. Does its __init__ call "
+            "that of Distribution? Tensors in other places than attributes and lists do not move with the module, and "
+            "inverted transforms (`.inv`) cannot be copied: make the distribution in the forward() of an nn.Module"
+        ) from error
+    if support.is_discrete:
+        raise ValueError(f"expected a density, got {kind}, whose samples are integers")
+    if terms is None:
+        raise ValueError(
+            f"expected a density on all real numbers, got {kind}, whose support is {support}; the prior of a positive "
+            "scale belongs into a module that learns that scale"
+        )
+    if is_padded and not _check_shape(base_of(distribution), mu.shape):
+        raise ValueError(
+            f"expected no joint density of rows, one of which is padding, got {kind}; leave the weight out"
+        )
+    if not isinstance(terms, Tensor) or terms.shape != outer:
+        raise ValueError(f"expected {kind}.log_prob of shape {list(outer)}, got {shown(terms)}")
+    if not terms.is_meta and not terms.isfinite().all():
+        raise ValueError(f"expected {kind}.log_prob to be finite near the weights, got {terms[~terms.isfinite()][0]}")
+    if point._version:
+        raise ValueError(f"expected {kind}.log_prob to leave its argument as it is, got one that changes it in place")
+    known = {id(parameter) for parameter in [x, *module.parameters()]}
+    if any(id(leaf) not in known for leaf in _leaves(terms)):
+        raise ValueError(
+            f"expected constants, or parameters of an nn.Module whose forward() returns the distribution, got {kind} "
+            "that reads another tensor that requires a gradient, which no optimizer would get from the BayesianModule"
+        )
+
+
+def _support(distribution: Distribution) -> Any:
+    try:
+        return distribution.support
+    except NotImplementedError:  # a class need not tell
+        return constraints.real
+
+
+def _leaves(output: Tensor) -> Iterator[Tensor]:
+    """The tensors that require a gradient and are no results."""
+    seen, todo = set(), [output.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        todo.extend(function for function, _ in node.next_functions)
