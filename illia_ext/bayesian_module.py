@@ -87,9 +87,10 @@ class BayesianModule(Posterior):
         copy: whether the module is deep-copied. With False its own parameters become mu and nothing is copied, so a
             frozen base of any size costs nothing. Make the optimizer after the conversion: one made before has no rho.
         reset_parameters: let the submodules that hold selected parameters start anew, by their reset_parameters().
-        prior: in place of mu_prior and std_prior, a torch.distributions.Distribution whose samples broadcast to each
-            weight; or an nn.Module whose forward() returns one at each call, from parameters that are learned; or a
-            function (name, parameter) that gives either, all kept in the state_dict. A Normal is the Gaussian prior of
+        prior: in place of mu_prior and std_prior, a torch.distributions.Distribution on all real numbers whose shape
+            broadcasts to each weight's; or an nn.Module whose forward() makes one at each call, from parameters that
+            are learned; or a function (name, parameter) that gives either. Tensors are kept in the state_dict, under
+            names that tell the distribution. A Normal is the Gaussian prior of
             mu_prior and std_prior. Normal, Laplace and `illia_ext.ScaleMixture` are computed in the pass that draws;
             where a prior is another one, log_prob is evaluated for each weight, which takes more time and memory
             (docs/priors.md).

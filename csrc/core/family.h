@@ -5,8 +5,8 @@ namespace illia {
 
 enum class Family { kNormal, kFlat, kLaplace, kScaleMixture };
 
-// -log p(x) = log std_prior + energy(z) + constant, without the -log(2 pi) / 2 that log q lacks too. core/gaussian.h has
-// the energies.
+// -log p(x) = log std_prior + energy(z) + constant, without the -log(2 pi) / 2 that log q lacks too. core/gaussian.h
+// has the energies.
 struct PriorFamily {
   Family family = Family::kNormal;
   double constant = 0;

@@ -59,8 +59,8 @@ class Priors {
     if (each_std_) invert();
   }
 
-  // function(prior), where prior is a SamePrior or an EachPrior of a Gaussian, the latter only for a function that reads
-  // its prior.
+  // function(prior), where prior is a SamePrior or an EachPrior of a Gaussian, the latter only for a function that
+  // reads its prior.
   template <bool kReads = true, typename function_t>
   ILLIA_FUNCTION auto visit_normal(double grad, function_t function) const {
     return visit_kind<kReads>(NormalFamily<acc_t>{}, grad, function);
@@ -93,15 +93,15 @@ class Priors {
   template <bool kReads, typename family_t, typename function_t>
   ILLIA_FUNCTION auto visit_kind(const family_t& family, double grad, function_t function) const {
     if (kReads && each_std_)
-      return function(EachPrior<acc_t, family_t>{each_mu_ + piece_.first, inverse_std_, static_cast<acc_t>(grad), family});
+      return function(
+          EachPrior<acc_t, family_t>{each_mu_ + piece_.first, inverse_std_, static_cast<acc_t>(grad), family});
     return function(SamePrior<acc_t, family_t>(same_, grad, family));
   }
 
   template <typename function_t>
   ILLIA_APART auto visit_other(double grad, function_t function) const {
-    return family_.visit([&](const auto& family) __attribute__((always_inline)) {
-      return visit_kind<true>(family, grad, function);
-    });
+    return family_.visit([&](const auto& family)
+                             __attribute__((always_inline)) { return visit_kind<true>(family, grad, function); });
   }
 
   ILLIA_APART void invert() {

@@ -55,7 +55,8 @@ uint64_t first_block(const General& general) {
 // may be.
 template <typename scalar_t, typename function_t>
 auto dispatch_variant(const General& general, bool aligned, function_t function, bool plain = true) {
-  if (plain && is_plain<scalar_t>(general)) return function(Plain{aligned, general.antithetic, first_block<scalar_t>(general)});
+  if (plain && is_plain<scalar_t>(general))
+    return function(Plain{aligned, general.antithetic, first_block<scalar_t>(general)});
   return function(general);
 }
 

@@ -23,10 +23,10 @@ using FamilyName = std::optional<std::string>;
 using FamilyNames = std::optional<std::vector<std::string>>;
 using FamilyParameters = std::optional<std::vector<double>>;
 
-// The families of priors from their names and the parameters of all: those of a scale mixture are the weight of the wide
-// component, whose standard deviation std_prior is, and the narrow one's ratio to it.
-inline std::vector<PriorFamily> check_families(const std::vector<std::string>& names, const FamilyParameters& parameters,
-                                               bool prior_grads = false) {
+// The families of priors from their names and the parameters of all: those of a scale mixture are the weight of the
+// wide component, whose standard deviation std_prior is, and the narrow one's ratio to it.
+inline std::vector<PriorFamily> check_families(const std::vector<std::string>& names,
+                                               const FamilyParameters& parameters, bool prior_grads = false) {
   const double half_log_two_pi = 0.91893853320467274;  // log q lacks it, so that a Gaussian's constant is 0
   const auto is_mixture = [](const std::string& name) { return name == "scale_mixture"; };
   const size_t expected = 2 * std::count_if(names.begin(), names.end(), is_mixture);
@@ -115,13 +115,10 @@ inline Block check_gaussian_sample_and_log_prob(const Tensor& mu, const Tensor& 
   return block;
 }
 
-inline Block check_gaussian_sample_and_log_prob_backward(const std::optional<Tensor>& grad_x,
-                                                         const std::optional<Tensor>& grad_log_prob, const Tensor& mu,
-                                                         const Tensor& rho, const Tensor& mu_prior,
-                                                         const Tensor& std_prior, const Tensor& key,
-                                                         const std::optional<Sizes>& full_size,
-                                                         const std::optional<Sizes>& origin, bool prior_grads,
-                                                         bool antithetic) {
+inline Block check_gaussian_sample_and_log_prob_backward(
+    const std::optional<Tensor>& grad_x, const std::optional<Tensor>& grad_log_prob, const Tensor& mu,
+    const Tensor& rho, const Tensor& mu_prior, const Tensor& std_prior, const Tensor& key,
+    const std::optional<Sizes>& full_size, const std::optional<Sizes>& origin, bool prior_grads, bool antithetic) {
   const Block block = check_gaussian_sample_and_log_prob(mu, rho, mu_prior, std_prior, key, std::nullopt, full_size,
                                                          origin, antithetic);
   if (grad_x) check_sample_gradient(*grad_x, key, rho);

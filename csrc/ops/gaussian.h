@@ -161,13 +161,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_sample_and_log_prob_backward
 }
 
 template <typename device_t>
-std::tuple<Tensors, Tensors> foreach_gaussian_sample_and_log_prob_backward(OptionalTensors grad_x,
-                                                                           std::optional<Tensor> grad_log_prob,
-                                                                           Tensors mu, Tensors rho, Tensors mu_prior,
-                                                                           Tensors std_prior, Tensor key,
-                                                                           bool stick_the_landing, FamilyNames family,
-                                                                           FamilyParameters family_parameters,
-                                                                           bool antithetic) {
+std::tuple<Tensors, Tensors> foreach_gaussian_sample_and_log_prob_backward(
+    OptionalTensors grad_x, std::optional<Tensor> grad_log_prob, Tensors mu, Tensors rho, Tensors mu_prior,
+    Tensors std_prior, Tensor key, bool stick_the_landing, FamilyNames family, FamilyParameters family_parameters,
+    bool antithetic) {
   check_foreach_gaussian_sample_and_log_prob_backward(grad_x, grad_log_prob, mu, rho, mu_prior, std_prior, key,
                                                       antithetic);
   const std::vector<PriorFamily> families = check_families(family, family_parameters, mu.size());
@@ -196,12 +193,9 @@ Tensor gaussian_log_prob(Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tenso
 }
 
 template <typename device_t>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward(Tensor grad_log_prob, Tensor x, Tensor mu,
-                                                                              Tensor rho, Tensor mu_prior,
-                                                                              Tensor std_prior,
-                                                                              std::vector<bool> output_mask,
-                                                                              FamilyName family,
-                                                                              FamilyParameters family_parameters) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_log_prob_backward(
+    Tensor grad_log_prob, Tensor x, Tensor mu, Tensor rho, Tensor mu_prior, Tensor std_prior,
+    std::vector<bool> output_mask, FamilyName family, FamilyParameters family_parameters) {
   check_gaussian_log_prob_backward(grad_log_prob, x, mu, rho, mu_prior, std_prior, output_mask);
   const PriorFamily of_prior = check_family(family, family_parameters, output_mask[3] || output_mask[4]);
 

@@ -7,9 +7,10 @@
 // A foreach op draws its tensors as one stream: each begins at the first Philox block that those before it left unused,
 // which the key's offset of a single op would say. Its lists of priors hold one for all tensors, or one for each.
 //
-// A prior's family is None, a Gaussian; "flat", which leaves the prior out; "laplace"; or "scale_mixture", with the parameters
-// [weight of the component whose standard deviation is std_prior, ratio of the other one's to it]. A foreach op takes a
-// list of names, with "normal" for a Gaussian: one for all tensors, or one for each, and all parameters in a row.
+// A prior's family is None, a Gaussian; "flat", which leaves the prior out; "laplace"; or "scale_mixture", with the
+// parameters [weight of the component whose standard deviation is std_prior, ratio of the other one's to it]. A foreach
+// op takes a list of names, with "normal" for a Gaussian: one for all tensors, or one for each, and all parameters in a
+// row.
 //
 // With antithetic there is an even number of keys: each second sample is drawn by the key before its own, with -eps.
 #include <torch/csrc/stable/library.h>
