@@ -189,7 +189,7 @@ def main() -> None:
         count = ""
         if kernel in KERNELS:
             types = short[:-1].split("<")[1].split(", ")
-            general = types[-1] == "General"
+            general = "General" in short
             elements = GENERAL if general else KERNELS[kernel][0]
             loop = main_loop(code[mangled], ELEMENT if general else VECTOR)
             for access, expected in ({} if general else expected_accesses(kernel, types)).items():

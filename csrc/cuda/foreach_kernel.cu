@@ -11,12 +11,13 @@ namespace cuda {
 // them, so few tensors take the small ones.
 constexpr size_t kSmallBytes = 4096, kLargeBytes = CUDART_VERSION >= 12010 ? 32764 : kSmallBytes;
 
-template <typename args_type, size_t kBytes>
+// Of tensors that take one variant of a kernel.
+template <typename args_t, typename variant_type, size_t kBytes>
 struct Table {
-  using args_t = args_type;
+  using variant_t = variant_type;
   struct Entry {
     args_t args;
-    Plain plain;
+    variant_t variant;
   };
   static constexpr int kBuckets = 256;
   static constexpr int kFixedBytes = 3 * sizeof(int64_t) + kBuckets;
@@ -54,8 +55,8 @@ struct Table {
 };
 
 // function(entry, index): each tile that falls to this block, by its tensor and its index there.
-template <typename args_t, size_t kBytes, typename function_t>
-__device__ __forceinline__ void for_each_tile(const Table<args_t, kBytes>& table, function_t function) {
+template <typename table_t, typename function_t>
+__device__ __forceinline__ void for_each_tile(const table_t& table, function_t function) {
   for (int64_t tile = blockIdx.x; tile < table.num_tiles; tile += gridDim.x) {
     const int place = table.find(tile);
     function(table.entries[place], tile - table.first_tiles[place]);
@@ -71,8 +72,8 @@ __global__ void __launch_bounds__(kThreads, 2) foreach_sample_kernel(const __gri
   for_each_tile(table, [&](const auto& entry, int64_t index) {
     const SampleArgs& args = entry.args;
     LazyPrior<acc_t> prior(args.prior);
-    with_tile<ForwardTile, scalar_t>(index, args.numel, entry.plain, [&](const auto& tile) {
-      sample_tile<sample_t, true>(tile, index, args, prior, entry.plain, &constants, block_sum);
+    with_tile<ForwardTile, scalar_t>(index, args.numel, entry.variant, [&](const auto& tile) {
+      sample_tile<sample_t, true>(tile, index, args, prior, entry.variant, &constants, block_sum);
     });
   });
 }
@@ -86,8 +87,8 @@ __global__ void __launch_bounds__(kThreads, 2) foreach_sample_backward_kernel(co
   for_each_tile(table, [&](const auto& entry, int64_t index) {
     const SampleBackwardArgs& args = entry.args;
     LazyPrior<acc_t> prior(args.prior);
-    with_tile<BackwardTile, scalar_t>(index, args.numel, entry.plain, [&](const auto& tile) {
-      sample_backward_tile<sample_t, kLogProb>(tile, index, args, prior, h_scale, entry.plain, block_sum);
+    with_tile<BackwardTile, scalar_t>(index, args.numel, entry.variant, [&](const auto& tile) {
+      sample_backward_tile<sample_t, kLogProb>(tile, index, args, prior, h_scale, entry.variant, block_sum);
     });
   });
 }
@@ -101,8 +102,8 @@ __global__ void __launch_bounds__(kThreads, 2) foreach_kl_divergence_kernel(cons
   for_each_tile(table, [&](const auto& entry, int64_t index) {
     const KlDivergenceArgs& args = entry.args;
     LazyPrior<acc_t> prior(args.prior);
-    with_tile<ForwardTile, scalar_t>(index, args.numel, entry.plain, [&](const auto& tile) {
-      kl_divergence_tile(tile, index, args, prior, entry.plain, &constants, block_sum);
+    with_tile<ForwardTile, scalar_t>(index, args.numel, entry.variant, [&](const auto& tile) {
+      kl_divergence_tile(tile, index, args, prior, entry.variant, &constants, block_sum);
     });
   });
 }
@@ -116,51 +117,74 @@ __global__ void __launch_bounds__(kThreads, 2)
   for_each_tile(table, [&](const auto& entry, int64_t index) {
     const KlDivergenceBackwardArgs& args = entry.args;
     LazyPrior<acc_t> prior(args.prior);
-    with_tile<BackwardTile, scalar_t>(index, args.numel, entry.plain, [&](const auto& tile) {
-      kl_divergence_backward_tile(tile, index, args, prior, entry.plain, block_sum);
+    with_tile<BackwardTile, scalar_t>(index, args.numel, entry.variant, [&](const auto& tile) {
+      kl_divergence_backward_tile(tile, index, args, prior, entry.variant, block_sum);
     });
   });
 }
 
-// Runs all parts: by tables, or by launches of their own where `plain` is false or one is not plain. `kernel_of` gives
-// the kernel that takes a type of table.
-template <typename table_t, template <typename, bool> class tile_t, typename scalar_t, typename sample_t,
-          typename function_t>
-const char* start_tables(const Launch& on, function_t kernel_of, const Parts<typename table_t::args_t>& parts,
-                         int64_t num_samples, bool plain) {
-  table_t table;
-  const auto flush = [&]() -> const char* {
-    if (table.size == 0) return nullptr;
-    table.fill_buckets();
-    const char* error = start(on, kernel_of(table), make_grid(table.num_tiles, num_samples), kThreads, table);
-    table.size = 0, table.num_tiles = 0;
+// Adds tensors to a table, and launches it whenever it is full. The table is not initialised, which would take longer
+// than to fill it.
+template <typename table_t, template <typename, bool> class tile_t, typename scalar_t, typename function_t>
+class Launcher {
+ public:
+  // kernel_of(table) gives the kernel that takes a type of table.
+  Launcher(const Launch& on, function_t kernel_of, int64_t num_samples)
+      : on_(on), kernel_of_(kernel_of), num_samples_(num_samples) {}
+
+  const char* add(const typename table_t::Entry& entry) {
+    const char* error = table_.size == table_t::kCapacity ? flush() : nullptr;
+    table_.add(entry, TileOf<tile_t, scalar_t, typename table_t::variant_t>::cover(entry.args.numel));
     return error;
-  };
+  }
+
+  const char* flush() {
+    if (table_.size == 0) return nullptr;
+    table_.fill_buckets();
+    const char* error = start(on_, kernel_of_(table_), make_grid(table_.num_tiles, num_samples_), kThreads, table_);
+    table_.size = 0, table_.num_tiles = 0;
+    return error;
+  }
+
+ private:
+  const Launch& on_;
+  function_t kernel_of_;
+  int64_t num_samples_;
+  table_t table_;
+};
+
+// Runs all parts: by tables of those that are plain, which one may be if `plain`, and by tables of the others.
+template <size_t kBytes, template <typename, bool> class tile_t, typename scalar_t, typename sample_t, typename args_t,
+          typename function_t>
+const char* start_tables(const Launch& on, function_t kernel_of, const Parts<args_t>& parts, int64_t num_samples,
+                         bool plain) {
+  Launcher<Table<args_t, Plain, kBytes>, tile_t, scalar_t, function_t> plains(on, kernel_of, num_samples);
+  std::optional<Launcher<Table<args_t, General, kBytes>, tile_t, scalar_t, function_t>> others;
   for (const auto& [args, general] : parts) {
     if (args.numel == 0) continue;
     const char* error = nullptr;
     if (plain && is_plain<scalar_t>(general)) {
-      if (table.size == table.kCapacity) error = flush();
-      table.add({args, {memory_aligned<scalar_t, sample_t>(args), general.antithetic, first_block<scalar_t>(general)}},
-                tile_t<scalar_t, true>::cover(args.numel));
+      const bool aligned = memory_aligned<scalar_t, sample_t>(args);
+      error = plains.add({args, {aligned, general.antithetic, first_block<scalar_t>(general)}});
     } else {
-      error = launch(on, args, general);
+      if (!others) others.emplace(on, kernel_of, num_samples);
+      error = others->add({args, general});
     }
     if (error) return error;
   }
-  return flush();
+  const char* error = plains.flush();
+  return error || !others ? error : others->flush();
 }
 
 template <template <typename, bool> class tile_t, typename scalar_t, typename sample_t, typename args_t,
           typename function_t>
 const char* start_parts(const Launch& on, function_t kernel_of, const Parts<args_t>& parts, int64_t num_samples = 1,
                         bool plain = true) {
-  using Small = Table<args_t, kSmallBytes>;
-  using Large = Table<args_t, kLargeBytes>;
+  constexpr int kFew = Table<args_t, Plain, kSmallBytes>::kCapacity;
   int driver = 0;
-  const bool small = parts.size() <= Small::kCapacity || cudaDriverGetVersion(&driver) != cudaSuccess || driver < 12010;
-  return small ? start_tables<Small, tile_t, scalar_t, sample_t>(on, kernel_of, parts, num_samples, plain)
-               : start_tables<Large, tile_t, scalar_t, sample_t>(on, kernel_of, parts, num_samples, plain);
+  const bool small = parts.size() <= kFew || cudaDriverGetVersion(&driver) != cudaSuccess || driver < 12010;
+  return small ? start_tables<kSmallBytes, tile_t, scalar_t, sample_t>(on, kernel_of, parts, num_samples, plain)
+               : start_tables<kLargeBytes, tile_t, scalar_t, sample_t>(on, kernel_of, parts, num_samples, plain);
 }
 
 const char* launch(const Launch& on, const Parts<SampleArgs>& parts) {

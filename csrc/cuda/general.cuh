@@ -91,6 +91,12 @@ __device__ __forceinline__ void with_tile(int64_t index, int64_t numel, const Pl
   }
 }
 
+// The same for the general variant.
+template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>
+__device__ __forceinline__ void with_tile(int64_t index, int64_t numel, const General& general, function_t function) {
+  function(GeneralTile<scalar_t>(index, numel, general.block));
+}
+
 // function(tile, index) for each tile that falls to this block.
 template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>
 __device__ __forceinline__ void for_each_tile(int64_t numel, const Plain& plain, function_t function) {
@@ -101,7 +107,7 @@ __device__ __forceinline__ void for_each_tile(int64_t numel, const Plain& plain,
 template <template <typename, bool> class tile_t, typename scalar_t, typename function_t>
 __device__ __forceinline__ void for_each_tile(int64_t numel, const General& general, function_t function) {
   for (int64_t index = blockIdx.x; index * GeneralTile<scalar_t>::kSize < numel; index += gridDim.x)
-    function(GeneralTile<scalar_t>(index, numel, general.block), index);
+    with_tile<tile_t, scalar_t>(index, numel, general, [&](const auto& tile) { function(tile, index); });
 }
 
 // The one prior of all elements, as a tile asks for it.
