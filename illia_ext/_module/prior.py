@@ -1,8 +1,7 @@
 """How a module holds a prior that is a distribution: as buffers, or as a module that returns it at each call."""
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,27 +14,53 @@ from illia_ext.priors import Fused, ScaleMixture, arithmetic, base_of, fused_mix
 
 __all__ = ["EachPrior", "FixedPrior", "as_prior", "fixed_gaussian", "is_constant"]
 
-_NOT_COPIED = ("_inv", "_cached_x_y")  # of a transform: torch's own copies have None there too
+
+class _Buffer(NamedTuple):
+    name: str
 
 
-def _map_tensors(thing: Any, function: Callable[[str, Tensor], Tensor], name: str = "") -> Any:
-    """A copy with function(name, tensor) in place of each tensor: of attributes, of lists, and of what they hold.
+class _Parts(NamedTuple):
+    """Of a distribution, a transform, a list or a tuple; in a list attributes have no name."""
+
+    kind: type
+    attributes: list[tuple[str, Any]]
+
+
+def _take_apart(thing: Any, register: Callable[[str, Tensor], None], name: str = "") -> Any:
+    """A recipe for `_make`, in plain data that torch.compile traces; register(name, tensor) is called for each tensor.
 
     Names tell the classes on the way, so that a state of another distribution does not fit.
     """
     if isinstance(thing, Tensor):
-        return function(name, thing)
+        register(name, thing)
+        return _Buffer(name)
     if type(thing) in (list, tuple):
-        return type(thing)(_map_tensors(each, function, f"{name}_{i}") for i, each in enumerate(thing))
+        each = [("", _take_apart(part, register, f"{name}_{i}")) for i, part in enumerate(thing)]
+        return _Parts(type(thing), each)
     if not isinstance(thing, (Distribution, Transform)):
         return thing
-    new, prefix = copy.copy(thing), f"{name}_{type(thing).__name__}".lstrip("_")
-    for attribute, value in vars(thing).items():
-        if isinstance(thing, Transform) and attribute in _NOT_COPIED:
-            continue
-        setattr(new, attribute, _map_tensors(value, function, f"{prefix}_{attribute.lstrip('_')}"))
-    if isinstance(new, Distribution):
-        new._validate_args = False  # it was checked at first, and a check makes a GPU wait
+    prefix = f"{name}_{type(thing).__name__}".lstrip("_")
+    # a transform's inverse and what it computed last, which torch's own copies lack too; validation, which was done at
+    # first, and makes a GPU wait
+    others = {"_inv": None, "_cached_x_y": (None, None)} if isinstance(thing, Transform) else {"_validate_args": False}
+    parts = [
+        (attribute, _take_apart(value, register, f"{prefix}_{attribute.lstrip('_')}"))
+        for attribute, value in vars(thing).items()
+        if attribute not in others
+    ]
+    return _Parts(type(thing), [*parts, *others.items()])
+
+
+def _make(recipe: Any, buffer: Callable[[str], Tensor]) -> Any:
+    if isinstance(recipe, _Buffer):
+        return buffer(recipe.name)
+    if not isinstance(recipe, _Parts):
+        return recipe
+    if recipe.kind in (list, tuple):
+        return recipe.kind([_make(part, buffer) for _, part in recipe.attributes])
+    new: Any = object.__new__(recipe.kind)
+    for attribute, part in recipe.attributes:
+        setattr(new, attribute, _make(part, buffer))
     return new
 
 
@@ -45,7 +70,7 @@ class FixedPrior(nn.Module):
     def __init__(self, distribution: Distribution, like: Tensor) -> None:
         super().__init__()
 
-        def register(name: str, tensor: Tensor) -> Tensor:
+        def register(name: str, tensor: Tensor) -> None:
             if tensor.requires_grad:
                 raise ValueError(
                     f"prior: expected constants, got {name}, which requires a gradient; a prior that learns is an "
@@ -54,16 +79,15 @@ class FixedPrior(nn.Module):
             dtype = arithmetic(like.dtype) if tensor.is_floating_point() else tensor.dtype
             values = tensor.to(like.device, dtype)  # perhaps expanded from one number
             self.register_buffer(name, values.clone(memory_format=torch.contiguous_format))
-            return tensor.new_empty(0)  # says where the buffer belongs
 
-        self._distribution = _map_tensors(distribution, register)
+        self._recipe = _take_apart(distribution, register)
         self._kind = type(base_of(distribution))
         self._numbers: tuple[float, ...] | None = None
         self._numbers_of: list[tuple[int, int]] = []
 
     def forward(self) -> Distribution:
         """The distribution of what the buffers are now."""
-        distribution: Distribution = _map_tensors(self._distribution, lambda name, _: self._buffer(name))
+        distribution: Distribution = _make(self._recipe, self._buffer)
         return distribution
 
     def extra_repr(self) -> str:
