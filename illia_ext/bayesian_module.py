@@ -90,7 +90,7 @@ class BayesianModule(Posterior):
         prior: in place of mu_prior and std_prior, a torch.distributions.Distribution on all real numbers whose shape
             broadcasts to each weight's; or an nn.Module whose forward() makes one at each call, from parameters that
             are learned; or a function (name, parameter) that gives either. Tensors are kept in the state_dict, under
-            names that tell the distribution. A Normal is the Gaussian prior of
+            names that tell the distribution. A Normal of numbers is the Gaussian prior of
             mu_prior and std_prior. Normal, Laplace and `illia_ext.ScaleMixture` are computed in the pass that draws;
             where a prior is another one, log_prob is evaluated for each weight, which takes more time and memory
             (docs/priors.md).

@@ -90,13 +90,19 @@ def _priors(name: str, value: Any) -> list[Tensor]:
     return priors
 
 
-def _keywords(mu_prior: Any, std_prior: Any, family: Any, **others: Any) -> tuple[Any, Any, dict[str, Any]]:
+def _keywords(
+    mu_prior: Any, std_prior: Any, family: Any, are_many: bool = False, **others: Any
+) -> tuple[Any, Any, dict[str, Any]]:
     """mu_prior and std_prior, which are not read where the prior is flat; and the keywords that an op must be told."""
-    if family is not None and not isinstance(family, (str, list, tuple)):
-        raise TypeError(f"family: expected a name, got {shown(family)}")
-    for number in others.get("family_parameters") or ():
-        if not isinstance(number, Real):
-            raise TypeError(f"family_parameters: expected numbers, got {shown(number)}")
+    names = family if are_many and isinstance(family, (list, tuple)) else [family]
+    if not all(each is None or isinstance(each, str) for each in names):
+        raise TypeError(f"family: expected {'names' if are_many else 'a name'} or None, got {shown(family)}")
+    numbers = others.get("family_parameters")
+    if numbers is not None and not (isinstance(numbers, (list, tuple)) and all(isinstance(x, Real) for x in numbers)):
+        raise TypeError(f"family_parameters: expected a sequence of numbers, got {shown(numbers)}")
+    if (mu_prior is None) != (std_prior is None):
+        name, other = ("mu_prior", "std_prior") if mu_prior is None else ("std_prior", "mu_prior")
+        raise TypeError(f"{name}: expected a number, got None; both are None to leave the prior out, but not {other}")
     if mu_prior is None and std_prior is None:
         if family is not None:
             raise ValueError(f"family: expected None without mu_prior and std_prior, got {family!r}")
@@ -281,6 +287,7 @@ def foreach_gaussian_sample_and_log_prob(
         mu_prior,
         std_prior,
         family,
+        are_many=True,
         family_parameters=family_parameters,
         dtype=dtype,
         stick_the_landing=stick_the_landing,

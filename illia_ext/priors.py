@@ -81,17 +81,17 @@ class ScaleMixture(Distribution):
         """log p, finite in both tails: that of the wide component, and softplus of the narrow one's log odds."""
         if self._validate_args:
             self._validate_sample(value)
-        # of half types in the value's, where 1 / std2^2 is not infinite
-        dtype = torch.promote_types(value.dtype, self.weight.dtype)
-        weight, std1, std2 = (each.to(dtype) for each in (self.weight, self.std1, self.std2))
+        given = torch.promote_types(value.dtype, self.weight.dtype)
+        dtype = arithmetic(given)
+        value, weight, std1, std2 = (each.to(dtype) for each in (value, self.weight, self.std1, self.std2))
         wide, narrow = torch.maximum(std1, std2), torch.minimum(std1, std2)
         weight = torch.where(std1 >= std2, weight, 1 - weight)
-        squares = value**2 / 2
+        # limits beyond which the narrow component adds nothing: squares stay finite, and subnormal numbers are slow
+        z_wide, z_narrow = value / wide, (value / narrow).clamp(-1e9, 1e9)
         log_odds = torch.log1p(-weight) - weight.log() + wide.log() - narrow.log()
-        # below -80 the narrow component adds nothing, and subnormal numbers would take ten times as long
-        odds = (log_odds - squares * (narrow**-2 - wide**-2)).clamp(min=-80.0)
+        odds = (log_odds - z_narrow**2 * (1 - (narrow / wide) ** 2) / 2).clamp(min=-80.0)
         constant = weight.log() - wide.log() - math.log(2 * math.pi) / 2
-        return constant - squares / wide**2 + nn.functional.softplus(odds, threshold=60.0)
+        return (constant - z_wide**2 / 2 + nn.functional.softplus(odds, threshold=60.0)).to(given)
 
 
 class Fused(NamedTuple):
@@ -180,7 +180,7 @@ def log_density(distribution: Distribution, x: Tensor, mu: Tensor, row: int | No
 
 
 def closed_form_kl(distribution: Distribution, mu: Tensor, rho: Tensor, row: int | None = None) -> Tensor:
-    """KL(q || p), summed: for a Laplace prior by its own formula, which small sigma leave finite, else torch's."""
+    """KL(q || p), summed: for a Normal and a Laplace by formulas that small sigma leave finite, else torch's."""
     _refuse_shards(distribution, mu)
     dtype, prior = arithmetic(mu.dtype), base_of(distribution)
     mu, rho = (_hold_row(values.to(dtype), row) for values in (mu, rho))
@@ -188,9 +188,13 @@ def closed_form_kl(distribution: Distribution, mu: Tensor, rho: Tensor, row: int
     if type(prior) is Laplace:
         terms = _mean_distance(mu - prior.loc, sigma) / prior.scale + torch.log(2 * prior.scale) - log_sigma(rho)
         return _sum(terms - (1 + math.log(2 * math.pi)) / 2, row, False)
-    kind = type(prior)
+    if type(prior) is Normal:
+        squares = (sigma / prior.scale) ** 2 + ((mu - prior.loc) / prior.scale) ** 2
+        return _sum(torch.log(prior.scale) - log_sigma(rho) + (squares - 1) / 2, row, False)
+    kind: Any = type(prior)
+    of_torch: Any = next(each for each in kind.__mro__ if each.__module__.startswith("torch.distributions"))
     try:
-        if isinstance(prior, (Normal, Laplace)) and kind not in (Normal, Laplace):
+        if of_torch is not Distribution and kind.log_prob is not of_torch.log_prob:
             raise NotImplementedError  # torch would take it for the class that it derives from
         terms = kl_divergence(Normal(mu, sigma, validate_args=False), prior)
     except NotImplementedError:

@@ -180,9 +180,14 @@ template <template <typename, bool> class tile_t, typename scalar_t, typename sa
           typename function_t>
 const char* start_parts(const Launch& on, function_t kernel_of, const Parts<args_t>& parts, int64_t num_samples = 1,
                         bool plain = true) {
-  constexpr int kFew = Table<args_t, Plain, kSmallBytes>::kCapacity;
+  const int64_t others = std::count_if(parts.begin(), parts.end(), [&](const Part<args_t>& part) {
+    return !(plain && is_plain<scalar_t>(part.general));
+  });
+  const int64_t plains = static_cast<int64_t>(parts.size()) - others;
+  const bool few = plains <= Table<args_t, Plain, kSmallBytes>::kCapacity &&
+                   others <= Table<args_t, General, kSmallBytes>::kCapacity;
   int driver = 0;
-  const bool small = parts.size() <= kFew || cudaDriverGetVersion(&driver) != cudaSuccess || driver < 12010;
+  const bool small = few || cudaDriverGetVersion(&driver) != cudaSuccess || driver < 12010;
   return small ? start_tables<kSmallBytes, tile_t, scalar_t, sample_t>(on, kernel_of, parts, num_samples, plain)
                : start_tables<kLargeBytes, tile_t, scalar_t, sample_t>(on, kernel_of, parts, num_samples, plain);
 }

@@ -166,7 +166,7 @@ class GuardedModule(nn.Module):
             )
 
         held = [name for name in state_dict if name.startswith(f"{prefix}prior.")]
-        if held and not any(name.startswith("prior.") for name in own):
+        if strict and held and not any(name.startswith("prior.") for name in own):
             lists[-1].append(f"{held[0]}: the state of a module with a prior=...; make this one with the same prior")
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -77,21 +77,18 @@ class Posterior(GuardedModule):
 
     def _distributions(self) -> list[Distribution]:
         """What they return now."""
-        distributions = [module() for module in self._prior_modules()]
-        for each in distributions:
-            if not isinstance(each, Distribution):
-                raise TypeError(f"prior: expected a module that returns a Distribution, got {shown(each)}")
-        return distributions
+        return [_returned(module) for module in self._prior_modules()]
 
-    def _fused(self) -> list[Fused] | None:
-        """As the kernels take them; None where they do not know one of them."""
-        modules = self._prior_modules()
-        if all(isinstance(module, FixedPrior) for module in modules):
-            priors = [module.fused() for module in modules]  # type: ignore[operator]
-        else:
-            priors = [fused(each) for each in self._distributions()]
-        known = [each for each in priors if each is not None]
-        return known if len(known) == len(priors) else None
+    def _fused(self) -> tuple[list[Fused], list[Distribution]]:
+        """The priors as the kernels take them; or, where they do not know one of them, the distributions."""
+        distributions, known = [], []
+        for module in self._prior_modules():
+            is_fixed = isinstance(module, FixedPrior)
+            distributions.append(None if is_fixed else _returned(module))
+            known.append(module.fused() if is_fixed else fused(distributions[-1]))  # type: ignore
+        if all(each is not None for each in known):
+            return known, []  # type: ignore[return-value]
+        return [], [each or module() for each, module in zip(distributions, self._prior_modules())]
 
     def _prior_terms(self) -> tuple[tuple[Any, Any], dict[str, Any], list[Distribution]]:
         """mu_prior and std_prior as the functions `foreach_*` take them, their other keywords, and the distributions
@@ -106,9 +103,9 @@ class Posterior(GuardedModule):
                 for p in (self.mu_prior, self.std_prior)
             )
             return (mu_prior, std_prior), {}, []
-        known = self._fused()
-        if known is None:
-            return (None, None), {}, self._distributions()
+        known, distributions = self._fused()
+        if distributions:
+            return (None, None), {}, distributions
         options = known[0].options
         if any(each.options != options for each in known):
             parts = [each for i, each in enumerate(known) for _ in range(1 + (i in self._padding))]  # see leave_out
@@ -265,9 +262,9 @@ class Posterior(GuardedModule):
             if isinstance(given, Tensor) and given.shape != mu.shape:
                 return  # another network's, which will be refused
         if self.prior is not None:
-            for argument in ("mu_prior", "std_prior"):
-                given = [state_dict.get(f"{prefix}{argument}.{name}") for name in self._names]
-                if any(not isinstance(one, Tensor) or one.shape != mu.shape for one, mu in zip(given, mus)):
+            for part in ("module", "rho", "mu_prior", "std_prior"):
+                parts = [state_dict.get(f"{prefix}{part}.{name}") for name in self._names]
+                if any(not isinstance(one, Tensor) or one.shape != mu.shape for one, mu in zip(parts, mus)):
                     return
             if not is_constant(self.prior):
                 return
@@ -298,6 +295,13 @@ class Posterior(GuardedModule):
                 if not isinstance(prior, nn.Module) or not is_same:
                     found[argument] = each
         return found
+
+
+def _returned(module: nn.Module) -> Distribution:
+    distribution = module()
+    if not isinstance(distribution, Distribution):
+        raise TypeError(f"prior: expected a module that returns a Distribution, got {shown(distribution)}")
+    return distribution
 
 
 def _is_plain(value: Any) -> bool:

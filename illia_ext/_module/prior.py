@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
-from torch.distributions import Distribution, Laplace, Normal, Transform, constraints
+from torch.distributions import Distribution, Independent, Laplace, Normal, Transform, constraints
 
 from illia_ext._checks import broadcasts, shown
 from illia_ext._ops.dispatch import is_plain
@@ -26,14 +26,13 @@ class _Parts(NamedTuple):
     attributes: list[tuple[str, Any]]
 
 
-def _take_apart(thing: Any, register: Callable[[str, Tensor], None], name: str = "") -> Any:
-    """A recipe for `_make`, in plain data that torch.compile traces; register(name, tensor) is called for each tensor.
+def _take_apart(thing: Any, register: Callable[[str, Tensor], str], name: str = "") -> Any:
+    """A recipe for `_make`, in plain data that torch.compile traces; register(name, tensor) gives each tensor's name.
 
     Names tell the classes on the way, so that a state of another distribution does not fit.
     """
     if isinstance(thing, Tensor):
-        register(name, thing)
-        return _Buffer(name)
+        return _Buffer(register(name, thing))
     if type(thing) in (list, tuple):
         each = [("", _take_apart(part, register, f"{name}_{i}")) for i, part in enumerate(thing)]
         return _Parts(type(thing), each)
@@ -42,7 +41,11 @@ def _take_apart(thing: Any, register: Callable[[str, Tensor], None], name: str =
     prefix = f"{name}_{type(thing).__name__}".lstrip("_")
     # a transform's inverse and what it computed last, which torch's own copies lack too; validation, which was done at
     # first, and makes a GPU wait
-    others = {"_inv": None, "_cached_x_y": (None, None)} if isinstance(thing, Transform) else {"_validate_args": False}
+    others: dict[str, Any] = {"_validate_args": False}
+    if isinstance(thing, Transform):
+        others = {"_inv": None, "_cached_x_y": (None, None)}
+    if isinstance(thing, ScaleMixture):
+        others["numbers"] = None  # not those of the buffers
     parts = [
         (attribute, _take_apart(value, register, f"{prefix}_{attribute.lstrip('_')}"))
         for attribute, value in vars(thing).items()
@@ -65,56 +68,88 @@ def _make(recipe: Any, buffer: Callable[[str], Tensor]) -> Any:
 
 
 class FixedPrior(nn.Module):
-    """A distribution whose tensors are buffers: it moves with its module, and is in the state_dict."""
+    """A distribution whose tensors are buffers: it moves with its module, and is in the state_dict.
+
+    Beside weights of half types the buffers are float32.
+    """
 
     def __init__(self, distribution: Distribution, like: Tensor) -> None:
         super().__init__()
 
-        def register(name: str, tensor: Tensor) -> None:
+        def register(name: str, tensor: Tensor) -> str:
             if tensor.requires_grad:
                 raise ValueError(
                     f"prior: expected constants, got {name}, which requires a gradient; a prior that learns is an "
                     "nn.Module that has the parameters and whose forward() returns the distribution"
                 )
+            while name in self._buffers:  # of `scale` and `_scale`
+                name += "_"
             dtype = arithmetic(like.dtype) if tensor.is_floating_point() else tensor.dtype
             values = tensor.to(like.device, dtype)  # perhaps expanded from one number
             self.register_buffer(name, values.clone(memory_format=torch.contiguous_format))
+            return name
 
-        self._recipe = _take_apart(distribution, register)
-        self._kind = type(base_of(distribution))
-        self._numbers: tuple[float, ...] | None = None
-        self._numbers_of: list[tuple[int, int]] = []
+        self._recipe = base = _take_apart(distribution, register)
+        while base.kind is Independent:
+            base = dict(base.attributes)["base_dist"]
+        self._kind = base.kind
+        self._names = {attribute: part.name for attribute, part in base.attributes if isinstance(part, _Buffer)}
+        self._numbers = self._read_numbers()
+        self._last: tuple[list[tuple[Tensor, int]], tuple[float, ...] | None] | None = None  # read of a GPU
 
     def forward(self) -> Distribution:
         """The distribution of what the buffers are now."""
-        distribution: Distribution = _make(self._recipe, self._buffer)
+        distribution: Distribution = _make(self._recipe, lambda name: getattr(self, name))
         return distribution
 
     def extra_repr(self) -> str:
         return repr(self())
 
-    def _buffer(self, name: str) -> Tensor:
-        """In the type in which we compute."""
-        value: Tensor = getattr(self, name)
-        return value.to(arithmetic(value.dtype)) if value.is_floating_point() else value
-
     def fused(self) -> Fused | None:
         """As the kernels take it, without making the distribution."""
         if self._kind in (Normal, Laplace):
-            loc, scale = map(self._buffer, self._buffers)
+            loc, scale = (getattr(self, self._names[attribute]) for attribute in ("loc", "scale"))
             return Fused(loc, scale, "laplace" if self._kind is Laplace else None)
-        return fused_mixture(self._read_numbers()) if self._kind is ScaleMixture else None
+        return fused_mixture(self._numbers_now()) if self._kind is ScaleMixture else None
 
     def _read_numbers(self) -> tuple[float, ...] | None:
-        """Of a scale mixture: read again where the buffers have changed, which a compiled program cannot see."""
-        if not is_compiling():
-            buffers: list[Any] = list(self._buffers.values())
-            numbers_of = [(id(each), 0 if each.is_inference() else each._version) for each in buffers]
-            if numbers_of != self._numbers_of:
-                is_number = all(each.numel() == 1 and not each.is_meta for each in buffers) and is_plain(buffers)
-                self._numbers = tuple(each.item() for each in buffers) if is_number else None
-                self._numbers_of = numbers_of
-        return self._numbers
+        """Those of a scale mixture."""
+        buffers = [getattr(self, name) for name in self._names.values()]
+        if self._kind is not ScaleMixture or any(each.numel() != 1 or each.is_meta for each in buffers):
+            return None
+        return tuple(getattr(self, self._names[attribute]).item() for attribute in ScaleMixture.arg_constraints)
+
+    def _numbers_now(self) -> tuple[float, ...] | None:
+        """A compiled program has those of the last load or move. A GPU has to be waited for: there they are read again
+        where a buffer is another tensor or has been changed."""
+        if is_compiling():
+            return self._numbers
+        buffers = [getattr(self, name) for name in self._names.values()]
+        if not is_plain(buffers):
+            return None
+        if buffers[0].is_cpu:
+            return self._read_numbers()
+        read = [(each, 0 if each.is_inference() else each._version) for each in buffers]
+        if self._last is None or any(a is not b or m != n for (a, m), (b, n) in zip(read, self._last[0])):
+            self._last = read, self._read_numbers()
+        return self._last[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FixedPrior":
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new: Any = self._buffers[name]
+            if old is not None and new.is_floating_point() and arithmetic(new.dtype) != new.dtype:
+                self._buffers[name] = old.to(new.device, arithmetic(new.dtype))
+        self._numbers = self._read_numbers()
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._numbers = self._read_numbers()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last": None}
 
 
 class EachPrior(nn.Module):
@@ -145,6 +180,7 @@ def fixed_gaussian(prior: Any) -> tuple[Tensor, Tensor] | None:
     return tuple(each if each.is_floating_point() else each.float() for each in (normal.loc, normal.scale))  # type: ignore
 
 
+@torch.inference_mode(False)
 def as_prior(prior: Any, mus: Mapping[str, Tensor], padded: Collection[str] = ()) -> nn.Module:
     """A module whose forward gives the prior of these weights; `padded`: names of those that have a padding row.
 
@@ -206,15 +242,19 @@ def _check_shape(distribution: Distribution, expected: torch.Size) -> torch.Size
 
 
 def _check_fits(distribution: Distribution, mu: Tensor, is_padded: bool, module: nn.Module) -> None:
-    kind = type(distribution).__name__
-    # not at 0, where a density may have a pole
-    x = (mu.detach().to(arithmetic(mu.dtype)) + 0.01).requires_grad_()
+    kind, dtype = type(distribution).__name__, arithmetic(mu.dtype)
     try:
-        outer = _check_shape(distribution, mu.shape)
+        _check_shape(distribution, mu.shape)
+        values = mu.detach().clone().to(dtype)
+        if distribution.batch_shape.numel() == 1 and not distribution.event_shape and mu.numel():
+            values = values[(slice(1),) * mu.dim()]  # all elements are alike
+        # not at 0, where a density may have a pole; weights may be unset yet
+        x = (torch.where(values.isfinite(), values, 0.0) + 0.01).requires_grad_()
+        outer = x.shape[: mu.dim() - len(distribution.event_shape)]
         support = _support(distribution)
         if mu.is_meta:  # which has no values
             return
-        reals = [support.check(x.new_tensor(value).expand(mu.shape)).all() for value in (-1e3, 0.0, 1e3)]
+        reals = [support.check(x.new_tensor(value).expand(x.shape)).all() for value in (-1e3, 0.0, 1e3)]
         with torch.enable_grad():
             point = x * 1
             terms = None if support.is_discrete or not all(reals) else distribution.log_prob(point)
@@ -224,7 +264,7 @@ def _check_fits(distribution: Distribution, mu: Tensor, is_padded: bool, module:
         raise
     except Exception as error:  # of a user's class
         raise ValueError(
-            f"expected {kind}.log_prob to take {x.dtype} on {x.device}, got an error: {error}. Does its __init__ call "
+            f"expected {kind}.log_prob to take {dtype} on {mu.device}, got an error: {error}. Does its __init__ call "
             "that of Distribution? Tensors in other places than attributes and lists do not move with the module, and "
             "inverted transforms (`.inv`) cannot be copied: make the distribution in the forward() of an nn.Module"
         ) from error
