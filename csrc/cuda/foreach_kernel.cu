@@ -159,7 +159,8 @@ template <size_t kBytes, template <typename, bool> class tile_t, typename scalar
 const char* start_tables(const Launch& on, function_t kernel_of, const Parts<args_t>& parts, int64_t num_samples,
                          bool plain) {
   Launcher<Table<args_t, Plain, kBytes>, tile_t, scalar_t, function_t> plains(on, kernel_of, num_samples);
-  std::optional<Launcher<Table<args_t, General, kBytes>, tile_t, scalar_t, function_t>> others;
+  // small ones, which are half the code to compile
+  Launcher<Table<args_t, General, kSmallBytes>, tile_t, scalar_t, function_t> others(on, kernel_of, num_samples);
   for (const auto& [args, general] : parts) {
     if (args.numel == 0) continue;
     const char* error = nullptr;
@@ -167,27 +168,21 @@ const char* start_tables(const Launch& on, function_t kernel_of, const Parts<arg
       const bool aligned = memory_aligned<scalar_t, sample_t>(args);
       error = plains.add({args, {aligned, general.antithetic, first_block<scalar_t>(general)}});
     } else {
-      if (!others) others.emplace(on, kernel_of, num_samples);
-      error = others->add({args, general});
+      error = others.add({args, general});
     }
     if (error) return error;
   }
   const char* error = plains.flush();
-  return error || !others ? error : others->flush();
+  return error ? error : others.flush();
 }
 
 template <template <typename, bool> class tile_t, typename scalar_t, typename sample_t, typename args_t,
           typename function_t>
 const char* start_parts(const Launch& on, function_t kernel_of, const Parts<args_t>& parts, int64_t num_samples = 1,
                         bool plain = true) {
-  const int64_t others = std::count_if(parts.begin(), parts.end(), [&](const Part<args_t>& part) {
-    return !(plain && is_plain<scalar_t>(part.general));
-  });
-  const int64_t plains = static_cast<int64_t>(parts.size()) - others;
-  const bool few = plains <= Table<args_t, Plain, kSmallBytes>::kCapacity &&
-                   others <= Table<args_t, General, kSmallBytes>::kCapacity;
+  constexpr size_t kFew = Table<args_t, Plain, kSmallBytes>::kCapacity;
   int driver = 0;
-  const bool small = few || cudaDriverGetVersion(&driver) != cudaSuccess || driver < 12010;
+  const bool small = parts.size() <= kFew || cudaDriverGetVersion(&driver) != cudaSuccess || driver < 12010;
   return small ? start_tables<kSmallBytes, tile_t, scalar_t, sample_t>(on, kernel_of, parts, num_samples, plain)
                : start_tables<kLargeBytes, tile_t, scalar_t, sample_t>(on, kernel_of, parts, num_samples, plain);
 }

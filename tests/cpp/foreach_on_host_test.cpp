@@ -188,6 +188,8 @@ int main() {
           Case{"families", some_general, 2, 1, false, false, true}})
       illia::cuda::test_case(c, name, types);
   illia::cuda::test_case({"many", many, 1, 3}, illia::kTypes[0].first, illia::kTypes[0].second);
+  illia::cuda::test_case({"many, families", many, 1, 40, false, false, true}, illia::kTypes[0].first,
+                         illia::kTypes[0].second);
   host_driver = 12000;  // which takes 4 KB of arguments
   illia::cuda::test_case({"many, old driver", many, 1, 24}, illia::kTypes[0].first, illia::kTypes[0].second);
   std::fprintf(stderr, "%d checks of the CUDA kernels of many tensors on the host failed\n", illia::failures);
