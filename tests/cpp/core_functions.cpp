@@ -6,10 +6,19 @@
 namespace illia {
 namespace base {
 
-#define ILLIA_EMIT_WITH(acc_t, prior_t)                                                                     \
-  template acc_t prior_score(acc_t, const prior_t&);                                                        \
-  template acc_t gaussian_sample_grad(acc_t, acc_t, const prior_t&, acc_t);                                 \
-  template GaussianGrads<acc_t> gaussian_log_prob_grads(acc_t, acc_t, acc_t, acc_t, const prior_t&, acc_t); \
+#define ILLIA_EMIT_FAMILY(acc_t, prior_t, family_t)                                                        \
+  template acc_t sample_grad(acc_t, acc_t, const prior_t&, acc_t, const family_t&);                        \
+  template GaussianGrads<acc_t> gaussian_log_prob_grads(acc_t, acc_t, acc_t, acc_t, const prior_t&, acc_t, \
+                                                        const family_t&);
+
+#define ILLIA_EMIT_WITH(acc_t, prior_t)                                     \
+  template acc_t prior_score(acc_t, const prior_t&);                        \
+  template acc_t gaussian_sample_grad(acc_t, acc_t, const prior_t&, acc_t); \
+  ILLIA_EMIT_FAMILY(acc_t, prior_t, NormalFamily<acc_t>)                    \
+  ILLIA_EMIT_FAMILY(acc_t, prior_t, FlatFamily<acc_t>)                      \
+  ILLIA_EMIT_FAMILY(acc_t, prior_t, LaplaceFamily<acc_t>)                   \
+  ILLIA_EMIT_FAMILY(acc_t, prior_t, ScaleMixtureFamily<acc_t>)              \
+  ILLIA_EMIT_FAMILY(acc_t, prior_t, AnyFamily<acc_t>)                       \
   template GaussianGrads<acc_t> gaussian_kl_divergence_grads(acc_t, acc_t, acc_t, acc_t, acc_t, const prior_t&, acc_t);
 
 #define ILLIA_EMIT(acc_t)                                                     \
@@ -29,6 +38,11 @@ namespace base {
   template struct Prior<acc_t>;                                               \
   template struct ElementPrior<acc_t>;                                        \
   template LogStd<acc_t> log_std_parts(acc_t);                                \
+  template struct NormalFamily<acc_t>;                                        \
+  template struct FlatFamily<acc_t>;                                          \
+  template struct LaplaceFamily<acc_t>;                                       \
+  template struct ScaleMixtureFamily<acc_t>;                                  \
+  template struct AnyFamily<acc_t>;                                           \
   template acc_t gaussian_sample(acc_t, acc_t, acc_t);                        \
   ILLIA_EMIT_WITH(acc_t, Prior<acc_t>)                                        \
   ILLIA_EMIT_WITH(acc_t, ElementPrior<acc_t>)                                 \
