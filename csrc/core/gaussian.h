@@ -107,7 +107,7 @@ struct FlatFamily {
 template <typename acc_t>
 struct LaplaceFamily {
   ILLIA_FUNCTION acc_t add_twice(acc_t z, acc_t sum) const { return std::fma(acc_t{2}, std::fabs(z), sum); }
-  ILLIA_FUNCTION acc_t slope(acc_t z) const { return z > 0 ? acc_t{1} : z < 0 ? acc_t{-1} : z; }
+  ILLIA_FUNCTION acc_t slope(acc_t z) const { return z > 0 ? acc_t{1} : z < 0 ? acc_t(-1) : z; }
 };
 
 // z^2 / 2 - softplus(log_odds - decay z^2): two Gaussians about one mean, of which std_prior is the wide one's. Both
@@ -117,10 +117,10 @@ struct ScaleMixtureFamily {
   acc_t log_odds, decay;
 
   // Below -80 the narrow component adds nothing, and subnormal numbers would take ten times as long.
-  ILLIA_FUNCTION acc_t odds(acc_t z) const { return at_least(acc_t{-80}, std::fma(-decay * z, z, log_odds)); }
+  ILLIA_FUNCTION acc_t odds(acc_t z) const { return at_least(acc_t(-80), std::fma(-decay * z, z, log_odds)); }
 
   ILLIA_FUNCTION acc_t add_twice(acc_t z, acc_t sum) const {
-    return std::fma(acc_t{-2}, softplus(odds(z)).sigma, std::fma(z, z, sum));
+    return std::fma(acc_t(-2), softplus(odds(z)).sigma, std::fma(z, z, sum));
   }
 
   // z (1 + 2 decay sigmoid(odds))

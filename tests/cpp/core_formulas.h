@@ -96,6 +96,10 @@ void test_families() {
     const acc_t z_squared = z * z, sum = 3;
     ILLIA_CHECK_NEAR(family.add_twice(z, sum), 3 + 2 * energy, 4 * kEpsilon * (3 + z_squared + 2 * std::fabs(energy)));
     ILLIA_CHECK_NEAR(family.slope(z), slope, 4 * kEpsilon * size);
+    const auto prior = ElementPrior<acc_t>::make(acc_t(0.5), acc_t(2));  // whose z is exact at x = 2 z + 0.5
+    if (std::fabs(z) < 100 && !std::is_same_v<std::decay_t<decltype(family)>, NormalFamily<acc_t>>)
+      ILLIA_CHECK_EQUAL(sample_grad(acc_t(0.25), acc_t(2) * z + acc_t(0.5), prior, acc_t(3), family),
+                        std::fma(family.slope(z), acc_t(3), acc_t(0.25)));
   };
   for (int i = -40; i <= 40; ++i) {
     const acc_t z = acc_t(i) / 8 + (i % 3 ? 0 : acc_t(i) * 100);
@@ -115,6 +119,10 @@ void test_families() {
         PriorFamily prior{Family::kScaleMixture};
         prior.log_odds = log_odds, prior.decay = decay;
         ILLIA_CHECK_EQUAL(AnyFamily<acc_t>::make(prior).slope(z), mixture.slope(z));
+        const auto one = ElementPrior<acc_t>::make(acc_t(0.5), acc_t(2));
+        const AnyFamily<acc_t> any = AnyFamily<acc_t>::make(prior);
+        ILLIA_CHECK_EQUAL(sample_grad(acc_t(0.25), z, one, acc_t(3), any),
+                          sample_grad(acc_t(0.25), z, one, acc_t(3), mixture));
       }
   }
   const acc_t nan = std::numeric_limits<acc_t>::quiet_NaN();
