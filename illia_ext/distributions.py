@@ -12,8 +12,8 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from illia_ext import functional
 from illia_ext._checks import broadcasts, check_count, check_dtype, check_finite, check_one_prior, check_prior
-from illia_ext._module.prior import FixedPrior, as_prior, fixed_gaussian
-from illia_ext.priors import closed_form_kl, fused, log_density
+from illia_ext._module.prior import as_prior, fixed_gaussian, fused_or_made
+from illia_ext.priors import closed_form_kl, log_density
 from illia_ext.random import draw_key
 
 __all__ = ["DistributionModule", "GaussianDistribution", "Positive"]
@@ -320,8 +320,7 @@ class GaussianDistribution(DistributionModule):
         if self.prior is None:
             return None, (self.mu_prior, self.std_prior), {}
         prior: Any = self.prior
-        distribution = None if isinstance(prior, FixedPrior) else prior()
-        known = prior.fused() if distribution is None else fused(distribution)
+        known, distribution = fused_or_made(prior)
         if known is None:
             return distribution or prior(), (None, None), {}
         return None, (known.mu_prior, known.std_prior), known.options

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from illia_ext import distributions
 from illia_ext._checks import check_dtype, check_finite, check_positive, shown
 from illia_ext._module.contents import reach
-from illia_ext._module.in_place import FLAT_WEIGHTS, Targets
+from illia_ext._module.in_place import FLAT_WEIGHTS, Targets, tree
 from illia_ext._module.prior import EachPrior, as_prior, fixed_gaussian
 from illia_ext._ops.dispatch import dense, is_plain
 
@@ -330,7 +330,7 @@ def make_distributions(
     gaussians = {name: fixed_gaussian(each) for name, each in given.items()}
     if all(gaussians.values()):
         return tuple(lambda name, weight, i=i: gaussians[name][i] for i in range(2))  # type: ignore
-    return EachPrior(modules)
+    return tree(modules, EachPrior())
 
 
 def shard_like(mus: Sequence[Any], priors: Sequence[Tensor]) -> list[Tensor]:

@@ -37,20 +37,22 @@ __all__ = [
 Places = list[tuple[tuple[str, ...], list[str]]]
 
 
-def tree(tensors: Mapping[str, Tensor]) -> nn.Module:
+def tree(members: Mapping[str, Tensor | nn.Module], root: nn.Module | None = None) -> nn.Module:
     """A module tree that mirrors another module's parameter names: a Parameter stays one, other tensors are buffers."""
-    root = nn.Module()
-    for name, tensor in tensors.items():
+    root = nn.Module() if root is None else root
+    for name, member in members.items():
         *path, leaf = name.split(".")
         owner = root
         for part in path:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
             owner = owner._modules[part]  # type: ignore[assignment]
-        if isinstance(tensor, nn.Parameter):
-            owner.register_parameter(leaf, tensor)
+        if isinstance(member, nn.Module):
+            owner.add_module(leaf, member)
+        elif isinstance(member, nn.Parameter):
+            owner.register_parameter(leaf, member)
         else:
-            owner.register_buffer(leaf, tensor)
+            owner.register_buffer(leaf, member)
     return root
 
 

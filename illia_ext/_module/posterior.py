@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils import parametrize
 
-from illia_ext._checks import shown
 from illia_ext._module.guard import GuardedModule
 from illia_ext._module.in_place import Places, look_up, places, tree
-from illia_ext._module.prior import EachPrior, FixedPrior, is_constant
-from illia_ext.priors import Fused, arithmetic, fused
+from illia_ext._module.prior import EachPrior, fused_or_made, is_constant
+from illia_ext.priors import Fused, arithmetic
 
 __all__ = ["Posterior"]
 
@@ -77,18 +76,15 @@ class Posterior(GuardedModule):
 
     def _distributions(self) -> list[Distribution]:
         """What they return now."""
-        return [_returned(module) for module in self._prior_modules()]
+        return [module() for module in self._prior_modules()]
 
     def _fused(self) -> tuple[list[Fused], list[Distribution]]:
         """The priors as the kernels take them; or, where they do not know one of them, the distributions."""
-        distributions, known = [], []
-        for module in self._prior_modules():
-            is_fixed = isinstance(module, FixedPrior)
-            distributions.append(None if is_fixed else _returned(module))
-            known.append(module.fused() if is_fixed else fused(distributions[-1]))  # type: ignore
+        modules = self._prior_modules()
+        known, made = zip(*map(fused_or_made, modules))
         if all(each is not None for each in known):
-            return known, []  # type: ignore[return-value]
-        return [], [each or module() for each, module in zip(distributions, self._prior_modules())]
+            return list(known), []
+        return [], [each or module() for each, module in zip(made, modules)]
 
     def _prior_terms(self) -> tuple[tuple[Any, Any], dict[str, Any], list[Distribution]]:
         """mu_prior and std_prior as the functions `foreach_*` take them, their other keywords, and the distributions
@@ -295,13 +291,6 @@ class Posterior(GuardedModule):
                 if not isinstance(prior, nn.Module) or not is_same:
                     found[argument] = each
         return found
-
-
-def _returned(module: nn.Module) -> Distribution:
-    distribution = module()
-    if not isinstance(distribution, Distribution):
-        raise TypeError(f"prior: expected a module that returns a Distribution, got {shown(distribution)}")
-    return distribution
 
 
 def _is_plain(value: Any) -> bool:

@@ -10,9 +10,9 @@ from torch.distributions import Distribution, Independent, Laplace, Normal, Tran
 
 from illia_ext._checks import broadcasts, shown
 from illia_ext._ops.dispatch import is_plain
-from illia_ext.priors import Fused, ScaleMixture, arithmetic, base_of, fused_mixture
+from illia_ext.priors import Fused, ScaleMixture, arithmetic, base_of, fused, fused_mixture
 
-__all__ = ["EachPrior", "FixedPrior", "as_prior", "fixed_gaussian", "is_constant"]
+__all__ = ["EachPrior", "FixedPrior", "as_prior", "fixed_gaussian", "fused_or_made", "is_constant"]
 
 
 class _Buffer(NamedTuple):
@@ -153,18 +153,17 @@ class FixedPrior(nn.Module):
 
 
 class EachPrior(nn.Module):
-    """The priors of weights, each a module under its weight's name."""
+    """The root of a tree of priors, each a module under its weight's name."""
 
-    def __init__(self, priors: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        for name, prior in priors.items():
-            *path, leaf = name.split(".")
-            owner: nn.Module = self
-            for part in path:
-                if part not in owner._modules:
-                    owner.add_module(part, nn.Module())
-                owner = owner.get_submodule(part)
-            owner.add_module(leaf, prior)
+
+def fused_or_made(module: nn.Module) -> tuple[Fused | None, Distribution | None]:
+    """The prior as the kernels take it, or None; and the distribution, where it had to be made to know."""
+    if isinstance(module, FixedPrior):
+        return module.fused(), None
+    distribution = module()
+    if not isinstance(distribution, Distribution):
+        raise TypeError(f"prior: expected a module that returns a Distribution, got {shown(distribution)}")
+    return fused(distribution), distribution
 
 
 def is_constant(prior: nn.Module) -> bool:
@@ -281,7 +280,7 @@ def _check_fits(distribution: Distribution, mu: Tensor, is_padded: bool, module:
         )
     if not isinstance(terms, Tensor) or terms.shape != outer:
         raise ValueError(f"expected {kind}.log_prob of shape {list(outer)}, got {shown(terms)}")
-    if not terms.is_meta and not terms.isfinite().all():
+    if not terms.isfinite().all():
         raise ValueError(f"expected {kind}.log_prob to be finite near the weights, got {terms[~terms.isfinite()][0]}")
     if point._version:
         raise ValueError(f"expected {kind}.log_prob to leave its argument as it is, got one that changes it in place")

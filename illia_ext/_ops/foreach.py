@@ -64,13 +64,19 @@ def _families(mu: _Tensors, family: Sequence[str] | None, parameters: Sequence[f
 
 
 def _call_each(
-    single: Any, arguments: Iterable[Sequence[Any]], each_options: Sequence[dict[str, Any]] = (), **options: Any
+    single: Any,
+    arguments: Iterable[Sequence[Any]],
+    mu: _Tensors = (),
+    family: Sequence[str] | None = None,
+    family_parameters: Sequence[float] | None = None,
+    **options: Any,
 ) -> list[Any]:
-    """The single op on each tensor. Its errors get the tensor's number, unless they are about what all share."""
-    results = []
+    """The single op on each tensor; with mu, one that is told of the priors' families. Its errors get the tensor's
+    number, unless they are about what all share."""
+    families, results = _families(mu, family, family_parameters) if mu else [], []
     for k, each in enumerate(arguments):
         try:
-            results.append(single(*each, **options, **(each_options[k] if each_options else {})))
+            results.append(single(*each, **options, **(families[k] if families else {})))
         except RuntimeError as error:
             if type(error) is RuntimeError and not str(error).startswith(_SHARED):
                 error.args = (f"tensor {k}: {error}",)
@@ -103,15 +109,12 @@ def _decomposed_sample_and_log_prob(
     mu_prior: _Tensors,
     std_prior: _Tensors,
     key: Tensor,
-    *,
-    family: Sequence[str] | None = None,
-    family_parameters: Sequence[float] | None = None,
     **options: Any,
 ) -> tuple[list[Tensor], Tensor]:
     single = op("gaussian_sample_and_log_prob")
     split = _split_lists(mu, rho, mu_prior, std_prior)
     each = ((*tensors, key) for tensors, key in zip(split, _move_keys(mu, key)))
-    x, parts = _transpose(_call_each(single, each, _families(mu, family, family_parameters), **options))
+    x, parts = _transpose(_call_each(single, each, mu, **options))
     return x, _add(parts)
 
 
@@ -123,9 +126,6 @@ def _decomposed_sample_and_log_prob_backward(
     mu_prior: _Tensors,
     std_prior: _Tensors,
     key: Tensor,
-    *,
-    family: Sequence[str] | None = None,
-    family_parameters: Sequence[float] | None = None,
     **options: Any,
 ) -> tuple[list[Tensor], list[Tensor]]:
     single = op("gaussian_sample_and_log_prob_backward")
@@ -134,7 +134,7 @@ def _decomposed_sample_and_log_prob_backward(
         raise RuntimeError(f"grad_x: expected as many gradients as mu has tensors, {len(mu)}, got {len(grad_x)}")
     each = zip(grad_x, split, _move_keys(mu, key))
     arguments = ((grad, grad_log_prob, *tensors, key) for grad, tensors, key in each)
-    return _transpose(_call_each(single, arguments, _families(mu, family, family_parameters), **options))
+    return _transpose(_call_each(single, arguments, mu, **options))
 
 
 def _decomposed_kl_divergence(mu: _Tensors, rho: _Tensors, mu_prior: _Tensors, std_prior: _Tensors) -> Tensor:
