@@ -23,8 +23,8 @@ class ScaleMixture(Distribution):
 
         bnn = BayesianModule(network, prior=ScaleMixture(0.5, 1.0, 0.0025))
 
-    Where its arguments are constants with one element each, the kernels compute it: on a CPU it costs little more than
-    a Gaussian prior.
+    Where its arguments are constants with one element each, the kernels compute it: on a CPU a draw with its gradients
+    takes a quarter to a third longer than with a Gaussian prior.
 
     Args:
         weight: of the first component, in (0, 1).

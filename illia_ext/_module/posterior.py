@@ -273,7 +273,7 @@ class Posterior(GuardedModule):
     def _priors_of_form(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Tensor | list[Tensor]]:
         """Our priors' values, in the shapes of the state's; those alone that must change for it to be copied into.
 
-        None where it will be refused: for a prior that is learned here.
+        Empty for a prior that is learned here: the state will be refused.
         """
         shapes = [mu.shape for mu in look_up(self.module, self._weights)]
         if not all(_is_fixed(prior) for _, prior in self._priors()):
