@@ -18,7 +18,7 @@ class BuildLibrary(build_ext):
         self.force = True  # ILLIA_EXT_CUDA may have changed, which no file's date shows
         ext.extra_compile_args += [*build.compile_flags(), f"-DILLIA_SOURCES_DIGEST={build.sources_digest()}"]
         ext.extra_link_args += build.link_flags()
-        ext.extra_objects += build.compile_cuda(Path(self.build_temp))
+        ext.extra_objects += build.compile_cuda(Path("build", "cuda"))  # kept, also by editable builds: minutes
         super().build_extension(ext)
 
 

@@ -244,7 +244,8 @@ def compile_cuda(folder: Path) -> list[str]:
     if not command:
         return []
     parts = [path.read_bytes() for path in sorted(CSRC.rglob("*.*")) if path.suffix in (".h", ".cu", ".cuh")]
-    digest = hashlib.sha256(b"\0".join([shlex.join(command).encode(), *parts])).hexdigest()[:16]
+    options = shlex.join(command).replace(str(CSRC), "csrc")
+    digest = hashlib.sha256(b"\0".join([options.encode(), *parts])).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     objects = {name: folder.resolve() / f"{Path(name).stem}-{digest}.o" for name in sources(".cu")}
     running = {}

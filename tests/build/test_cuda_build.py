@@ -1,12 +1,10 @@
 """The CUDA side of a build, as far as it shows without a GPU: switches, registration, refusals."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from test_packaging import ROOT, run_python
 
 from illia_ext import _C
 from illia_ext._native import build
@@ -168,12 +166,3 @@ def test_cuda_kernels_of_many_tensors_refuse_what_the_cpu_refuses(toolkit: build
         op("foreach_gaussian_sample_and_log_prob").redispatch(CUDA_KEY, [], [], one, one, key)
     with pytest.raises(RuntimeError, match=r"tensor 1: rho: expected the shape of mu, \[2\], got \[3\]"):
         op("foreach_gaussian_kl_divergence").redispatch(CUDA_KEY, one * 2, [*one, torch.zeros(3)], one, one)
-
-
-@pytest.mark.slow
-def test_jit_builds_cuda_when_asked(tmp_path: Path, toolkit: build.Toolkit) -> None:
-    code = "import json; from illia_ext import _C; print(json.dumps(_C.build_info()['cuda']))"
-    environ = {"ILLIA_EXT_JIT": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
-    result = run_python(code, cwd=ROOT, ILLIA_EXT_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0", **environ)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == {"version": toolkit.version, "targets": ["sm_90"]}

@@ -116,5 +116,6 @@ def test_killed_interrupted_and_twice_at_once(tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=SECONDS) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
+    assert Path(outputs[0][0].split()[-1]).parent.stat().st_mode & 0o777 == 0o700  # what others write there would run
     assert all("compiling the C++ library in" in errors for _, errors in outputs)
     assert sorted(compiled()) == sorted(Path(name).name for name in build.sources(".cpp"))
