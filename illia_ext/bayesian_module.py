@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from illia_ext import functional
 from illia_ext._checks import check_count, check_one_prior, shown
-from illia_ext._module.guard import with_signature
+from illia_ext._module.guard import refuse_onnx, refuse_trainer, with_signature
 from illia_ext._module.in_place import (
     Turns,
     Watch,
@@ -354,9 +354,14 @@ class BayesianModule(Posterior):
             log_prob: scalar or [num_samples]: sum over all weights of log q - log p, in nats.
 
         Raises:
-            TypeError: an output that holds the module and would compute later, with mu.
-            RuntimeError: a checkpointed part reads a Gaussian weight.
+            TypeError: an output that holds the module and would compute later, with mu; called by the compute_loss of
+                Hugging Face's own Trainer.
+            RuntimeError: a checkpointed part reads a Gaussian weight; an export to ONNX.
         """
+        if is_compiling():
+            refuse_onnx()
+        else:
+            refuse_trainer()
         mus, rhos = self._gaussians("bnn(x)")
         key = self._choose_key(num_samples, key, rhos[0], antithetic)
         call = partial(self._call, args, kwargs, kwargs.pop(_TRANSFORM, lambda output: output))

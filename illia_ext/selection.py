@@ -128,7 +128,7 @@ def _check_attributes(module: nn.Module, names: Mapping[int, str]) -> None:
     for path, part in module.named_modules():
         for attribute, value in vars(part).items():
             place = f"{path}.{attribute}".lstrip(".")
-            if isinstance(value, Tensor) and value.grad_fn is not None:
+            if issubclass(type(value), Tensor) and value.grad_fn is not None:  # isinstance asks a weak proxy's object
                 raise ValueError(
                     f"{place}: expected no tensor with a graph. If pruning computes it, make that permanent by "
                     "torch.nn.utils.prune.remove; if weight_norm or spectral_norm do, take those of "
@@ -137,12 +137,10 @@ def _check_attributes(module: nn.Module, names: Mapping[int, str]) -> None:
             # _flat_weights follows the parameters: torch.nn.RNNBase
             if attribute in ("_parameters", "_buffers", "_modules", *FLAT_WEIGHTS):
                 continue
+            held = []
             for item in islice(reach(value), 100_000):  # a data set may be among it
                 if id(item) in names:
-                    warn(
-                        names[id(item)],
-                        f"{place} holds it too; a forward pass that reads it there gets mu, not the sample",
-                    )
+                    held.append(names[id(item)])
                 others: list[Any] = [item] if isinstance(item, nn.Module) and item not in parts else []
                 if isinstance(item, FunctionType):  # a copy of the module shares it
                     others += reach([item.__closure__, item.__defaults__])
@@ -155,6 +153,9 @@ def _check_attributes(module: nn.Module, names: Mapping[int, str]) -> None:
                             f"{place} refers to {kind}, which holds it and gets no sample there: a function "
                             "refers to the original module, and a module that is no part of this one keeps its weights",
                         )
+            if held:
+                what = "it" if len(held) == 1 else f"it and {len(held) - 1} more Gaussian weights"
+                warn(held[0], f"{place} holds {what} too; a forward pass that reads it there gets mu, not the sample")
 
 
 def _check_memory(parameters: Sequence[tuple[str, nn.Parameter]]) -> None:

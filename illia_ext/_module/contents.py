@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from types import CellType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
-from weakref import ReferenceType
+from weakref import ProxyTypes, ReferenceType
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +45,14 @@ def reach(value: Any) -> Iterator[Any]:
     """Each object that `value` is or holds, once, but for plain values.
 
     Looked through are containers, attributes and slots, partials, closures, bound methods, generators and weak
-    references, at any depth; tensors and modules are not.
+    references, but no weak proxies, at any depth; tensors and modules are not.
     """
     seen: dict[int, Any] = {}  # with the objects, so that none goes and leaves its identity to another
     todo = [value]
     while todo:
         item = todo.pop()
-        if isinstance(item, _EMPTY) or id(item) in seen:
+        # of a weak proxy, type() alone does not ask for the object, which may have gone
+        if type(item) in ProxyTypes or isinstance(item, _EMPTY) or id(item) in seen:
             continue
         seen[id(item)] = item
         yield item

@@ -19,7 +19,7 @@ from illia_ext._checks import check_count, check_key, check_one_key, shown
 from illia_ext._module.in_place import Turns, are_taken, kept_tensors
 from illia_ext.random import draw_key
 
-__all__ = ["GuardedModule", "with_signature"]
+__all__ = ["GuardedModule", "refuse_onnx", "refuse_trainer", "with_signature"]
 
 _OPTIONS = ("num_samples", "key", "antithetic")
 _BY_POSITION = "an argument of this name that is the module's own goes by position"
@@ -43,7 +43,47 @@ def with_signature(base: type, module: type) -> Any:
     forward.__qualname__, forward.__module__ = plain.__qualname__, plain.__module__
     forward.__signature__ = inspect.Signature(arguments, return_annotation=tuple[Any, Tensor])  # type: ignore
     members = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__}
+    if hasattr(module, "generate"):
+        members["generate"] = _refuse_generate
     return type(base.__name__, (base,), {**members, "_made_for": (base, module), "__doc__": base.__doc__})
+
+
+def _refuse_generate(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """In place of the wrapped module's own method, which BayesianModule has not."""
+    raise RuntimeError(
+        "generate: calls the module once a token, which must all be of one sample of the weights: write `with "
+        "bnn.sampled(): bnn.module.generate(...)`, as docs/recipes/generate.md shows"
+    )
+
+
+def refuse_trainer() -> None:
+    """Where Hugging Face's Trainer itself called, which would take `(output, log_prob)` for the loss and the logits."""
+    frame: Any = inspect.currentframe() if "transformers.trainer" in sys.modules else None
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] in ("illia_ext", "torch", "accelerate"):
+        frame = frame.f_back
+    if frame is None or frame.f_globals is not vars(sys.modules["transformers.trainer"]):
+        return
+    name, values = frame.f_code.co_name, frame.f_locals
+    has_loss = name == "compute_loss" and values["self"].compute_loss_func and not values["return_outputs"]
+    if not has_loss:
+        raise TypeError(
+            f"Trainer.{name}: expected a model that gives a loss and logits, got a BayesianModule, which gives "
+            "(output, log_prob); put it into a module that gives both, as docs/recipes/trainer.md shows"
+        )
+
+
+@torch.compiler.assume_constant_result  # dynamo takes it for False
+def _is_for_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+def refuse_onnx() -> None:
+    """In a program that is traced."""
+    if _is_for_onnx():
+        raise RuntimeError(
+            "bnn(x): ONNX has no op that draws the weights; export bnn.mean_module(), or bnn.sample_module(key) of one "
+            "key or several, as docs/recipes/export.md shows"
+        )
 
 
 def _new(base: type, module: type) -> Any:

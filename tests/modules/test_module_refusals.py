@@ -1,6 +1,8 @@
 """What BayesianModule, GaussianDistribution and the loss refuse: one sentence each, which names the argument."""
 
 import re
+import sys
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -265,3 +267,66 @@ FUNCTIONS: Refusals = [
 def test_functions(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match="^" + message):
         call()
+
+
+# What Trainer of transformers does with a model, by the names that it has there.
+TRAINER = """if True:
+    class Trainer:
+        def __init__(self, model, compute_loss_func=None):
+            self.model, self.compute_loss_func = model, compute_loss_func
+
+        def compute_loss(self, model, x, return_outputs=False):
+            outputs = model(x)
+            return self.compute_loss_func(outputs) if self.compute_loss_func else outputs[0]
+
+        def prediction_step(self, model, x, has_labels):
+            return self.compute_loss(model, x, return_outputs=True) if has_labels else model(x)
+"""
+
+
+class Around(nn.Module):
+    """As docs/recipes/trainer.md makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bnn = BayesianModule(make_network())
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, log_prob = self.bnn(x)
+        loss: Tensor = output.sum() + log_prob
+        return loss[None]
+
+
+def test_trainer_is_refused_where_it_takes_a_pair_for_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer_module = types.ModuleType("transformers.trainer")
+    exec(TRAINER, vars(trainer_module))
+    monkeypatch.setitem(sys.modules, "transformers.trainer", trainer_module)
+    bnn, inputs = BayesianModule(make_network()), INPUTS.float()
+    for model in (bnn, nn.DataParallel(bnn, device_ids=[])):  # between them only torch's own calls
+        refused = pytest.raises(
+            TypeError, match=r"^Trainer\.\w+: expected a model that gives a loss .*recipes/trainer.md"
+        )
+        bare, with_loss = trainer_module.Trainer(model), trainer_module.Trainer(model, lambda outputs: outputs[1])
+        for trainer, is_training in ((bare, True), (bare, False), (with_loss, False)):
+            with refused:
+                trainer.compute_loss(model, inputs, return_outputs=not is_training)
+        with refused:
+            bare.prediction_step(model, inputs, has_labels=False)
+        assert with_loss.compute_loss(model, inputs).dim() == 0
+    around = Around()
+    for has_labels in (True, False):
+        trainer_module.Trainer(around).prediction_step(around, inputs, has_labels)
+    bnn(inputs)
+
+
+def test_generate_is_refused_outside_a_block() -> None:
+    class Language(nn.Linear):
+        def generate(self) -> Tensor:
+            return self(torch.ones(3, device=DEVICE))
+
+    bnn = BayesianModule(Language(3, 2, device=DEVICE))
+    with pytest.raises(RuntimeError, match=r"^generate: .*with bnn\.sampled\(\).*recipes/generate.md"):
+        bnn.generate()  # type: ignore[operator]
+    with bnn.sampled():
+        assert bnn.module.generate().shape == (2,)  # type: ignore[operator]
+    assert not hasattr(BayesianModule(make_network()), "generate")

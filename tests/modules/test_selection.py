@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -278,6 +279,27 @@ def test_a_weight_that_is_kept_elsewhere_too(hold: Any) -> None:
     with pytest.warns(UserWarning, match=r"0\.weight: 0\.weights holds it too; .* gets mu, not the sample") as warned:
         BayesianModule(network)
     assert len(warned) == 1 and warned[0].filename == __file__
+
+
+def test_weights_that_are_kept_together_are_named_once() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network.optimizer = torch.optim.SGD(network.parameters())  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match=r"optimizer holds it and 3 more Gaussian weights too") as warned:
+        BayesianModule(network)
+    assert len(warned) == 1
+
+
+def test_weak_proxies() -> None:
+    """As Lightning keeps them, of an object that lives or has gone."""
+    owner = nn.ReLU()
+    network = nn.Sequential(nn.Linear(2, 2))
+    network.kept = types.SimpleNamespace(owner=weakref.proxy(owner))  # type: ignore[assignment]
+    network.direct = weakref.proxy(owner)  # type: ignore[assignment]
+    BayesianModule(network, copy=False)
+    network = nn.Sequential(nn.Linear(2, 2))
+    vars(network)["gone"] = weakref.proxy(nn.ReLU())
+    bnn = BayesianModule(network, copy=False)
+    assert bnn(torch.ones(2))[0].shape == (2,)
 
 
 class RMSNormalization(nn.Module):
