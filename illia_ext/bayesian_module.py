@@ -100,11 +100,13 @@ class BayesianModule(Posterior):
         stick_the_landing: leave the score term, whose mean is zero, out of log_prob's gradient, as
             `functional.gaussian_sample_and_log_prob` says. An attribute of this name may be changed between steps.
 
-    Functions of a parameter are given it detached: `mu_prior=lambda name, weight: weight` is a fixed prior. FSDP2's
-    `fully_shard` takes the BayesianModule as a whole, no part of it; methods beside forward need
-    `register_fsdp_forward_method`. Parts with Gaussian weights may be checkpointed inside `sampled()`, other parts
-    always. The row `padding_idx` of an embedding is no weight: it is neither drawn nor counted, and stays as it is in
-    mu, also for a layer that is tied to it. To compile several samples use `bnn.module.compile()`: one graph for all.
+    To give another library the outputs that it expects, hold the BayesianModule in a module of your own, as
+    docs/recipes shows; `predict` and `sampled` need its own forward. Functions of a parameter are given it detached:
+    `mu_prior=lambda name, weight: weight` is a fixed prior. FSDP2's `fully_shard` takes the BayesianModule as a whole,
+    no part of it; methods beside forward need `register_fsdp_forward_method`. Parts with Gaussian weights may be
+    checkpointed inside `sampled()`, other parts always. The row `padding_idx` of an embedding is no weight: it is
+    neither drawn nor counted, and stays as it is in mu, also for a layer that is tied to it. To compile several samples
+    use `bnn.module.compile()`: one graph for all.
 
     Raises:
         TypeError: no nn.Module, or one by TorchScript; a parameter that is not float32, float64, float16 or bfloat16;
@@ -413,7 +415,7 @@ class BayesianModule(Posterior):
 
         Returns:
             mean: of the outputs' tensors; None in place of other objects.
-            samples: as of `forward`, after `transform`.
+            samples: as of `forward`, after `transform`: [S, N, ...], where some libraries take [N, S, ...].
         """
         if self.frozen:
             raise ValueError("predict: the weights are frozen, so that all samples would be one; unfreeze() them first")

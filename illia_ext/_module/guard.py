@@ -72,7 +72,7 @@ def refuse_trainer() -> None:
         )
 
 
-@torch.compiler.assume_constant_result  # dynamo takes it for False
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # dynamo takes it for False
 def _is_for_onnx() -> bool:
     return torch.onnx.is_in_onnx_export()
 

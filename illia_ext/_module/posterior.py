@@ -58,7 +58,8 @@ class Posterior(GuardedModule):
             except KeyError:
                 mu = None
             if mu is None:
-                message = "expected the parameter that became a Gaussian, found none; convert the changed module"
+                message = "expected the parameter that became a Gaussian, found none: its layer has been replaced or "
+                message += "changed; change the plain module, and convert it then"
                 raise RuntimeError(f"module.{name}: {message}") from None
             if i in self._padding and hasattr(mu, "device_mesh"):
                 message = "its padding row cannot be left out of a DTensor; leave the weight out by select, or call "

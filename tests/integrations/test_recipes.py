@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+from illia_ext import mutual_information
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
@@ -138,14 +141,32 @@ def check_lora(page: ModuleType) -> None:
     )
 
 
+def check_torch_uncertainty(page: ModuleType) -> None:
+    metrics = page.trainer.callback_metrics
+    assert metrics["test/cls/Acc"] > 0.85 and metrics["ood/AUROC"] > 0.5
+
+
+def check_probly(page: ModuleType) -> None:
+    logits = page.bnn.predict(page.images[page.test]).samples
+    assert accuracy(logits.softmax(-1).mean(0).argmax(-1), page.labels[page.test]) > 0.85
+    doubt = page.mutual_information(logits.double().softmax(-1).transpose(0, 1).numpy(), base=math.e)
+    torch.testing.assert_close(torch.from_numpy(doubt), mutual_information(logits.double()))
+    assert (
+        page.out_of_distribution_detection(page.mutual_information(page.known), page.mutual_information(page.rotated))
+        > 0.5
+    )
+
+
 CHECKS: dict[str, Check] = {
     "accelerate.md": check_accelerate,
     "export.md": check_export,
     "generate.md": check_generate,
     "lightning.md": check_lightning,
     "lora.md": check_lora,
+    "probly.md": check_probly,
     "safetensors.md": check_safetensors,
     "torch_geometric.md": check_torch_geometric,
+    "torch_uncertainty.md": check_torch_uncertainty,
     "trainer.md": check_trainer,
     "zuko.md": check_zuko,
 }
