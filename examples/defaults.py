@@ -14,14 +14,14 @@ import torch
 from digits import digits_task
 from metrics import classification, regression
 from metrics import separation as by_mutual_information
-from options import Parser, whole_number
+from options import Parser
 from plain import FixedWeights
 from regression import diabetes_task
 from rich.console import Console
 from rich.progress import track
 from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from training import Contender, Task
+from training import Contender, Task, fit
 
 from illia_ext import BayesianModule, relative_rho
 
@@ -110,9 +110,7 @@ def task_of(network: str, schedule: Schedule, seed: int) -> Task:
 
 def train(contender: Contender, task: Task, epochs: int) -> None:
     contender.network.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(task.inputs)).split(task.batch_size):
-            contender.step(task.inputs[batch], task.targets[batch])
+    fit([contender], task, epochs)
     contender.network.eval()
 
 
@@ -156,11 +154,10 @@ def settings_of(network: str, schedule: int) -> Iterator[str]:
 
 def main() -> int:
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    for name, default, highest, text in (
-        ("--seeds", 3, 1000, "trainings of each network with each setting"),
-        ("--jobs", 2, 256, "processes, of one thread each"),
-    ):
-        parser.add_argument(name, type=whole_number(1, highest), default=default, metavar="N", help=text)
+    parser.add_numbers(
+        ("--seeds", 3, 1, 1000, "trainings of each network with each setting"),
+        ("--jobs", 2, 1, 256, "processes, of one thread each"),
+    )
     options = parser.parse_args()
     cases = [
         (network, setting, schedule, seed)

@@ -3,7 +3,6 @@
 `python examples/fsdp_digits.py` starts the processes itself; `--help` names the options.
 """
 
-import argparse
 import sys
 import tempfile
 from itertools import pairwise
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from options import Parser, whole_number
+from options import Parser
 from report import levelling
 from rich.console import Console
 from rich.table import Table
@@ -153,14 +152,12 @@ def work(rank: int, options: Any, store: str) -> None:
 
 
 def main() -> int:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(description=__doc__.split("\n")[0], formatter_class=formatter, allow_abbrev=False)
-    for name, default, lowest, highest, text in (
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_numbers(
         ("--epochs", 10, 1, 10_000, "passes over the training images"),
         ("--processes", 2, 1, 64, "that share the parameters"),
         ("--seed", 0, 0, 2**31, "of the split, the initial weights and the noise"),
-    ):
-        parser.add_argument(name, type=whole_number(lowest, highest), default=default, metavar="N", help=text)
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         store = str(Path(directory) / "store")

@@ -1,5 +1,7 @@
 """How good predictions are that are mixtures: of one distribution for each sample of the weights."""
 
+import math
+
 import torch
 from sklearn.metrics import (  # type: ignore[import-untyped]
     accuracy_score,
@@ -69,9 +71,9 @@ def coverage(means: Tensor, noise: Tensor, targets: Tensor) -> Tensor:
 
 def regression(means: Tensor, noise: Tensor, targets: Tensor) -> dict[str, float]:
     """Error, negative log likelihood and mean |coverage - level| over LEVELS, for means [S, cases] and their noise."""
-    densities = torch.distributions.Normal(means, noise).log_prob(targets).exp().mean(dim=0)
+    mixture = torch.distributions.Normal(means, noise).log_prob(targets).logsumexp(dim=0) - math.log(len(means))
     return {
         "rms error": root_mean_squared_error(targets, means.mean(dim=0)),
-        "nll, nats": -float(densities.log().mean()),
+        "nll, nats": -float(mixture.mean()),
         "calibration error, %": 100 * float((coverage(means, noise, targets) - LEVELS).abs().mean()),
     }

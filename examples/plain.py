@@ -1,17 +1,19 @@
-"""What `illia_ext.BayesianModule` is compared with: the same network Bayesian in plain PyTorch, and with fixed weights.
+"""What `illia_ext.BayesianModule` is compared with: the same network Bayesian by other means, and with fixed weights.
 
-Both are called as a BayesianModule is, and give its outputs and log_prob.
+All are called as a BayesianModule is, and give its outputs and log_prob.
 """
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-__all__ = ["FixedWeights", "PlainBayesian"]
+__all__ = ["BayesianTorch", "Dropout", "FixedWeights", "PlainBayesian"]
 
 
 class PlainBayesian(nn.Module):
@@ -51,3 +53,42 @@ class FixedWeights(nn.Module):
     def forward(self, inputs: Tensor, num_samples: int | None = None) -> tuple[Tensor, Tensor]:
         outputs: Tensor = self.network(inputs)
         return outputs if num_samples is None else outputs[None], outputs.new_zeros(())
+
+
+class Dropout(FixedWeights):
+    """A dropout after the first ReLU that stays on, with other masks for each sample (Gal & Ghahramani, 2016)."""
+
+    def __init__(self, network: nn.Sequential, rate: float) -> None:
+        super().__init__(nn.Sequential(*network[:2], nn.Dropout(rate), *network[2:]))
+
+    def forward(self, inputs: Tensor, num_samples: int | None = None) -> tuple[Tensor, Tensor]:
+        return super().forward(inputs if num_samples is None else inputs.expand(num_samples, *inputs.shape))
+
+
+class BayesianTorch(nn.Module):
+    """A network converted by bayesian-torch, with the settings of its README.
+
+    Args:
+        mean_weight: of its own KL divergence, in which each tensor counts by the mean over its elements. None: the
+            divergence is the sum over all elements, as in the evidence lower bound.
+    """
+
+    def __init__(self, network: nn.Module, mean_weight: float | None = None) -> None:
+        from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
+
+        super().__init__()
+        self.network, self.get_kl, self.weight = deepcopy(network), get_kl_loss, mean_weight or 1.0
+        settings = {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -3.0}
+        dnn_to_bnn(self.network, {**settings, "type": "Reparameterization", "moped_enable": False})
+        for part in self.network.modules():
+            if mean_weight is None and hasattr(part, "kl_div"):
+                part.kl_div = partial(self.summed, part.kl_div)
+
+    @staticmethod
+    def summed(kl_div: Callable[..., Tensor], mu: Tensor, *others: Tensor) -> Tensor:
+        return mu.numel() * kl_div(mu, *others)
+
+    def forward(self, inputs: Tensor, num_samples: int | None = None) -> tuple[Tensor, Tensor]:
+        outputs = [self.network(inputs) for _ in range(num_samples or 1)]
+        log_prob = self.weight * self.get_kl(self.network)
+        return outputs[0] if num_samples is None else torch.stack(outputs), log_prob

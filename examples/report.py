@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 from training import WARM_UP, Contender, Task, Training
 
-__all__ = ["levelling", "print_means", "print_table"]
+__all__ = ["has_levelled", "levelling", "print_means", "print_table"]
 
 DECIMALS = {"accuracy, %": 1, "rms error": 3, "nll, nats": 2, "calibration error, %": 1, "AUROC, %": 0}
 
@@ -20,7 +20,7 @@ def spread(values: list[float], decimals: int, sign: str = "") -> str:
     return f"{mean(values):{sign}.{decimals}f}{deviation}"
 
 
-def levelling(name: str, first: float, before: float, last: float) -> str:
+def has_levelled(first: float, before: float, last: float) -> bool:
     """Whether the posterior has been reached, as far as KL over data tells.
 
     It must be less than half of what it was at first, and change by less than 5 % of its value between the last two
@@ -29,9 +29,15 @@ def levelling(name: str, first: float, before: float, last: float) -> str:
     Args:
         first, before, last: KL over data in the first step, in the last tenth but one of the training, and in the last.
     """
-    has_levelled = last < first / 2 and abs(before - last) < 0.05 * min(1, last)
+    return last < first / 2 and abs(before - last) < 0.05 * min(1, last)
+
+
+def levelling(name: str, first: float, before: float, last: float) -> str:
+    """That in words."""
     verdict = (
-        "has levelled off" if has_levelled else "has not levelled off, so this may not be the posterior (--epochs)"
+        "has levelled off"
+        if has_levelled(first, before, last)
+        else "has not levelled off, so this may not be the posterior (--epochs)"
     )
     return (
         f"KL/data of {name} {verdict}: {first:.2f} nats at first, {before:.3f} and {last:.3f} in the last two tenths."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from illia_ext import BayesianModule, elbo_loss
 
-__all__ = ["Contender", "Task", "Training", "contenders", "last_tenths", "run"]
+__all__ = ["Contender", "Task", "Training", "contenders", "fit", "last_tenths", "run"]
 
 WARM_UP = 5  # steps that the median time leaves out
 
@@ -47,11 +47,19 @@ class Contender:
     outputs: Tensor  # [samples, tests, ...]
     foreign_outputs: Tensor  # [samples, foreign, ...]
 
-    def __init__(self, network: nn.Module, task: Task, num_samples: int | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        num_samples: int | None = None,
+        kl_weight: float = 1.0,
+        penalty: float = 1.0,
+    ) -> None:
         self.network, self.num_samples, self.num_data = network, num_samples, len(task.inputs)
+        self.kl_weight = kl_weight
         self.likelihood = task.likelihood()
-        # to fixed weights the prior N(0, 1) is a penalty, which makes them the most probable ones
-        weight_decay = 1 / self.num_data if isinstance(network, FixedWeights) else 0.0
+        # to fixed weights the prior N(0, 1 / penalty) is a penalty, which makes them the most probable ones
+        weight_decay = penalty / self.num_data if isinstance(network, FixedWeights) else 0.0
         groups = [
             {"params": list(network.parameters()), "weight_decay": weight_decay},
             {"params": list(self.likelihood.parameters())},
@@ -64,7 +72,7 @@ class Contender:
         start = time.process_time()  # of this process alone: steps on one thread, beside others on the machine
         outputs, log_prob = self.network(inputs, num_samples=self.num_samples)
         nll = self.likelihood(outputs, targets)
-        loss = elbo_loss(nll, log_prob, self.num_data)
+        loss = elbo_loss(nll, log_prob, self.num_data, self.kl_weight)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -103,6 +111,14 @@ def contenders(network: nn.Module, task: Task) -> dict[str, Contender]:
     }
 
 
+def fit(members: list[Contender], task: Task, epochs: int) -> None:
+    """Trains all in turn on the same batches."""
+    for _ in range(epochs):
+        for batch in torch.randperm(len(task.inputs)).split(task.batch_size):
+            for member in members:
+                member.step(task.inputs[batch], task.targets[batch])
+
+
 def run(setup: Callable[[int], Training], options: Namespace, console: Console) -> list[Training]:
     """Trains and tests what `setup` makes of each seed."""
     torch.set_num_threads(1)  # enough here, and so CPU time is the time that passes
@@ -115,9 +131,7 @@ def run(setup: Callable[[int], Training], options: Namespace, console: Console) 
             training = setup(seed)
             task, members = training.task, list(training.contenders.values())
             for _ in range(task.epochs):
-                for batch in torch.randperm(len(task.inputs)).split(task.batch_size):
-                    for contender in members:
-                        contender.step(task.inputs[batch], task.targets[batch])
+                fit(members, task, epochs=1)
                 progress.update(bar, advance=1, note=f"seed {seed}, nll {members[0].losses[-1][0]:.3f}")
             for contender in members:
                 contender.outputs = contender.predict(task.test_inputs, options.samples)

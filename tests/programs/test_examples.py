@@ -5,6 +5,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ def test_regression() -> None:
     # five standard errors: of a share at its largest, and of the mean square, whose variance is that of (±1 + noise)^2
     assert figures["calibration error, %"] < 100 * 5 * 0.5 / math.sqrt(num_cases)
     assert figures["rms error"] ** 2 == pytest.approx(1.25, abs=5 * math.sqrt((4 * 0.25 + 2 * 0.25**2) / num_cases))
+    assert regression(means, noise, means[0] + 20)["nll, nats"] == pytest.approx(
+        18.0**2 * 2, rel=1e-2
+    )  # no density is 0
     medians = regression(means, noise, torch.zeros(num_cases))  # in every interval
     assert medians["calibration error, %"] == pytest.approx(100 * float(1 - LEVELS.mean()))
 
@@ -103,6 +107,57 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "nan" not in "".join(lines)
     assert not any("…" in line for line in lines)  # 80 columns hold the table
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_small_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bayesian_torch")
+    import uci_regression as example
+
+    page = tmp_path / "page.md"
+    page.write_text(f"Words.\n{example.MARK}Old tables.\n")
+    options = ["--data", "diabetes", "--splits", "2", "--epochs", "1", "--samples", "2", "--page", str(page)]
+    monkeypatch.setattr("sys.argv", ["uci_regression.py", *options])
+    monkeypatch.setenv("COLUMNS", "80")
+    assert example.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in (*example.METHODS, "deep ensemble", "deterministic"):
+        assert sum(line.startswith(f"{name}  ") for line in lines) == 3  # errors, likelihoods, and KL with time
+    assert not any("…" in line or "nan" in line for line in lines)
+    text = page.read_text()
+    assert text.startswith(f"Words.\n{example.MARK}") and "Old" not in text and text.count("\n|--") == 3
+
+
+def test_marks() -> None:
+    """The best, and what is as good: differences split by split tell more than two standard errors do."""
+    from uci_regression import shown
+
+    errors = {"best": [1.0, 5.0], "as good": [1.2, 4.9], "always worse": [1.1, 5.1]}
+    cells = shown(errors, 1, -1, "**{}**")
+    assert cells == {"best": "**3.0 ± 2.0**", "as good": "**3.1 ± 1.9**", "always worse": "3.1 ± 2.0"}
+
+
+def test_a_terminal_holds_the_comparison() -> None:
+    import uci_regression as example
+    from rich.console import Console
+
+    figures = example.Figures(57.43, -5.48, (9.0, 2.0, 1.9), 1.05)
+    console = Console(file=StringIO(), width=80)
+    example.report(console, {data: 2 * [dict.fromkeys(example.METHODS, figures)] for data in example.DATA}, False)
+    cells = re.findall(r"57.43 ± 0.00|-5.48 ± 0.00", console.file.getvalue())
+    assert len(cells) == 2 * len(example.DATA) * len(example.METHODS)
+
+
+def test_a_missing_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import uci_regression as example
+
+    monkeypatch.setattr(example, "find_spec", lambda module: None)
+    monkeypatch.setattr("sys.argv", ["uci_regression.py"])
+    with pytest.raises(SystemExit):
+        example.main()
+    message = "uci_regression.py: bayesian-torch is missing: pip install bayesian-torch\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize("name", ["continual", "pruning"])
