@@ -95,8 +95,9 @@ class BayesianModule(Posterior):
             where a prior is another one, log_prob is evaluated for each weight, which takes more time and memory
             (docs/priors.md).
         chunk_size: how many of several samples run at once, by torch.vmap. 1: one after the other, each as a single
-            call, which is right for every module. More may pay for small layers on a GPU; what vmap cannot do as single
-            calls do is then refused: hooks, statistics to update, recurrent layers, changes in place.
+            call, which is right for every module. More pays for many samples of small layers: 100 of a 13-50-1
+            perceptron take a fifth of the time on a CPU. What vmap cannot do as single calls do is then refused: hooks,
+            statistics to update, recurrent layers, changes in place.
         stick_the_landing: leave the score term, whose mean is zero, out of log_prob's gradient, as
             `functional.gaussian_sample_and_log_prob` says. An attribute of this name may be changed between steps.
 

@@ -32,8 +32,8 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
       the data is the better bound. Take a smaller learning rate first, with a kl_weight that grows from 0 to 1 over the
       first epochs; a wider prior if std_prior is 0.1 or less; rho_init=relative_rho(0.1) if trained weights are small.
     - nll far above the deterministic network's: underfitting. Use fewer weights or more data, several samples a step, a
-      trained network as the prior's mean (mu_prior=lambda name, weight: weight), or a kl_weight of 0.1, which tempers
-      the posterior. docs/defaults.md has figures of both cases.
+      trained network as the prior's mean, with a narrow prior (mu_prior=lambda name, weight: weight, std_prior=0.1), or
+      a kl_weight of 0.1 to 0.3, which tempers the posterior. docs/defaults.md and docs/uci_regression.md have figures.
 
     Args:
         nll: negative log likelihood, the mean over the batch: a scalar, or [S] for S samples of the weights.

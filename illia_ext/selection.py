@@ -378,7 +378,8 @@ def relative_rho(delta: float, smallest: float = 1e-4) -> Callable[[str, Tensor]
         A function (name, parameter) -> rho.
 
     Source: Krishnan, Subedar & Tickoo, "Specifying weight priors in Bayesian deep neural networks with empirical
-    Bayes" (2020), MOPED; the prior's mean is the pretrained weight there: `mu_prior=lambda name, weight: weight`.
+    Bayes" (2020), MOPED; the prior's mean is the pretrained weight there: `mu_prior=lambda name, weight: weight`, which
+    a narrow std_prior keeps the posterior near (docs/uci_regression.md).
     """
     for argument, value in (("delta", delta), ("smallest", smallest)):
         check_positive(argument, value)
