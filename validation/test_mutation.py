@@ -4,7 +4,7 @@ knows the mathematics. `golden_core_test` knows the committed bits: what it alon
 wrong. A mutant with the object code of the original is equivalent, by proof. mutation/survivors.txt gives the reason
 for each mutant that is left. Lines that only nvcc reads are not broken.
 
-The two programs are shared libraries, compiled once, with functions of the core that are not inlined. Each mutant is
+The two programs are shared libraries, compiled once a session, with functions of the core that are not inlined. Each mutant is
 one small library more, loaded before them, so that its functions take the place of theirs.
 """
 
@@ -140,12 +140,16 @@ class Jury:
         return target.read_bytes()
 
 
+@pytest.fixture(scope="session")
+def jury(tmp_path_factory: pytest.TempPathFactory) -> Jury:
+    return Jury(tmp_path_factory.mktemp("jury"))
+
+
 @pytest.mark.parametrize("header", HEADERS)
-def test_mutants_of_the_core_are_noticed(header: str, quick: bool, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_mutants_of_the_core_are_noticed(header: str, quick: bool, jury: Jury, figure: Callable[..., None]) -> None:
     known, every = explained(header), list(mutants(header))
     step = max(1, min(40, len(every) // 3)) if quick else 1
     chosen = [mutant for n, mutant in enumerate(every) if n % step == 0 or str(mutant) in known]
-    jury = Jury(tmp_path)
     judged = {mutant: jury.judge(mutant) for mutant in chosen}
     outcomes = collections.Counter(judged.values())
     survivors = {str(mutant) for mutant, outcome in judged.items() if outcome == SURVIVED}
