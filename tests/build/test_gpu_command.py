@@ -19,7 +19,6 @@ STEPS = ["gpu", "nvcc", "headers", "build", "smoke", "times", "cuda tests"]
 STEPS += ["memcheck", "racecheck", "initcheck", "other tests", "benchmark"]
 # Of a step, as far as its program goes without a GPU: further arguments, its exit code and what it says.
 PROGRAMS = {
-    "smoke": (["cpu"], 0, r'^RESULT {"smoke": "torch.bfloat16", "samples": 2, "ended": "the CPU\'s bits"}$'),
     "times": (["cpu"], 0, r'^RESULT {"time": "gaussian_sample", "dtype": "torch.float16", "numel": 4096, '),
     "cuda tests": ([], 4, r"^ERROR: --device: torch \S+ finds 0 CUDA devices, got 'cuda'$"),
     "memcheck": (["calls", "cpu"], 0, r"^\d+ calls of ops on cpu$"),
@@ -62,12 +61,15 @@ def test_options_exist(step: str, plan: dict[str, tuple[int, list[str]]]) -> Non
     assert re.search(said, result.stdout + result.stderr, re.MULTILINE), result.stdout[-500:] + result.stderr
 
 
-def test_the_small_programs_need_torch_alone(cpu: object) -> None:
+def test_the_first_step_on_a_gpu_needs_torch_alone(plan: dict[str, tuple[int, list[str]]]) -> None:
     absent = ("hypothesis", "matplotlib", "pandas", "psutil", "rich", "scipy", "sklearn", "tabulate", "typer")
+    command = plan["smoke"][1]
+    program, *arguments = command[command.index(sys.executable) + 1 :]
     code = f"import runpy, sys; sys.modules.update(dict.fromkeys({absent}))\n"
-    code += "sys.argv = ['gpu_small.py', 'smoke', 'cpu']; runpy.run_path('tools/gpu_small.py', run_name='__main__')"
+    code += f"sys.argv = {[program, *arguments, 'cpu']}; runpy.run_path({program!r}, run_name='__main__')"
     result = run(sys.executable, "-c", code)
     assert result.returncode == 0 and result.stdout.count("the CPU's bits") == 8, result.stderr
+    assert 'RESULT {"smoke": "torch.bfloat16", "samples": 2, "ended": "the CPU\'s bits"}' in result.stdout
 
 
 def test_without_a_gpu_one_line_says_so(tmp_path: Path, cpu: object) -> None:
