@@ -39,7 +39,8 @@ def elbo_loss(nll: Tensor, log_prob: Tensor, num_data: float, kl_weight: float =
         nll: negative log likelihood, the mean over the batch: a scalar, or [S] for S samples of the weights.
         log_prob: sum over all weights of log q - log p, of the same samples: a scalar or [S]; or the KL divergence.
             If nll and log_prob are swapped, and both are scalars, no error is raised.
-        num_data: how many data points the whole training set has, not the batch.
+        num_data: how many data points the whole training set has, not the batch: what nll is a mean over, such as the
+            tokens with a label of a language model.
         kl_weight: of the second term: 1 for the bound, less for a warm-up or a tempered posterior. Schedules:
             min(1, step / 1000), a linear warm-up; 0.1, a cold posterior; M * 2**-i / (1 - 2**-M) for batch i = 1, ...,
             M of an epoch, by which Blundell et al. give the first batches most of the term (they sum to M, as M ones).

@@ -4,8 +4,8 @@ knows the mathematics. `golden_core_test` knows the committed bits: what it alon
 wrong. A mutant with the object code of the original is equivalent, by proof. mutation/survivors.txt gives the reason
 for each mutant that is left. Lines that only nvcc reads are not broken.
 
-The two programs are shared libraries, compiled once a session, with functions of the core that are not inlined. Each mutant is
-one small library more, loaded before them, so that its functions take the place of theirs.
+The two programs are shared libraries, compiled once a session, with functions of the core that are not inlined. Each
+mutant is one small library more, loaded before them, so that its functions take the place of theirs.
 """
 
 import collections
