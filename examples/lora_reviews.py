@@ -200,7 +200,7 @@ def main() -> int:
         task = make_task(tokens_of, tables, options.epochs)
         found.append(measure(Reviews(transformer), task, options.samples))
     print_rows(console, found)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "illia-ext"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     text = (
         f"{options.seeds} seeds, means ± standard deviations; {TRAINING} reviews to train on, {options.epochs} epochs, "
         f"{TESTS} for the test, {options.samples} samples of a prediction; {versions}. AUROC: how well the entropy of "
