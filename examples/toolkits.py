@@ -1,6 +1,6 @@
 """Digits, evaluated by torch-uncertainty and by probly: their own Bayesian layers, illia_ext's, and a plain network.
 
-`pip install torch_uncertainty probly` first. `python examples/toolkits.py --help` names the options.
+`pip install '.[toolkits]'` first. `python examples/toolkits.py --help` names the options.
 """
 
 import logging
@@ -40,11 +40,12 @@ COLUMNS = [OWN, OURS, AS_OWN, "illia_ext", "deterministic"]
 CAPTION = """\
 illia_ext's settings: prior N(0, 1), initial sigma 0.0067, KL divergence / number of training images in the loss.
 torch-uncertainty's: prior N(0, 0.1^2), initial sigma 0.0009, half of that KL divergence (its ELBOLoss takes the mean
-over two layers), means that start from N(0, 0.1^2). probly's: prior N(0, 1), initial sigma 0.05, 1e-5 KL divergence,
-which is 1/74 of the bound's. With illia_ext's settings, all start from the weights of the deterministic network.
-Out of distribution: the test images rotated by 90 degrees, told by the largest mean probability (torch-uncertainty) and
-by mutual information (probly; deterministic: by entropy). All have the same batches, epochs and Adam's rate.
-deterministic: the most probable weights under the prior N(0, 1). Step: CPU time on one thread, median of all steps."""
+over two layers). probly's: prior N(0, 1), initial sigma 0.05, 1e-5 KL divergence, which is 1/74 of the bound's. With
+their own settings the toolkits' layers start from means that they draw, all others from the weights of the
+deterministic network. Out of distribution: the test images rotated by 90 degrees, told by the largest mean probability
+(torch-uncertainty) and by mutual information (probly; deterministic: by entropy). All have the same batches, epochs and
+Adam's rate. deterministic: the most probable weights under the prior N(0, 1). Step: CPU time on one thread, median of
+all steps."""
 
 
 class Rival(Contender):
@@ -168,7 +169,7 @@ def main() -> int:
     options = training_parser(__doc__.split("\n")[0], epochs=90).parse_args()
     warnings.filterwarnings("ignore", module=r"lightning|torchmetrics|torch_uncertainty")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    console = Console()
+    console = Console(width=max(110, Console().width))
     trainings = run(partial(setup, options.epochs), options, console)
     print_table(console, "torch-uncertainty", trainings, judge_torch_uncertainty)
     print_table(console, "probly", trainings, judge_probly)

@@ -96,8 +96,8 @@ class BayesianModule(Posterior):
             (docs/priors.md).
         chunk_size: how many of several samples run at once, by torch.vmap. 1: one after the other, each as a single
             call, which is right for every module. More pays for many samples of small layers: 100 of a 13-50-1
-            perceptron take a fifth of the time on a CPU. What vmap cannot do as single calls do is then refused: hooks,
-            statistics to update, recurrent layers, changes in place.
+            perceptron take a fifth of the time on a CPU with chunk_size=100. What vmap cannot do as single calls do is
+            then refused: hooks, statistics to update, recurrent layers, changes in place.
         stick_the_landing: leave the score term, whose mean is zero, out of log_prob's gradient, as
             `functional.gaussian_sample_and_log_prob` says. An attribute of this name may be changed between steps.
 
@@ -357,14 +357,14 @@ class BayesianModule(Posterior):
             log_prob: scalar or [num_samples]: sum over all weights of log q - log p, in nats.
 
         Raises:
-            TypeError: an output that holds the module and would compute later, with mu; called by the compute_loss of
-                Hugging Face's own Trainer.
-            RuntimeError: a checkpointed part reads a Gaussian weight; an export to ONNX.
+            TypeError: an output that holds the module and would compute later, with mu; called by Hugging Face's
+                Trainer itself, which needs a loss and logits.
+            RuntimeError: a checkpointed part reads a Gaussian weight; an export to ONNX that traces it.
         """
         if is_compiling():
             refuse_onnx()
         else:
-            refuse_trainer()
+            refuse_trainer(self)
         mus, rhos = self._gaussians("bnn(x)")
         key = self._choose_key(num_samples, key, rhos[0], antithetic)
         call = partial(self._call, args, kwargs, kwargs.pop(_TRANSFORM, lambda output: output))
@@ -417,7 +417,8 @@ class BayesianModule(Posterior):
 
         Returns:
             mean: of the outputs' tensors; None in place of other objects.
-            samples: as of `forward`, after `transform`: [S, N, ...], where some libraries take [N, S, ...].
+            samples: as of `forward`, after `transform`: [S, N, ...]; for libraries that expect [N, S, ...],
+                transpose(0, 1).
         """
         if self.frozen:
             raise ValueError("predict: the weights are frozen, so that all samples would be one; unfreeze() them first")

@@ -154,8 +154,9 @@ def _check_attributes(module: nn.Module, names: Mapping[int, str]) -> None:
                             "refers to the original module, and a module that is no part of this one keeps its weights",
                         )
             if held:
-                what = "it" if len(held) == 1 else f"it and {len(held) - 1} more Gaussian weights"
-                warn(held[0], f"{place} holds {what} too; a forward pass that reads it there gets mu, not the sample")
+                first, *more = [name for name in names.values() if name in held]
+                what = f"it and {len(more)} other Gaussian weights" if more else "it"
+                warn(first, f"{place} holds {what} too; a forward pass that reads it there gets mu, not the sample")
 
 
 def _check_memory(parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
@@ -378,8 +379,8 @@ def relative_rho(delta: float, smallest: float = 1e-4) -> Callable[[str, Tensor]
         A function (name, parameter) -> rho.
 
     Source: Krishnan, Subedar & Tickoo, "Specifying weight priors in Bayesian deep neural networks with empirical
-    Bayes" (2020), MOPED; the prior's mean is the pretrained weight there: `mu_prior=lambda name, weight: weight`, which
-    a narrow std_prior keeps the posterior near (docs/uci_regression.md).
+    Bayes" (2020), MOPED; the prior's mean is the pretrained weight there: `mu_prior=lambda name, weight: weight`. A
+    narrow std_prior keeps the posterior near it (docs/uci_regression.md).
     """
     for argument, value in (("delta", delta), ("smallest", smallest)):
         check_positive(argument, value)

@@ -45,13 +45,13 @@ def reach(value: Any) -> Iterator[Any]:
     """Each object that `value` is or holds, once, but for plain values.
 
     Looked through are containers, attributes and slots, partials, closures, bound methods, generators and weak
-    references, but no weak proxies, at any depth; tensors and modules are not.
+    references other than proxies, at any depth; tensors and modules are not.
     """
     seen: dict[int, Any] = {}  # with the objects, so that none goes and leaves its identity to another
     todo = [value]
     while todo:
         item = todo.pop()
-        # of a weak proxy, type() alone does not ask for the object, which may have gone
+        # isinstance of a weak proxy asks its object, which may be gone; type does not
         if type(item) in ProxyTypes or isinstance(item, _EMPTY) or id(item) in seen:
             continue
         seen[id(item)] = item

@@ -43,33 +43,40 @@ def with_signature(base: type, module: type) -> Any:
     forward.__qualname__, forward.__module__ = plain.__qualname__, plain.__module__
     forward.__signature__ = inspect.Signature(arguments, return_annotation=tuple[Any, Tensor])  # type: ignore
     members = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__}
-    if hasattr(module, "generate"):
+    if callable(getattr(module, "generate", None)) and not hasattr(base, "generate"):
         members["generate"] = _refuse_generate
     return type(base.__name__, (base,), {**members, "_made_for": (base, module), "__doc__": base.__doc__})
 
 
 def _refuse_generate(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """In place of the wrapped module's own method, which BayesianModule has not."""
+    """In place of the wrapped module's own method, which a BayesianModule does not have."""
     raise RuntimeError(
-        "generate: calls the module once a token, which must all be of one sample of the weights: write `with "
+        "generate: calls the module several times, all of which need one sample of the weights: write `with "
         "bnn.sampled(): bnn.module.generate(...)`, as docs/recipes/generate.md shows"
     )
 
 
-def refuse_trainer() -> None:
-    """Where Hugging Face's Trainer itself called, which would take `(output, log_prob)` for the loss and the logits."""
-    frame: Any = inspect.currentframe() if "transformers.trainer" in sys.modules else None
+def refuse_trainer(bnn: nn.Module) -> None:
+    """Raises where Hugging Face's Trainer itself would take `(output, log_prob)` for the loss and the logits."""
+    module: Any = sys.modules.get("transformers.trainer")
+    frame: Any = inspect.currentframe() if module and not bnn._forward_hooks else None
     while frame and frame.f_globals.get("__name__", "").partition(".")[0] in ("illia_ext", "torch", "accelerate"):
         frame = frame.f_back
-    if frame is None or frame.f_globals is not vars(sys.modules["transformers.trainer"]):
+    if frame is None or frame.f_globals is not vars(module):
         return
-    name, values = frame.f_code.co_name, frame.f_locals
-    has_loss = name == "compute_loss" and values["self"].compute_loss_func and not values["return_outputs"]
-    if not has_loss:
-        raise TypeError(
-            f"Trainer.{name}: expected a model that gives a loss and logits, got a BayesianModule, which gives "
-            "(output, log_prob); put it into a module that gives both, as docs/recipes/trainer.md shows"
-        )
+    name, arguments = frame.f_code.co_name, frame.f_locals
+    if name not in ("compute_loss", "prediction_step") or arguments["self"].model is not bnn:
+        return  # a recomputation in backward, or a module around this one
+    if name == "compute_loss":
+        trainer, caller = arguments["self"], frame.f_back.f_locals
+        takes_loss_alone = not arguments["return_outputs"] or caller.get("prediction_loss_only")
+        is_own = type(trainer).compute_loss is not module.Trainer.compute_loss
+        if is_own or (takes_loss_alone and getattr(trainer, "compute_loss_func", None)):
+            return
+    raise TypeError(
+        f"Trainer.{name}: expected a model that gives a loss and logits, got a BayesianModule, which gives "
+        "(output, log_prob); put it into a module that gives both, as docs/recipes/trainer.md shows"
+    )
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # dynamo takes it for False
@@ -78,7 +85,7 @@ def _is_for_onnx() -> bool:
 
 
 def refuse_onnx() -> None:
-    """In a program that is traced."""
+    """Raises in an export to ONNX that torch.export traces."""
     if _is_for_onnx():
         raise RuntimeError(
             "bnn(x): ONNX has no op that draws the weights; export bnn.mean_module(), or bnn.sample_module(key) of one "

@@ -240,24 +240,24 @@ def compile_cuda(folder: Path) -> list[str]:
     torch's builders refuse a .cu beside a torch without CUDA, which ours need not know of. An object is named after
     all that goes into it, so an existing one is up to date.
     """
-    command = nvcc_command()
-    if not command:
+    command, toolkit = nvcc_command(), cuda()
+    if toolkit is None:
         return []
     parts = [path.read_bytes() for path in sorted(CSRC.rglob("*.*")) if path.suffix in (".h", ".cu", ".cuh")]
     options = shlex.join(command).replace(str(CSRC), "csrc")
-    digest = hashlib.sha256(b"\0".join([options.encode(), *parts])).hexdigest()[:16]
+    digest = hashlib.sha256(b"\0".join([options.encode(), toolkit.version.encode(), *parts])).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     objects = {name: folder.resolve() / f"{Path(name).stem}-{digest}.o" for name in sources(".cu")}
-    running = {}
+    running, partial = {}, f".{os.getpid()}.partial.o"  # another build may run here
     for name, target in objects.items():
         if not target.exists():
-            compile_one = [*command, "-c", str(CSRC / name), "-o", str(target.with_suffix(".partial.o"))]
+            compile_one = [*command, "-c", str(CSRC / name), "-o", str(target.with_suffix(partial))]
             running[name] = subprocess.Popen(compile_one, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     output = {name: process.communicate()[0] for name, process in running.items()}
     for name, process in running.items():
         if process.returncode:
             raise RuntimeError(f"nvcc cannot compile {name}:\n{output[name]}\nILLIA_EXT_CUDA=0 builds without CUDA")
-        objects[name].with_suffix(".partial.o").rename(objects[name])
+        objects[name].with_suffix(partial).rename(objects[name])
     return [str(target) for target in objects.values()]
 
 

@@ -12,6 +12,7 @@ import torch
 from helpers import DEVICE, make_key
 from module_cases import INPUTS, KEYS, Holder, make, make_network
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from illia_ext import (
     BayesianModule,
@@ -277,46 +278,75 @@ TRAINER = """if True:
 
         def compute_loss(self, model, x, return_outputs=False):
             outputs = model(x)
-            return self.compute_loss_func(outputs) if self.compute_loss_func else outputs[0]
+            loss = self.compute_loss_func(outputs) if self.compute_loss_func else outputs[0]
+            return (loss, outputs) if return_outputs else loss
 
-        def prediction_step(self, model, x, has_labels):
+        def training_step(self, model, x):
+            self.compute_loss(model, x).sum().backward()
+
+        def prediction_step(self, model, x, has_labels=True, prediction_loss_only=False):
             return self.compute_loss(model, x, return_outputs=True) if has_labels else model(x)
 """
 
 
 class Around(nn.Module):
-    """As docs/recipes/trainer.md makes it."""
+    """As docs/recipes/trainer.md makes it, with a recomputation in backward."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bnn = BayesianModule(make_network())
 
-    def forward(self, x: Tensor) -> Tensor:
-        output, log_prob = self.bnn(x)
-        loss: Tensor = output.sum() + log_prob
-        return loss[None]
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        output, log_prob = checkpoint(self.bnn, x, use_reentrant=False)
+        return (output.sum() + log_prob,)
 
 
-def test_trainer_is_refused_where_it_takes_a_pair_for_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer_module = types.ModuleType("transformers.trainer")
-    exec(TRAINER, vars(trainer_module))
-    monkeypatch.setitem(sys.modules, "transformers.trainer", trainer_module)
-    bnn, inputs = BayesianModule(make_network()), INPUTS.float()
+@pytest.fixture
+def trainer_module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = types.ModuleType("transformers.trainer")
+    exec(TRAINER, vars(module))
+    monkeypatch.setitem(sys.modules, "transformers.trainer", module)
+    return module
+
+
+def test_trainer_is_refused_where_it_takes_a_pair_for_the_loss(trainer_module: Any) -> None:
+    bnn, x = BayesianModule(make_network()), INPUTS.float()
+    bare, with_loss = trainer_module.Trainer(bnn), trainer_module.Trainer(bnn, lambda outputs: outputs[1])
     for model in (bnn, nn.DataParallel(bnn, device_ids=[])):  # between them only torch's own calls
         refused = pytest.raises(
             TypeError, match=r"^Trainer\.\w+: expected a model that gives a loss .*recipes/trainer.md"
         )
-        bare, with_loss = trainer_module.Trainer(model), trainer_module.Trainer(model, lambda outputs: outputs[1])
-        for trainer, is_training in ((bare, True), (bare, False), (with_loss, False)):
-            with refused:
-                trainer.compute_loss(model, inputs, return_outputs=not is_training)
+        for trainer in (bare, with_loss):
+            for has_labels in (True, False):
+                with refused:
+                    trainer.prediction_step(model, x, has_labels)
         with refused:
-            bare.prediction_step(model, inputs, has_labels=False)
-        assert with_loss.compute_loss(model, inputs).dim() == 0
-    around = Around()
-    for has_labels in (True, False):
-        trainer_module.Trainer(around).prediction_step(around, inputs, has_labels)
-    bnn(inputs)
+            bare.training_step(model, x)
+        with refused:
+            bare.prediction_step(model, x, prediction_loss_only=True)
+        with_loss.training_step(model, x)
+        with_loss.prediction_step(model, x, prediction_loss_only=True)
+
+
+def test_trainer_is_taken_where_something_makes_the_loss(trainer_module: Any) -> None:
+    class Own(trainer_module.Trainer):  # type: ignore[misc, name-defined]
+        def compute_loss(self, model: nn.Module, x: Tensor, return_outputs: bool = False) -> Any:
+            _, outputs = super().compute_loss(model, x, return_outputs=True)
+            return (outputs[1], outputs) if return_outputs else outputs[1]
+
+    class Head(nn.Module):
+        def forward(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor]:
+            return (pair[0].sum() + pair[1],)
+
+    x = INPUTS.float()
+    hooked = BayesianModule(make_network())
+    hooked.register_forward_hook(lambda module, inputs, pair: Head()(pair))
+    bnn = BayesianModule(make_network())
+    trainers = [trainer_module.Trainer(model) for model in (Around(), nn.Sequential(bnn, Head()), hooked)]
+    for trainer in (*trainers, Own(bnn)):
+        trainer.training_step(trainer.model, x)
+        trainer.prediction_step(trainer.model, x)
+    bnn(x)
 
 
 def test_generate_is_refused_outside_a_block() -> None:
@@ -330,3 +360,10 @@ def test_generate_is_refused_outside_a_block() -> None:
     with bnn.sampled():
         assert bnn.module.generate().shape == (2,)  # type: ignore[operator]
     assert not hasattr(BayesianModule(make_network()), "generate")
+
+    class Own(BayesianModule):
+        def generate(self) -> Tensor:
+            with self.sampled():
+                return self.module.generate()  # type: ignore[operator, no-any-return]
+
+    assert Own(Language(3, 2, device=DEVICE)).generate().shape == (2,)

@@ -284,13 +284,13 @@ def test_a_weight_that_is_kept_elsewhere_too(hold: Any) -> None:
 def test_weights_that_are_kept_together_are_named_once() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     network.optimizer = torch.optim.SGD(network.parameters())  # type: ignore[assignment]
-    with pytest.warns(UserWarning, match=r"optimizer holds it and 3 more Gaussian weights too") as warned:
+    with pytest.warns(UserWarning, match=r"^0\.weight: optimizer holds it and 3 other Gaussian weights too") as warned:
         BayesianModule(network)
     assert len(warned) == 1
 
 
 def test_weak_proxies() -> None:
-    """As Lightning keeps them, of an object that lives or has gone."""
+    """As Lightning keeps them, of an object that lives or is gone (which copy.deepcopy refuses)."""
     owner = nn.ReLU()
     network = nn.Sequential(nn.Linear(2, 2))
     network.kept = types.SimpleNamespace(owner=weakref.proxy(owner))  # type: ignore[assignment]
