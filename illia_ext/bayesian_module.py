@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from illia_ext import functional
 from illia_ext._checks import check_count, check_one_prior, shown
-from illia_ext._module.guard import refuse_onnx, refuse_trainer, with_signature
+from illia_ext._module.guard import refuse_trainer, with_signature
 from illia_ext._module.in_place import (
     Turns,
     Watch,
@@ -359,11 +359,9 @@ class BayesianModule(Posterior):
         Raises:
             TypeError: an output that holds the module and would compute later, with mu; called by Hugging Face's
                 Trainer itself, which needs a loss and logits.
-            RuntimeError: a checkpointed part reads a Gaussian weight; an export to ONNX that traces it.
+            RuntimeError: a checkpointed part reads a Gaussian weight.
         """
-        if is_compiling():
-            refuse_onnx()
-        else:
+        if not is_compiling():
             refuse_trainer(self)
         mus, rhos = self._gaussians("bnn(x)")
         key = self._choose_key(num_samples, key, rhos[0], antithetic)

@@ -19,7 +19,7 @@ from illia_ext._checks import check_count, check_key, check_one_key, shown
 from illia_ext._module.in_place import Turns, are_taken, kept_tensors
 from illia_ext.random import draw_key
 
-__all__ = ["GuardedModule", "refuse_onnx", "refuse_trainer", "with_signature"]
+__all__ = ["GuardedModule", "refuse_trainer", "with_signature"]
 
 _OPTIONS = ("num_samples", "key", "antithetic")
 _BY_POSITION = "an argument of this name that is the module's own goes by position"
@@ -77,20 +77,6 @@ def refuse_trainer(bnn: nn.Module) -> None:
         f"Trainer.{name}: expected a model that gives a loss and logits, got a BayesianModule, which gives "
         "(output, log_prob); put it into a module that gives both, as docs/recipes/trainer.md shows"
     )
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # dynamo takes it for False
-def _is_for_onnx() -> bool:
-    return torch.onnx.is_in_onnx_export()
-
-
-def refuse_onnx() -> None:
-    """Raises in an export to ONNX that torch.export traces."""
-    if _is_for_onnx():
-        raise RuntimeError(
-            "bnn(x): ONNX has no op that draws the weights; export bnn.mean_module(), or bnn.sample_module(key) of one "
-            "key or several, as docs/recipes/export.md shows"
-        )
 
 
 def _new(base: type, module: type) -> Any:

@@ -111,8 +111,6 @@ def check_export(page: ModuleType) -> None:
     ):
         difference = (torch.from_numpy(output) - of_torch).abs().max()
         assert difference < 1e-5, name
-    with pytest.raises(Exception, match=r"bnn\(x\): ONNX has no op .*recipes/export.md"):
-        torch.onnx.export(page.bnn, (inputs,), "refused.onnx", dynamo=True, verbose=False)
 
 
 def check_trainer(page: ModuleType) -> None:
