@@ -169,7 +169,7 @@ def main() -> int:
     options = training_parser(__doc__.split("\n")[0], epochs=90).parse_args()
     warnings.filterwarnings("ignore", module=r"lightning|torchmetrics|torch_uncertainty")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    console = Console(width=max(110, Console().width))
+    console = Console(width=max(120, Console().width))
     trainings = run(partial(setup, options.epochs), options, console)
     print_table(console, "torch-uncertainty", trainings, judge_torch_uncertainty)
     print_table(console, "probly", trainings, judge_probly)
