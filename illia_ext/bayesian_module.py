@@ -398,11 +398,11 @@ class BayesianModule(Posterior):
 
             probabilities = bnn.predict(inputs, transform=lambda logits: logits.softmax(-1)).mean
 
-        The mean of logits is no prediction: their softmax is not the mean of the probabilities. Of half types write
-        logits.float().softmax(-1). Integers and booleans are averaged in float32. Call eval() first: in training mode
-        dropout is active and BatchNorm's statistics are updated, once for each sample; `predict` warns of it.
-        BatchNorm's running statistics are an average over draws, which fits no single one well; LayerNorm and GroupNorm
-        have none.
+        The mean of logits is no prediction: their softmax is not the mean of the probabilities. For float16 or bfloat16
+        logits use logits.float().softmax(-1). Integers and booleans are averaged in float32. Call eval() first: in
+        training mode dropout is active and BatchNorm's statistics are updated, once for each sample; `predict` warns of
+        it. BatchNorm's running statistics are an average over draws, which fits no single one well; LayerNorm and
+        GroupNorm have none.
 
         Args:
             args, kwargs: as of `forward`.

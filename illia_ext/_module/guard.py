@@ -49,7 +49,7 @@ def with_signature(base: type, module: type) -> Any:
 
 
 def _refuse_generate(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """In place of the wrapped module's own method, which a BayesianModule does not have."""
+    """Stands in for the wrapped module's method of that name."""
     raise RuntimeError(
         "generate: calls the module several times, all of which need one sample of the weights: write `with "
         "bnn.sampled(): bnn.module.generate(...)`, as docs/recipes/generate.md shows"

@@ -147,8 +147,8 @@ class Posterior(GuardedModule):
         """For an optimizer: mus, rhos, and the rest (parameters that are not Gaussian, learned priors).
 
         Args:
-            mu, rho, rest: options of each group, such as {"lr": 1e-3}. Of mu and rho no weight decay: the prior is in
-                the loss, and decay pulls rho to 0, sigma to 0.69.
+            mu, rho, rest: options of each group, such as {"lr": 1e-3}. Use no weight decay for mu and rho: the
+                prior is in the loss, and decay pulls rho to 0, that is sigma to 0.69.
 
         Returns:
             The groups that have parameters.
