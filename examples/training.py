@@ -70,14 +70,18 @@ class Contender:
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
         start = time.process_time()  # of this process alone: steps on one thread, beside others on the machine
-        outputs, log_prob = self.network(inputs, num_samples=self.num_samples)
-        nll = self.likelihood(outputs, targets)
-        loss = elbo_loss(nll, log_prob, self.num_data, self.kl_weight)
+        loss, nll, log_prob = self.loss(inputs, targets)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.seconds.append(time.process_time() - start)
         self.losses.append((nll.item(), log_prob.mean().item() / self.num_data))
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a batch: what is minimised, nll and log_prob."""
+        outputs, log_prob = self.network(inputs, num_samples=self.num_samples)
+        nll = self.likelihood(outputs, targets)
+        return elbo_loss(nll, log_prob, self.num_data, self.kl_weight), nll, log_prob
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, num_samples: int) -> Tensor:
